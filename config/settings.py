@@ -1,0 +1,177 @@
+"""Every setting of Tuma, read once from the environment.
+
+Names carry the prefix ``TUMA_`` and nest with ``__``: ``TUMA_POSTGRES__DSN`` is ``settings.postgres.dsn``.
+Units are in the names (``_s`` seconds, ``_ms`` milliseconds, ``_bytes``, ``_bps`` hundredths of a percent);
+secrets are ``SecretStr`` and never printed. This module alone reads the environment.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class SettingsError(ValueError):
+    """The environment does not make a usable configuration; the message says which setting and how to mend it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PostgresSettings(_Section):
+    """Where the truth is."""
+
+    dsn: SecretStr = SecretStr("")
+    pool_max: Count = 8
+    connect_timeout_s: Positive = 5.0
+    command_timeout_s: Positive = 15.0
+
+
+class RedisSettings(_Section):
+    """Where calls are admitted."""
+
+    url: SecretStr = SecretStr("")
+    timeout_s: Positive = 1.0  # a Redis that answers slower than this fails closed
+    connections_max: Count = 4  # pipelines in flight at once, per worker
+    pipeline_max: Count = 256  # commands in one pipeline
+
+
+class UpstreamSettings(_Section):
+    """The provider that answers the calls."""
+
+    kind: Literal["openrouter", "openai"] = "openrouter"
+    base_url: str = "https://openrouter.ai/api/v1"
+    api_key: SecretStr = SecretStr("")
+    on_client_gone: Literal["abort", "drain"] | None = None  # None: abort for openrouter, drain for openai
+    connect_timeout_s: Positive = 10.0
+    first_byte_timeout_s: Positive = 300.0
+    idle_timeout_s: Positive = 120.0  # between two reads of a stream
+    drain_timeout_s: Positive = 600.0  # how long an answer is read on for a client that left
+    generation_wait_s: Positive = 15.0  # how long /generation is asked for an exact figure before estimating
+    answer_bytes: Count = 64 * 1024 * 1024  # a plain answer larger than this is refused
+    event_bytes: Count = 4 * 1024 * 1024  # one event of a stream
+    connections_max: Count = 20_000
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+
+class AuthSettings(_Section):
+    """How callers prove who they are."""
+
+    key_pepper: SecretStr = SecretStr("")
+    cache_ttl_s: Positive = 5.0
+    cache_entries: Count = 100_000
+
+
+class AdminSettings(_Section):
+    """The operator's token."""
+
+    token: SecretStr = SecretStr("")
+
+
+class FxSettings(_Section):
+    """Exchange of the provider's dollars into the wallet's currency."""
+
+    markup_bps: Annotated[int, Field(ge=0, le=100_000)] = 0  # for rates set without a markup of their own
+
+
+class LogSettings(_Section):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class LimitSettings(_Section):
+    """Bounds on what a caller may send and how slowly."""
+
+    body_bytes: Count = 16 * 1024 * 1024
+    body_timeout_s: Positive = 30.0
+    write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
+    keepalive_timeout_s: Positive = 75.0
+    calls_in_flight: Count = 10_000  # per worker
+    requests_per_min: Count = 600_000  # a key without limits of its own
+    tokens_per_min: Count = 1_000_000_000
+
+
+class HoldSettings(_Section):
+    """How much is set aside for a call, and for how long without a sign of life."""
+
+    lease_s: Positive = 30.0
+    renew_s: Positive = 10.0
+    mirror_ttl_s: Positive = 600.0  # a wallet's mirror is rebuilt from Postgres at least so often
+    stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
+    plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
+    extend_at_percent: Annotated[int, Field(gt=0, le=100)] = 80
+
+
+class BatchSettings(_Section):
+    """Group commit of opened and settled calls."""
+
+    open_rows: Count = 500
+    open_delay_ms: Annotated[float, Field(ge=0)] = 0.0
+    settle_rows: Count = 500
+    settle_delay_ms: Annotated[float, Field(ge=0)] = 2.0
+    queue_rows: Count = 100_000  # beyond this new calls are refused
+    open_wait_s: Positive = 5.0  # how long a call waits for Postgres before 503
+    settle_wait_s: Positive = 1.0  # how long an answer's end waits for its settlement to be posted
+
+
+class SweepSettings(_Section):
+    """The sweeper's pace."""
+
+    period_s: Positive = 5.0
+    worker_lease_s: Positive = 15.0
+    rows: Count = 500
+    review_after_s: Positive = 600.0  # an id that the provider denies for so long goes to review
+
+
+class Settings(BaseSettings):
+    """All settings; ``load_settings`` is the way to get them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUMA_", env_nested_delimiter="__", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    workers: Count = 1
+    shutdown_s: Positive = 30.0
+    postgres: PostgresSettings = PostgresSettings()
+    redis: RedisSettings = RedisSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    auth: AuthSettings = AuthSettings()
+    admin: AdminSettings = AdminSettings()
+    fx: FxSettings = FxSettings()
+    log: LogSettings = LogSettings()
+    limits: LimitSettings = LimitSettings()
+    holds: HoldSettings = HoldSettings()
+    batch: BatchSettings = BatchSettings()
+    sweep: SweepSettings = SweepSettings()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; ``overrides`` win over it (tests, `./scripts/dev`).
+
+    Raises:
+        SettingsError: a value does not parse; the message names the variable, never its value.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [
+            f"TUMA_{'__'.join(str(part).upper() for part in item['loc'])}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        ]
+        raise SettingsError("; ".join(lines)) from None
+
+
