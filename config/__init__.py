@@ -1,0 +1,1 @@
+"""Settings, logging and data; imports nothing of Tuma."""

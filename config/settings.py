@@ -106,8 +106,8 @@ class LimitSettings(_Section):
 class HoldSettings(_Section):
     """How much is set aside for a call, and for how long without a sign of life."""
 
-    lease_s: Positive = 30.0
-    renew_s: Positive = 10.0
+    lease_s: Positive = 15.0
+    renew_s: Positive = 4.0
     mirror_ttl_s: Positive = 600.0  # a wallet's mirror is rebuilt from Postgres at least so often
     stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
     plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
@@ -130,7 +130,7 @@ class SweepSettings(_Section):
     """The sweeper's pace."""
 
     period_s: Positive = 5.0
-    worker_lease_s: Positive = 15.0
+    worker_lease_s: Positive = 12.0
     rows: Count = 500
     review_after_s: Positive = 600.0  # an id that the provider denies for so long goes to review
 

@@ -1,0 +1,1 @@
+"""The `tuma` command, `./scripts/dev`, embedded servers and the simulated provider."""

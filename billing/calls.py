@@ -1,0 +1,360 @@
+"""Calls in flight: reserve, open, note, extend, end. The proxy's view of money.
+
+What can interrupt a call, and what then becomes of its money:
+
+* before ``reserve`` answers: nothing is held, or a hold without a call, which the sweeper drops when its lease ends;
+* between ``reserve`` and the commit of ``open``: the same, as no byte of an answer reaches the client before that commit;
+* after it: the call is ``open`` in Postgres. Whoever lives ends it: ``end`` on every way out, else the sweeper;
+* between the commit of ``settle`` and ``release``: the settlement stands; the sweeper drops the hold left in Redis;
+* Redis flushed: ``renew`` puts back the holds of this worker's calls; a release of a forgotten hold cools the mirror.
+"""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+
+from billing.assessment import ending_as_note
+from billing.batcher import Batcher
+from billing.db import Database
+from billing.errors import (
+    BrokenInvariantError,
+    InsufficientFundsError,
+    PostgresUnavailableError,
+    RedisUnavailableError,
+    TumaError,
+    WalletFrozenError,
+)
+from billing.holds import Hold, Holds, RateState
+from billing.keys import Caller
+from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
+from billing.quote import Quote
+from billing.tasks import TrackedTasks
+from config.settings import BatchSettings, HoldSettings, SweepSettings
+
+_log = structlog.get_logger("tuma.calls")
+_AWAY_POLL_S = 0.05
+_OPENED = "opened"
+_RENEW_TOGETHER = 100
+_DROP_AFTER_S = 2.0  # past the pipeline's own deadline
+
+
+@dataclass(slots=True)
+class LiveCall:
+    """One call between its hold and its settlement."""
+
+    call_id: UUID
+    caller: Caller
+    model: str
+    stream: bool
+    quote: Quote
+    hold: Hold
+    hold_nanousd: int
+    rates: RateState
+    opened: asyncio.Future[str] | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.monotonic)
+    # One Redis command about this call at a time: a renewal that overtakes the release would bring the hold back.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ended: asyncio.Task[Settlement | None] | None = None
+
+    @property
+    def generation_id(self) -> str | None:
+        """The provider's id of the answer, once known."""
+        return self.notes.get("generation_id")
+
+
+class Calls:
+    """The calls of this worker.
+
+    Args:
+        database: where the truth is.
+        holds: where calls are admitted.
+        worker_id: whose calls these are; its lease in Postgres keeps the sweeper off them.
+        batch: group commit.
+        hold_settings: leases.
+        sweep: the worker's own lease.
+        calls_max: calls in flight; more are refused.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        holds: Holds,
+        *,
+        worker_id: UUID,
+        batch: BatchSettings,
+        hold_settings: HoldSettings,
+        sweep: SweepSettings,
+        calls_max: int,
+    ) -> None:
+        self.holds = holds
+        self._database = database
+        self._worker_id = worker_id
+        self._batch = batch
+        self._renew_s = hold_settings.renew_s
+        self._worker_lease_s = sweep.worker_lease_s
+        self._calls_max = calls_max
+        ledger = Ledger(database, worker_id=worker_id)
+        self._opens = Batcher[Opening, str](
+            ledger.open_calls,
+            name="open",
+            rows_max=batch.open_rows,
+            delay_ms=batch.open_delay_ms,
+            queue_max=batch.queue_rows,
+        )
+        self._extends = Batcher[Extension, str](
+            ledger.extend_calls, name="extend", rows_max=batch.open_rows, delay_ms=0, queue_max=batch.queue_rows
+        )
+        self._settles = Batcher[Ending, Settlement](
+            ledger.settle_calls,
+            name="settle",
+            rows_max=batch.settle_rows,
+            delay_ms=batch.settle_delay_ms,
+            queue_max=batch.queue_rows,
+        )
+        self._live: dict[UUID, LiveCall] = {}
+        self._endings = TrackedTasks()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    async def register_worker(self, *, host: str, pid: int) -> None:
+        """Make this worker known, with a lease.
+
+        Raises:
+            PostgresUnavailableError: Postgres is away.
+        """
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "INSERT INTO workers (id, host, pid, lease_until) VALUES ($1, $2, $3, now() + make_interval(secs => $4))",
+                self._worker_id,
+                host,
+                pid,
+                self._worker_lease_s,
+            )
+
+    async def reserve(self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool) -> LiveCall:
+        """Set the quoted amount aside, or refuse.
+
+        Raises:
+            InsufficientFundsError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
+            RedisUnavailableError: Redis is away.
+            PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
+        """
+        await self._wait_for_postgres()
+        hold = Hold(
+            call_id=call_id,
+            user_id=caller.user_id,
+            wallet_id=caller.wallet_id,
+            key_id=caller.key_id,
+            amount_nano=quote.hold_nano,
+            tokens=quote.prompt.tokens + quote.completion_tokens,
+            limits=caller.limits,
+        )
+        try:
+            rates = await self.holds.reserve(hold)
+        except (RedisUnavailableError, PostgresUnavailableError, asyncio.CancelledError):
+            # Whether the hold exists is unknown. Its lease would end it; this ends it sooner.
+            self._endings.start(self._drop_later(hold), name=f"drop {call_id}")
+            raise
+        call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates)
+        self._live[call_id] = call
+        return call
+
+    async def _drop_later(self, hold: Hold) -> None:
+        await asyncio.sleep(_DROP_AFTER_S)
+        with contextlib.suppress(RedisUnavailableError):
+            await self.holds.release(hold, charge_nano=None)
+
+    async def _wait_for_postgres(self) -> None:
+        if self._opens.full or self._settles.full or len(self._live) >= self._calls_max:
+            raise PostgresUnavailableError("Too many calls are in flight.")
+        deadline = time.monotonic() + self._batch.open_wait_s
+        while self._opens.away or self._settles.away:
+            if time.monotonic() > deadline:
+                raise PostgresUnavailableError("Postgres is away; nothing was sent and nothing is charged.", retry_after_s=5)
+            await asyncio.sleep(_AWAY_POLL_S)
+
+    def open(self, call: LiveCall) -> None:
+        """Queue the call's row for the next group commit; ``confirm_open`` waits for it."""
+        call.opened = self._opens.submit(_opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd))
+
+    async def confirm_open(self, call: LiveCall) -> None:
+        """Wait until the call is open in Postgres; no byte of the answer may reach the client before.
+
+        Raises:
+            InsufficientFundsError, WalletFrozenError: Postgres, the truth, refuses what Redis admitted.
+            PostgresUnavailableError: it did not answer in time; the row may still be committed, and is then ended.
+        """
+        assert call.opened is not None
+        if not call.opened.done():
+            await asyncio.wait((call.opened,), timeout=self._batch.open_wait_s)
+        if not call.opened.done():
+            raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
+        match call.opened.result():
+            case "opened":
+                return
+            case "insufficient_funds":
+                raise InsufficientFundsError("The wallet does not cover this call.")
+            case "wallet_frozen":
+                raise WalletFrozenError("The wallet is frozen.")
+            case verdict:
+                raise BrokenInvariantError(f"call {call.call_id} is {verdict} before it began")
+
+    async def note(self, call: LiveCall, **notes: str) -> None:
+        """Note what the sweeper would need, should this worker die now: the generation id, progress.
+
+        Redis being away is no reason to stop an answer: the note stays with the call and goes along with the next.
+        """
+        call.notes.update(notes)
+        with contextlib.suppress(RedisUnavailableError):
+            await self._renew(call)
+
+    async def _renew(self, call: LiveCall) -> None:
+        async with call.turn:
+            if call.call_id in self._live:
+                await self.holds.renew(call.hold, call.notes)
+
+    async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
+        """Enlarge the hold, in Redis and in Postgres; False when the wallet cannot bear it, or nobody can tell."""
+        if hold_nano <= call.hold.amount_nano:
+            return True
+        async with call.turn:
+            try:
+                if not await self.holds.extend(call.hold, hold_nano):
+                    return False
+            except TumaError as error:
+                _log.warning("hold.not_extended", call_id=str(call.call_id), error=str(error))
+                return False
+            call.hold = call.hold.extended_to(hold_nano)
+        answer = self._extends.submit(Extension(call.call_id, hold_nano, hold_nanousd))
+        await asyncio.wait((answer,), timeout=self._batch.open_wait_s)
+        if not answer.done() or answer.result() != "extended":
+            return False
+        call.hold_nanousd = hold_nanousd
+        return True
+
+    def end(self, call: LiveCall, ending: Ending) -> asyncio.Task[Settlement | None]:
+        """End a call: settle it in Postgres, then release its hold. Reached on every way out, once per call.
+
+        The work is a task of its own: neither a client that hangs up nor a cancelled handler stops it. Wait for it
+        with ``asyncio.wait``, never ``await`` it bare.
+
+        Returns:
+            the task; its result is None where nothing had to be settled.
+        """
+        if call.ended is None:
+            call.ended = self._endings.start(self._end(call, ending), name=f"end {call.call_id}")
+        return call.ended
+
+    async def _end(self, call: LiveCall, ending: Ending) -> Settlement | None:
+        try:
+            settlement = await self._settle(call, ending)
+        finally:
+            self._live.pop(call.call_id, None)
+        if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
+            await self._release(call, charge_nano=0)
+        elif settlement.state != "review":
+            charge_nano = settlement.charge_nano if settlement.won else None
+            used = ending.usage.prompt_tokens + ending.usage.completion_tokens
+            await self._release(call, charge_nano=charge_nano, tokens_used=used)
+        return settlement
+
+    async def _release(self, call: LiveCall, *, charge_nano: int | None, tokens_used: int = 0) -> None:
+        try:
+            async with call.turn:
+                await self.holds.release(call.hold, charge_nano=charge_nano, tokens_used=tokens_used)
+        except RedisUnavailableError as error:
+            _log.warning("hold.left_to_lease", call_id=str(call.call_id), error=str(error))
+
+    async def _settle(self, call: LiveCall, ending: Ending) -> Settlement | None:
+        if call.opened is None:
+            return None  # refused or failed before the call's row was queued
+        verdict = await call.opened
+        if verdict != _OPENED:
+            if ending.cost_nanousd == 0:
+                return None
+            # Postgres refused the call, yet the provider billed it: our cost, on nobody's wallet.
+            await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
+            ending = on_the_house(ending)
+        answer = self._settles.submit(ending)
+        await asyncio.wait((answer,), timeout=self._batch.settle_wait_s)
+        if not answer.done():
+            await self.note(call, settlement=ending_as_note(ending))
+        return await answer
+
+    async def run(self) -> None:
+        """Renew the worker's lease and its calls' leases until cancelled."""
+        while True:
+            started = time.monotonic()
+            await asyncio.gather(self._renew_worker(), self._renew_calls())
+            await asyncio.sleep(max(self._renew_s - (time.monotonic() - started), 0.1))
+
+    async def _renew_calls(self) -> None:
+        calls = list(self._live.values())
+        for start in range(0, len(calls), _RENEW_TOGETHER):
+            try:
+                await asyncio.gather(*(self._renew(call) for call in calls[start : start + _RENEW_TOGETHER]))
+            except RedisUnavailableError as error:
+                _log.warning("leases.not_renewed", calls=len(self._live), error=str(error))
+                return
+
+    async def _renew_worker(self) -> None:
+        try:
+            async with self._database.connection() as connection:
+                await connection.execute(
+                    "UPDATE workers SET lease_until = now() + make_interval(secs => $2) WHERE id = $1",
+                    self._worker_id,
+                    self._worker_lease_s,
+                )
+        except PostgresUnavailableError as error:
+            _log.warning("worker.lease_not_renewed", error=str(error))
+
+    async def close(self, timeout_s: float) -> None:
+        """Let endings finish within ``timeout_s`` seconds, then give up the worker's lease: the sweeper takes the rest."""
+        left = await self._endings.drain(timeout_s)
+        unsent = await self._opens.close(timeout_s), await self._extends.close(1.0), await self._settles.close(timeout_s)
+        if left or any(unsent):
+            _log.error("shutdown.calls_left", endings=left, batches=[len(items) for items in unsent])
+        try:
+            async with self._database.connection() as connection:
+                await connection.execute("UPDATE workers SET stopped_at = now() WHERE id = $1", self._worker_id)
+        except PostgresUnavailableError:
+            _log.warning("worker.not_signed_off")
+
+
+def on_the_house(ending: Ending) -> Ending:
+    """Return the same ending at the house's cost: the wallet pays nothing."""
+    return Ending(
+        call_id=ending.call_id,
+        state=ending.state,
+        outcome=ending.outcome,
+        accuracy=ending.accuracy,
+        source=ending.source,
+        generation_id=ending.generation_id,
+        cost_nanousd=ending.cost_nanousd,
+        provider_cost_nanousd=ending.provider_cost_nanousd,
+        house_nanousd=ending.cost_nanousd,
+        usage=ending.usage,
+        first_byte_ms=ending.first_byte_ms,
+        duration_ms=ending.duration_ms,
+    )
+
+
+def _opening(call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> Opening:
+    return Opening(
+        call_id=call.call_id,
+        user_id=call.caller.user_id,
+        wallet_id=call.caller.wallet_id,
+        key_id=call.caller.key_id,
+        model=call.model,
+        stream=call.stream,
+        price_id=call.quote.price.id,
+        fx_quote_id=call.quote.fx.id,
+        hold_nano=hold_nano,
+        hold_nanousd=hold_nanousd,
+    )

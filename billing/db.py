@@ -1,0 +1,106 @@
+"""Postgres: one pool, one way to tell "it is away" from "it refuses"."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from billing.errors import PostgresUnavailableError
+from config.settings import PostgresSettings
+
+# What a connection raises when the server is away, restarting, or has cut us off (SQLSTATE classes 08, 53, 57P).
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,
+)
+# What a transaction may be repeated after, as every posting is idempotent.
+REPEATABLE = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+)
+
+
+class Database:
+    """A lazily connecting pool: it can be made while Postgres is away.
+
+    Args:
+        settings: DSN, sizes and timeouts.
+        name: shown in ``pg_stat_activity``.
+    """
+
+    def __init__(self, settings: PostgresSettings, *, name: str = "tuma") -> None:
+        self._settings = settings
+        self._name = name
+        self._pool: Any = None
+        self._opening = asyncio.Lock()
+
+    async def _get_pool(self) -> Any:
+        if self._pool is None:
+            async with self._opening:
+                if self._pool is None:
+                    self._pool = await asyncpg.create_pool(
+                        self._settings.dsn.get_secret_value(),
+                        min_size=1,
+                        max_size=self._settings.pool_max,
+                        timeout=self._settings.connect_timeout_s,
+                        command_timeout=self._settings.command_timeout_s,
+                        server_settings={"application_name": self._name, "lock_timeout": "5s"},
+                    )
+        return self._pool
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """Lend a connection.
+
+        Raises:
+            PostgresUnavailableError: none could be had, or it broke in use.
+        """
+        try:
+            pool = await self._get_pool()
+            async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
+                yield connection
+        except AWAY as error:
+            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+
+    @asynccontextmanager
+    async def transaction(self, *, isolation: str = "read_committed", readonly: bool = False) -> AsyncIterator[Any]:
+        """Lend a connection inside one transaction, committed when the block ends well."""
+        async with self.connection() as connection:
+            async with connection.transaction(isolation=isolation, readonly=readonly):
+                yield connection
+
+    async def connect_alone(self) -> Any:
+        """Open a connection outside the pool, for LISTEN and for advisory locks; the caller closes it.
+
+        Raises:
+            PostgresUnavailableError: Postgres is away.
+        """
+        try:
+            return await asyncpg.connect(
+                self._settings.dsn.get_secret_value(),
+                timeout=self._settings.connect_timeout_s,
+                command_timeout=self._settings.command_timeout_s,
+                server_settings={"application_name": f"{self._name} alone"},
+            )
+        except AWAY as error:
+            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Close the pool, waiting a bounded time for connections in use."""
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), self._settings.connect_timeout_s)
+            except AWAY:
+                self._pool.terminate()
+            self._pool = None

@@ -1,0 +1,96 @@
+"""What billing refuses, and why.
+
+* TumaError
+  * RefusalError: the caller's to mend; nothing was written
+    - InvalidKeyError
+    - WalletFrozenError
+    - InsufficientFundsError
+    - RateLimitError
+    - ModelNotFoundError
+    - InputError: a command's or a form's value is unusable
+      - NotFoundError: no such wallet, key, call or user
+  * UnavailableError: ours to mend; the caller may try again later
+    - PostgresUnavailableError
+    - RedisUnavailableError
+    - FxUnavailableError
+    - ProviderUnavailableError
+  * BrokenInvariantError: the books would stop being right; nothing was written
+"""
+
+
+class TumaError(Exception):
+    """The root of what Tuma raises on purpose; ``str(error)`` is fit for the caller's eyes."""
+
+
+class RefusalError(TumaError):
+    """An expected refusal: nothing was written, nothing is held."""
+
+
+class InvalidKeyError(RefusalError):
+    """The API key is unknown, revoked or malformed."""
+
+
+class WalletFrozenError(RefusalError):
+    """The wallet may not spend until an operator unfreezes it."""
+
+
+class InsufficientFundsError(RefusalError):
+    """The wallet's available amount does not cover the hold."""
+
+
+class RateLimitError(RefusalError):
+    """A window of the key is full.
+
+    Args:
+        message: what is full.
+        retry_after_ms: milliseconds until the same request would be admitted.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class ModelNotFoundError(RefusalError):
+    """The model is unknown or has no price: refused, never free."""
+
+
+class InputError(RefusalError):
+    """A value given to a command or a form is unusable."""
+
+
+class NotFoundError(InputError):
+    """There is no such user, wallet, key or call."""
+
+
+class UnavailableError(TumaError):
+    """A part that money depends on is away; retrying later is right.
+
+    Args:
+        message: what is away.
+        retry_after_s: a reasonable pause in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PostgresUnavailableError(UnavailableError):
+    """Postgres, the truth, cannot be reached or does not answer in time."""
+
+
+class RedisUnavailableError(UnavailableError):
+    """Redis, which admits, cannot be reached or does not answer in time."""
+
+
+class FxUnavailableError(UnavailableError):
+    """There is no exchange rate for the wallet's currency."""
+
+
+class ProviderUnavailableError(UnavailableError):
+    """The provider's own records cannot be read now."""
+
+
+class BrokenInvariantError(TumaError):
+    """Going on would make the books wrong; the operation stopped and changed nothing."""

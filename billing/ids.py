@@ -1,0 +1,23 @@
+"""Ids: UUIDv7, which sort by time and carry their partition."""
+
+import os
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+
+def new_id(*, at_ms: int | None = None) -> UUID:
+    """Mint a UUIDv7 (RFC 9562, section 5.7): 48 bits of unix milliseconds, 74 random bits.
+
+    Args:
+        at_ms: unix milliseconds; now, when left out.
+    """
+    moment = time.time_ns() // 1_000_000 if at_ms is None else at_ms
+    noise = int.from_bytes(os.urandom(10), "big")
+    high = (moment & 0xFFFF_FFFF_FFFF) << 80 | 0x7000 << 64 | (noise >> 62 & 0x0FFF) << 64
+    return UUID(int=high | 0b10 << 62 | noise & ((1 << 62) - 1))
+
+
+def minted_at(uuid7: UUID) -> datetime:
+    """Return when a UUIDv7 was minted, to the millisecond, in UTC."""
+    return datetime.fromtimestamp((uuid7.int >> 80) / 1000, tz=UTC)

@@ -1,0 +1,209 @@
+"""The ledger in Postgres: open, extend and settle calls, each in batches of one function call and one commit.
+
+Every function may be repeated with the same input (a commit whose answer was lost): see ``0002_posting.sql``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+from billing.db import Database
+from billing.errors import BrokenInvariantError, NotFoundError
+from billing.holds import WalletSnapshot
+from billing.ids import new_id
+from billing.pricing import Usage
+
+Accuracy = Literal["exact", "estimated"]
+Source = Literal["provider_cost", "price_book", "counted", "noted"]
+State = Literal["settled", "void", "review"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A call to be opened with its hold; amounts in nano units of the wallet's currency and of USD."""
+
+    call_id: UUID
+    user_id: UUID
+    wallet_id: UUID
+    key_id: UUID
+    model: str
+    stream: bool
+    price_id: UUID
+    fx_quote_id: UUID
+    hold_nano: int
+    hold_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A call's hold, to be raised to these absolute amounts."""
+
+    call_id: UUID
+    hold_nano: int
+    hold_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended and what it cost.
+
+    Args:
+        outcome: in a word, for people: ``completed``, ``client_gone``, ``upstream_error``, ….
+        house_nanousd: the part of the cost that the wallet does not pay.
+        provider_cost_nanousd: what the provider says it billed; None when it said nothing.
+    """
+
+    call_id: UUID
+    state: State
+    outcome: str
+    accuracy: Accuracy = "exact"
+    source: Source = "provider_cost"
+    generation_id: str | None = None
+    cost_nanousd: int = 0
+    provider_cost_nanousd: int | None = None
+    charge_nano: int = 0
+    spread_nano: int = 0
+    house_nanousd: int = 0
+    usage: Usage = field(default_factory=Usage)
+    first_byte_ms: int | None = None
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a call stands after a settle; ``won`` tells whether this attempt ended it. Nano units."""
+
+    call_id: UUID
+    won: bool
+    state: str
+    charge_nano: int
+    hold_nano: int
+    posted_nano: int
+    available_nano: int
+
+
+class Ledger:
+    """Runs the posting functions.
+
+    Args:
+        database: where the truth is.
+        worker_id: whose calls are opened.
+    """
+
+    def __init__(self, database: Database, *, worker_id: UUID) -> None:
+        self._database = database
+        self._worker_id = worker_id
+
+    async def open_calls(self, batch: Sequence[Opening]) -> list[str]:
+        """Open calls in one commit.
+
+        Returns:
+            a verdict per call, in order: ``opened``, ``insufficient_funds``, ``wallet_frozen``, or the state of a call
+            that ended already.
+
+        Raises:
+            PostgresUnavailableError: whether it was committed is unknown; repeat it.
+        """
+        columns = (
+            [item.call_id for item in batch],
+            [item.user_id for item in batch],
+            [item.wallet_id for item in batch],
+            [item.key_id for item in batch],
+            [item.model for item in batch],
+            [item.stream for item in batch],
+            [item.price_id for item in batch],
+            [item.fx_quote_id for item in batch],
+            [item.hold_nano for item in batch],
+            [item.hold_nanousd for item in batch],
+        )
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT call_id, verdict FROM open_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                self._worker_id,
+                *columns,
+            )
+        return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
+
+    async def extend_calls(self, batch: Sequence[Extension]) -> list[str]:
+        """Raise holds in one commit; a verdict per call: ``extended``, ``insufficient_funds``, or the call's state.
+
+        Raises:
+            PostgresUnavailableError: whether it was committed is unknown; repeat it.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT call_id, verdict FROM extend_batch($1, $2, $3)",
+                [item.call_id for item in batch],
+                [item.hold_nano for item in batch],
+                [item.hold_nanousd for item in batch],
+            )
+        return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
+
+    async def settle_calls(self, batch: Sequence[Ending]) -> list[Settlement]:
+        """End calls in one commit, once each, whoever tries; how each stands afterwards, in order.
+
+        Raises:
+            PostgresUnavailableError: whether it was committed is unknown; repeat it.
+            BrokenInvariantError: a call was never opened.
+        """
+        usage = [item.usage for item in batch]
+        columns: tuple[list[Any], ...] = (
+            [item.call_id for item in batch],
+            [item.state for item in batch],
+            [item.outcome for item in batch],
+            [item.accuracy for item in batch],
+            [item.source for item in batch],
+            [item.generation_id for item in batch],
+            [item.cost_nanousd for item in batch],
+            [item.provider_cost_nanousd for item in batch],
+            [item.charge_nano for item in batch],
+            [item.spread_nano for item in batch],
+            [item.house_nanousd for item in batch],
+            [item.prompt_tokens for item in usage],
+            [item.completion_tokens for item in usage],
+            [item.cached_read_tokens for item in usage],
+            [item.cached_write_tokens for item in usage],
+            [item.reasoning_tokens for item in usage],
+            [item.first_byte_ms for item in batch],
+            [item.duration_ms for item in batch],
+        )
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT * FROM settle_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+                " $17, $18, $19)",
+                new_id(),
+                *columns,
+            )
+        return _in_order([item.call_id for item in batch], {row["call_id"]: Settlement(**row) for row in rows})
+
+    async def read_wallet(self, wallet_id: UUID) -> WalletSnapshot:
+        """Read one wallet with the holds of its live calls, in one snapshot.
+
+        Raises:
+            NotFoundError: there is no such wallet.
+            PostgresUnavailableError: Postgres is away.
+        """
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                """
+                SELECT w.posted_nano + w.overdraft_nano - w.held_nano AS available, w.status,
+                       array_agg(c.id) FILTER (WHERE c.id IS NOT NULL) AS ids, array_agg(c.hold_nano) AS holds
+                FROM wallets w LEFT JOIN calls c ON c.wallet_id = w.id AND c.state IN ('open', 'review')
+                WHERE w.id = $1 GROUP BY w.id
+                """,
+                wallet_id,
+            )
+        if row is None:
+            raise NotFoundError(f"there is no wallet {wallet_id}")
+        holds = dict(zip(row["ids"], row["holds"], strict=True)) if row["ids"] else {}
+        return WalletSnapshot(row["available"], row["status"] == "frozen", holds)
+
+
+def _in_order(ids: Sequence[UUID], found: dict[UUID, T]) -> list[T]:
+    missing = [call_id for call_id in ids if call_id not in found]
+    if missing:
+        raise BrokenInvariantError(f"Postgres does not know call {missing[0]} ({len(missing)} of {len(ids)})")
+    return [found[call_id] for call_id in ids]

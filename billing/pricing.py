@@ -1,0 +1,169 @@
+"""What usage costs at the price book. Pure, in integers.
+
+Token classes are parts of each other, as providers report them: cached tokens are part of the prompt's, reasoning tokens
+part of the completion's. A class with a price of its own takes its tokens out of the class that contains it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from billing.errors import InputError
+from billing.money import ATTO_DECIMALS, has_more_decimals, scaled_integer
+
+TOKENS_MAX = 2**40  # a provider that reports more is not believed
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """A price as integers: atto-dollars per token, image or request."""
+
+    prompt: int
+    completion: int
+    cached_read: int
+    cached_write: int
+    reasoning: int
+    image: int
+    audio: int
+    request: int
+
+    @property
+    def prompt_max(self) -> int:
+        """The dearest that a prompt token can be."""
+        return max(self.prompt, self.cached_read, self.cached_write, self.audio)
+
+    @property
+    def completion_max(self) -> int:
+        """The dearest that a completion token can be."""
+        return max(self.completion, self.reasoning)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A model's price, in USD per single token, image or request.
+
+    ``None`` means: cached tokens and audio as the prompt, reasoning as the completion. A reasoning price of zero means
+    the same, as OpenRouter lists it for models that do not price reasoning apart.
+
+    Raises:
+        InputError: a price is negative, not finite, or finer than 18 decimals.
+    """
+
+    id: UUID
+    model: str
+    prompt_usd: Decimal
+    completion_usd: Decimal
+    cached_read_usd: Decimal | None = None
+    cached_write_usd: Decimal | None = None
+    reasoning_usd: Decimal | None = None
+    image_usd: Decimal = Decimal(0)
+    audio_usd: Decimal | None = None
+    request_usd: Decimal = Decimal(0)
+    completion_tokens_max: int | None = None
+    context_tokens: int | None = None
+    rates: Rates = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        prompt, completion = _atto(self.prompt_usd), _atto(self.completion_usd)
+        rates = Rates(
+            prompt=prompt,
+            completion=completion,
+            cached_read=_atto(self.cached_read_usd, prompt),
+            cached_write=_atto(self.cached_write_usd, prompt),
+            reasoning=_atto(self.reasoning_usd, completion) or completion,
+            image=_atto(self.image_usd),
+            audio=_atto(self.audio_usd, prompt),
+            request=_atto(self.request_usd),
+        )
+        object.__setattr__(self, "rates", rates)
+
+
+def _atto(price_usd: Decimal | None, default: int = 0) -> int:
+    if price_usd is None:
+        return default
+    if not price_usd.is_finite() or price_usd < 0 or has_more_decimals(price_usd, ATTO_DECIMALS):
+        raise InputError(f"{price_usd} is not a price: it must be finite, not negative, with at most 18 decimals")
+    return scaled_integer(price_usd, decimals=ATTO_DECIMALS)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts of one answer: tokens, and images in the prompt. Cached and audio tokens are part of ``prompt_tokens``,
+    reasoning tokens of ``completion_tokens``.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_read_tokens: int = 0
+    cached_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    images: int = 0
+    audio_tokens: int = 0
+
+
+def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
+    """Read a ``usage`` object: chat completions' names, or the Responses API's and embeddings'. Never raises.
+
+    What is missing or is no sensible count is taken as zero; a part is never larger than its whole.
+    """
+    prompt = _count(usage, "prompt_tokens", "input_tokens")
+    completion = _count(usage, "completion_tokens", "output_tokens")
+    prompt_details = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    completion_details = _details(usage, "completion_tokens_details", "output_tokens_details")
+    cached_read = min(_count(prompt_details, "cached_tokens"), prompt)
+    cached_write = min(_count(prompt_details, "cache_write_tokens"), prompt - cached_read)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_read_tokens=cached_read,
+        cached_write_tokens=cached_write,
+        reasoning_tokens=min(_count(completion_details, "reasoning_tokens"), completion),
+        audio_tokens=min(_count(prompt_details, "audio_tokens"), prompt - cached_read - cached_write),
+    )
+
+
+def _count(fields: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, Decimal | float) and value == value and abs(value) <= TOKENS_MAX and value == int(value):  # noqa: PLR0124 - NaN
+            value = int(value)
+        if isinstance(value, int) and value >= 0:
+            return min(value, TOKENS_MAX)
+    return 0
+
+
+def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, Mapping):
+            return value
+    return {}
+
+
+def reported_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:
+    """Return the provider's own figure, ``usage.cost`` in USD as OpenRouter sends it; None where there is none."""
+    cost = usage.get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float | Decimal):
+        return None
+    exact = cost if isinstance(cost, Decimal) else Decimal(repr(cost))
+    return exact if exact.is_finite() and 0 <= exact < TOKENS_MAX else None
+
+
+def cost_attousd(price: Price, usage: Usage) -> int:
+    """Return what usage costs at a price, in atto-dollars, exactly."""
+    rates = price.rates
+    plain_prompt = usage.prompt_tokens - usage.cached_read_tokens - usage.cached_write_tokens - usage.audio_tokens
+    return (
+        plain_prompt * rates.prompt
+        + usage.cached_read_tokens * rates.cached_read
+        + usage.cached_write_tokens * rates.cached_write
+        + usage.audio_tokens * rates.audio
+        + (usage.completion_tokens - usage.reasoning_tokens) * rates.completion
+        + usage.reasoning_tokens * rates.reasoning
+        + usage.images * rates.image
+        + rates.request
+    )

@@ -1,0 +1,68 @@
+"""The quote: what a call may cost at most, within its bounds. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from billing.fx import FxQuote
+from billing.money import nanousd_from_attousd
+from billing.pricing import Price
+from billing.tokens import PromptCount
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """An upward estimate with price and exchange rate pinned; hold amounts in USD and in the wallet's currency.
+
+    ``completion_tokens`` is the bound over all choices.
+    """
+
+    price: Price
+    fx: FxQuote
+    prompt: PromptCount
+    completion_tokens: int
+    hold_attousd: int
+    hold_nanousd: int
+    hold_nano: int
+
+
+def quote_call(price: Price, fx: FxQuote, *, prompt: PromptCount, completion_tokens: int) -> Quote:
+    """Quote a call: every token at the dearest it can be, so that no usage within the bounds costs more.
+
+    Args:
+        price: of the model.
+        fx: of the wallet's currency.
+        prompt: tokens and images counted.
+        completion_tokens: the output bound, over all choices.
+    """
+    rates = price.rates
+    hold_attousd = (
+        prompt.tokens * rates.prompt_max
+        + prompt.images * rates.image
+        + completion_tokens * rates.completion_max
+        + rates.request
+    )
+    charge = fx.charge(hold_attousd)
+    return Quote(
+        price=price,
+        fx=fx,
+        prompt=prompt,
+        completion_tokens=completion_tokens,
+        hold_attousd=hold_attousd,
+        hold_nanousd=nanousd_from_attousd(hold_attousd),
+        hold_nano=max(charge.charge_nano, 1),  # a free model's call is a call all the same
+    )
+
+
+def output_bound(ask: Mapping[str, Any], *, default_tokens: int, model_max: int | None) -> int:
+    """Return how many tokens the answer may have, over all choices.
+
+    Args:
+        ask: the request's members, already checked: ``max_completion_tokens`` or ``max_tokens``, ``n``, ``best_of``.
+        default_tokens: where the request names no bound.
+        model_max: what the model can give per choice, if known.
+    """
+    bound = ask.get("max_completion_tokens") or ask.get("max_tokens") or default_tokens
+    if model_max is not None and model_max > 0:
+        bound = min(bound, model_max)
+    return int(bound) * max(ask.get("n") or 1, ask.get("best_of") or 1)

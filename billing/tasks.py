@@ -1,0 +1,47 @@
+"""Background tasks that are known by name, drained at shutdown, and whose failure is heard."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+_log = structlog.get_logger("tuma.tasks")
+
+
+class TrackedTasks:
+    """Owns tasks: asyncio keeps only weak references, and an unobserved failure is a silent loss."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run ``work`` until it ends; an exception is logged as an error, whoever else looks at the task."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task.failed", task=task.get_name(), error=repr(error), exc_info=error)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait for the tasks to end; cancel what is left after ``timeout_s`` seconds and return how many that were."""
+        if not self._tasks:
+            return 0
+        _, left = await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=timeout_s)
+        return len(left)
+
+    def cancel(self) -> None:
+        """Cancel every task without waiting."""
+        for task in self._tasks:
+            task.cancel()

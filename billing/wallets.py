@@ -1,0 +1,180 @@
+"""Users and wallets: made, credited, shown."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from billing.db import Database
+from billing.errors import InputError, NotFoundError
+from billing.ids import new_id
+from billing.money import AMOUNT_MAX_NANO, format_amount, get_currency
+
+_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """A wallet as Postgres has it; nano units of its currency. ``available`` = posted + overdraft - held."""
+
+    id: UUID
+    user_id: UUID
+    currency: str
+    posted_nano: int
+    held_nano: int
+    overdraft_nano: int
+    status: str
+
+    @property
+    def available_nano(self) -> int:
+        """What a new call may set aside."""
+        return self.posted_nano + self.overdraft_nano - self.held_nano
+
+    def as_json(self) -> dict[str, str]:
+        """Return the contract's shape: amounts as decimal strings in major units."""
+        return {
+            "id": str(self.id),
+            "currency": self.currency,
+            "posted": format_amount(self.posted_nano),
+            "held": format_amount(self.held_nano),
+            "available": format_amount(self.available_nano),
+            "overdraft": format_amount(self.overdraft_nano),
+            "status": self.status,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Money that came into a wallet, and the balance after it; nano units."""
+
+    tx_id: UUID
+    wallet: Wallet
+
+
+class Wallets:
+    """The registry of users and wallets.
+
+    Args:
+        database: where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_user(self, email: str) -> UUID:
+        """Register a person by e-mail address.
+
+        Raises:
+            InputError: not an address, or it is taken.
+        """
+        if not _EMAIL.fullmatch(email):
+            raise InputError(f"{email!r} is not an e-mail address")
+        user_id = new_id()
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute("INSERT INTO users (id, email) VALUES ($1, $2)", user_id, email)
+        except asyncpg.UniqueViolationError:
+            raise InputError(f"there is a user {email} already") from None
+        return user_id
+
+    async def find_user(self, email: str) -> UUID | None:
+        """Return the id of the user with this address."""
+        async with self._database.connection() as connection:
+            found: UUID | None = await connection.fetchval("SELECT id FROM users WHERE lower(email) = lower($1)", email)
+        return found
+
+    async def create_wallet(self, user: str, *, currency: str, overdraft_nano: int = 0) -> UUID:
+        """Open a wallet for a user, given by id or e-mail address.
+
+        Raises:
+            UnknownCurrencyError: not an ISO 4217 code.
+            NotFoundError: there is no such user.
+            InputError: the overdraft is out of bounds.
+        """
+        get_currency(currency)
+        if not 0 <= overdraft_nano <= AMOUNT_MAX_NANO:
+            raise InputError("the overdraft must not be negative")
+        user_id = await self.find_user(user) if "@" in user else parse_id(user, "user")
+        wallet_id = new_id()
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(
+                    "INSERT INTO wallets (id, user_id, currency, overdraft_nano) VALUES ($1, $2, $3, $4)",
+                    wallet_id,
+                    user_id,
+                    currency,
+                    overdraft_nano,
+                )
+        except (asyncpg.ForeignKeyViolationError, asyncpg.NotNullViolationError):
+            raise NotFoundError(f"there is no user {user}") from None
+        return wallet_id
+
+    async def get_wallet(self, wallet_id: UUID) -> Wallet:
+        """Return a wallet.
+
+        Raises:
+            NotFoundError: there is no such wallet.
+        """
+        async with self._database.connection() as connection:
+            return await _read(connection, wallet_id)
+
+    async def credit(self, wallet_id: UUID, amount_nano: int, *, reason: str, key: str | None = None) -> Credit:
+        """Put money into a wallet by an operator's hand, in one transaction.
+
+        Args:
+            wallet_id: whose.
+            amount_nano: positive, in nano units of the wallet's currency.
+            reason: shown to the user.
+            key: idempotency key; a repeat with the same input posts nothing and returns the first credit.
+
+        Raises:
+            InputError: the amount is out of bounds, the reason is empty, or the key was used with another input.
+            NotFoundError: there is no such wallet.
+        """
+        if not 0 < amount_nano <= AMOUNT_MAX_NANO:
+            raise InputError("the amount to credit must be positive")
+        if not reason.strip():
+            raise InputError("a credit needs a reason")
+        tx_id = new_id()
+        digest = hashlib.sha256(f"{wallet_id}|{amount_nano}|{reason}".encode()).digest()
+        try:
+            async with self._database.transaction() as connection:
+                posted = await connection.fetchrow(
+                    "SELECT tx_id, posted_nano FROM grant_credit($1, $2, $3, $4, $5, $6)",
+                    tx_id,
+                    wallet_id,
+                    amount_nano,
+                    reason,
+                    key or f"grant:{tx_id}",
+                    digest,
+                )
+                return Credit(posted["tx_id"], await _read(connection, wallet_id))
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no wallet {wallet_id}") from None
+        except (asyncpg.UniqueViolationError, asyncpg.NumericValueOutOfRangeError) as error:
+            raise InputError(str(error)) from None
+
+
+def parse_id(text: str, what: str) -> UUID:
+    """Parse a UUID.
+
+    Raises:
+        NotFoundError: it is none, so there is no such thing.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFoundError(f"there is no {what} {text!r}") from None
+
+
+async def _read(connection: Any, wallet_id: UUID) -> Wallet:
+    row = await connection.fetchrow(
+        "SELECT id, user_id, currency, posted_nano, held_nano, overdraft_nano, status FROM wallets WHERE id = $1",
+        wallet_id,
+    )
+    if row is None:
+        raise NotFoundError(f"there is no wallet {wallet_id}")
+    return Wallet(**row)

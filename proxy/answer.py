@@ -1,0 +1,236 @@
+"""One answer of the provider, from sending the request to knowing what it cost.
+
+However a call ends, ``conclude`` ends it: it lets the provider finish or stops it, gathers the best evidence of the
+cost, and hands that to ``Calls.end``. It runs as a tracked task, so that nobody who hangs up can stop it.
+"""
+
+import asyncio
+import contextlib
+import time
+
+import aiohttp
+import structlog
+
+from billing.assessment import Evidence, assess
+from billing.calls import LiveCall
+from billing.errors import ProviderUnavailableError
+from billing.ledger import Ending, Settlement
+from billing.money import format_amount, format_usd
+from billing.pricing import Usage, reported_cost_usd, usage_from_openai
+from billing.provider import Bill
+from proxy.ask import Ask
+from proxy.errors import ProxyError, UpstreamError, UpstreamTimeoutError, upstream_error
+from proxy.meter import PlainAnswer, StreamMeter
+from proxy.services import Services
+
+_ERROR_BYTES_MAX = 64 * 1024
+_BILL_PAUSE_FIRST_S = 0.05
+_BILL_PAUSE_MAX_S = 2.0
+_log = structlog.get_logger("tuma.calls")
+
+
+class Answer:
+    """The provider's answer to one call, and the evidence of its cost as it gathers.
+
+    Args:
+        services: the rooms.
+        call: reserved.
+        ask: what was asked.
+    """
+
+    def __init__(self, services: Services, call: LiveCall, ask: Ask) -> None:
+        self.services = services
+        self.call = call
+        self.ask = ask
+        self.response: aiohttp.ClientResponse | None = None
+        self.meter: StreamMeter | None = None
+        self.plain: PlainAnswer | None = None
+        self.outcome = "failed"
+        self.house = False  # the house pays: the caller was told that nothing is charged
+        self.complete = False  # the provider has said all it will say
+        self.first_byte_ms: int | None = None
+        self._failed_status = False
+        self._conclusion: asyncio.Task[Settlement | None] | None = None
+
+    async def send(self) -> None:
+        """Send the request; on return the provider has accepted it with 200 and its body is still to be read.
+
+        Raises:
+            UpstreamRefusedError, UpstreamError, UpstreamTimeoutError, UpstreamBusyError, ProviderQuotaError.
+        """
+        try:
+            self.response = await self.services.upstream.send(self.ask, call_id=self.call.call_id)
+            if self.response.status != 200:  # noqa: PLR2004 - HTTP
+                self._failed_status = True
+                body = await self.response.content.read(_ERROR_BYTES_MAX)
+                raise upstream_error(self.response.status, body, self.response.headers)
+        except ProxyError as error:
+            self.outcome = "upstream_refused" if isinstance(error, UpstreamError) is False else "upstream_error"
+            raise
+        except TimeoutError as error:
+            self.outcome = "upstream_timeout"
+            raise UpstreamTimeoutError("The provider did not answer in time.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            self.outcome = "upstream_error"
+            raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
+        generation_id = self.services.upstream.generation_id(self.response)
+        if generation_id is not None:
+            await self.services.calls.note(self.call, generation_id=generation_id)
+
+    def mark_first_byte(self) -> None:
+        """Note when the provider's first byte came, in milliseconds since arrival."""
+        if self.first_byte_ms is None:
+            self.first_byte_ms = self._elapsed_ms()
+
+    def _elapsed_ms(self) -> int:
+        return int((time.monotonic() - self.call.started_s) * 1000)
+
+    def conclude(self) -> asyncio.Task[Settlement | None]:
+        """End the call, once; the task's result is its settlement. Wait for it with ``asyncio.wait``."""
+        if self._conclusion is None:
+            evidence = self._reported()
+            if evidence is not None:
+                self._release_connection()
+                self._conclusion = self._end(evidence)
+            else:
+                self._conclusion = self.services.tasks.start(self._conclude(), name=f"conclude {self.call.call_id}")
+        return self._conclusion
+
+    def _reported(self) -> Evidence | None:
+        """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
+        if self.response is None or self._failed_status:
+            return Evidence()
+        if not self.complete:
+            return None
+        evidence = self._from_answer()
+        if evidence.billed_usd is not None or (evidence.usage is not None and evidence.bills_by_price_book):
+            return evidence
+        # Complete, but without a figure: an answer that is none at all, and named no id, costs nothing.
+        nothing = self.plain is not None and not self.plain.is_object and self.call.generation_id is None
+        return Evidence() if nothing else None
+
+    def _from_answer(self) -> Evidence:
+        source = self.meter or self.plain
+        usage = source.usage if source is not None else None
+        return Evidence(
+            generation_id=self.call.generation_id,
+            billed_usd=reported_cost_usd(usage) if usage is not None else None,
+            usage=usage_from_openai(usage) if usage is not None else None,
+            bills_by_price_book=self.services.upstream.bills_by_price_book,
+        )
+
+    async def _conclude(self) -> Settlement | None:
+        try:
+            await self._let_the_provider_end()
+            evidence = self._reported() or await self._from_records()
+        finally:
+            self._release_connection()
+        ended = self._end(evidence)
+        await asyncio.wait((ended,))
+        return ended.result()
+
+    async def _let_the_provider_end(self) -> None:
+        """Read on to the end, or only until the answer's id is known and then hang up: as this provider bills."""
+        if self.complete or self.response is None:
+            return
+        drain = self.services.upstream.on_client_gone == "drain" and self.outcome != "upstream_timeout"
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
+                while drain or self.call.generation_id is None:
+                    chunk = await self.response.content.readany()
+                    if not chunk:
+                        self.complete = True
+                        break
+                    await self.meter_chunk(chunk)
+
+    async def meter_chunk(self, chunk: bytes) -> bytes:
+        """Meter a piece of a streamed answer; return what goes on to the client.
+
+        The answer's id is noted before this returns, so before any byte of it is passed on.
+        """
+        assert self.meter is not None
+        passed = self.meter.feed(chunk)
+        if self.meter.generation_id is not None and self.call.generation_id is None:
+            await self.services.calls.note(self.call, generation_id=self.meter.generation_id)
+        return passed
+
+    async def _from_records(self) -> Evidence:
+        """Ask the provider's records; where they are silent, take its usage, else count."""
+        generation_id = self.call.generation_id
+        if generation_id is not None and self.services.upstream.keeps_bills:
+            bill = await self._wait_for_bill(generation_id)
+            if bill is not None:
+                return Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+        evidence = self._from_answer()
+        if evidence.usage is not None:
+            return evidence
+        completion_tokens = self._count()
+        if generation_id is None and completion_tokens == 0:
+            return Evidence()
+        usage = Usage(prompt_tokens=self.call.quote.prompt.tokens, completion_tokens=completion_tokens)
+        return Evidence(generation_id=generation_id, usage=usage, counted=True)
+
+    def _count(self) -> int:
+        if self.meter is not None:
+            return self.meter.fold(self.count_text)
+        return self.count_text(self.plain.completion_text) if self.plain is not None else 0
+
+    def count_text(self, text: str) -> int:
+        """Count tokens of the answer as its model does, or close to it."""
+        return self.services.counter.count_text(self.ask.model, text)
+
+    async def _wait_for_bill(self, generation_id: str) -> Bill | None:
+        """Ask for the record until it is there; the provider writes it some time after the answer's end."""
+        deadline = time.monotonic() + self.services.settings.upstream.generation_wait_s
+        pause_s = _BILL_PAUSE_FIRST_S
+        while True:
+            with contextlib.suppress(ProviderUnavailableError):
+                bill = await self.services.upstream.find_bill(generation_id)
+                if bill is not None:
+                    return bill
+            if time.monotonic() + pause_s > deadline:
+                return None
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _BILL_PAUSE_MAX_S)
+
+    def _end(self, evidence: Evidence) -> asyncio.Task[Settlement | None]:
+        ending = assess(
+            self.call.call_id,
+            evidence,
+            price=self.call.quote.price,
+            fx=self.call.quote.fx,
+            outcome=self.outcome,
+            house=self.house,
+            first_byte_ms=self.first_byte_ms,
+            duration_ms=self._elapsed_ms(),
+        )
+        self.ending = ending
+        self._log_end(ending)
+        return self.services.calls.end(self.call, ending)
+
+    def _release_connection(self) -> None:
+        if self.response is not None:
+            if self.complete:
+                self.response.release()
+            else:
+                self.response.close()
+
+    def _log_end(self, ending: Ending) -> None:
+        _log.info(
+            "call.ended",
+            call_id=str(self.call.call_id),
+            key_id=str(self.call.caller.key_id),
+            wallet_id=str(self.call.caller.wallet_id),
+            model=self.ask.model,
+            stream=self.ask.stream,
+            outcome=ending.outcome,
+            state=ending.state,
+            accuracy=ending.accuracy,
+            source=ending.source,
+            cost_usd=format_usd(ending.cost_nanousd),
+            charge=f"{format_amount(ending.charge_nano)} {self.call.caller.currency}",
+            tokens_prompt=ending.usage.prompt_tokens,
+            tokens_completion=ending.usage.completion_tokens,
+            first_byte_ms=ending.first_byte_ms,
+            duration_ms=ending.duration_ms,
+        )

@@ -1,0 +1,73 @@
+"""The aiohttp application: what is served, and in which order the house is opened and closed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from billing.errors import TumaError
+from config.settings import Settings
+from proxy.chat import chat_completions
+from proxy.context import RATES, RateMemory, standard_headers
+from proxy.errors import error_response, http_error_response, shape_of
+from proxy.health import DRAINING, healthz, readyz
+from proxy.models import get_model, list_models
+from proxy.services import SERVICES, open_services
+from proxy.wallet import get_wallet
+
+_log = structlog.get_logger("tuma.requests")
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def init_app(settings: Settings) -> web.Application:
+    """Return the application; servers are reached when it starts, not before.
+
+    Args:
+        settings: everything configurable.
+    """
+    app = web.Application(client_max_size=settings.limits.body_bytes, middlewares=[answer_errors])
+    app[RATES] = RateMemory()
+    app[DRAINING] = asyncio.Event()
+    app.cleanup_ctx.append(_services(settings))
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", chat_completions),
+            web.get("/v1/models", list_models),
+            web.get("/v1/models/{model:.+}", get_model),
+            web.get("/v1/wallet", get_wallet),
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+        ]
+    )
+    return app
+
+
+def _services(settings: Settings) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        async with open_services(settings) as services:
+            app[SERVICES] = services
+            yield
+
+    return context
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Turn every error into OpenAI's shape; never a stack trace."""
+    try:
+        return await handler(request)
+    except TumaError as error:
+        status = shape_of(error).status
+        log = _log.error if status == 500 else _log.warning if status > 500 else _log.info  # noqa: PLR2004 - HTTP
+        log("request.refused", path=request.path, error=type(error).__name__, message=str(error), status=status)
+        return error_response(error, headers=standard_headers(request))
+    except web.HTTPException as error:
+        return http_error_response(
+            error.status,
+            f"{request.method} {request.path}: {error.reason}.",
+            headers={**standard_headers(request), **({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})},
+        )
+    except Exception as error:  # noqa: BLE001 - the last resort: logged whole, answered without detail
+        _log.exception("request.failed", path=request.path, error=repr(error))
+        return error_response(TumaError(), headers=standard_headers(request))

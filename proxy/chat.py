@@ -1,0 +1,51 @@
+"""The way of one call, top to bottom.
+
+authenticate → read the ask → quote → reserve (Redis) → open (Postgres) beside send (provider) → relay and meter →
+settle (Postgres) → release (Redis).
+"""
+
+from aiohttp import web
+
+from billing.calls import LiveCall
+from billing.keys import Caller
+from billing.quoting import quote_ask
+from proxy.answer import Answer
+from proxy.ask import Ask, read_ask
+from proxy.auth import authenticate
+from proxy.context import RATES, call_id_of
+from proxy.relay import relay_plain, relay_stream
+from proxy.services import SERVICES, Services
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/chat/completions``: OpenAI's shape, plain or streamed, paid from the caller's wallet."""
+    services = request.app[SERVICES]
+    caller = await authenticate(request)
+    ask = await read_ask(request, services.settings.limits)
+    call = await _reserve(request, services, caller, ask)
+    answer = Answer(services, call, ask)
+    try:
+        services.calls.open(call)
+        await answer.send()
+        if ask.stream:
+            return await relay_stream(request, answer)
+        return await relay_plain(request, answer)
+    finally:
+        answer.conclude()  # on every way out: settle, then release, in a task of its own that nothing here can cancel
+
+
+async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
+    quote = await quote_ask(
+        ask.fields,
+        models=ask.models,
+        currency=caller.currency,
+        stream=ask.stream,
+        body_bytes=ask.bytes,
+        prices=services.prices,
+        fx=services.fx,
+        counter=services.counter,
+        settings=services.settings.holds,
+    )
+    call = await services.calls.reserve(caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream)
+    request.app[RATES].remember(caller.key_id, call.rates)
+    return call

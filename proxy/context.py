@@ -1,0 +1,73 @@
+"""What belongs to one request, and the headers that every response carries."""
+
+from collections import OrderedDict
+from uuid import UUID
+
+from aiohttp import web
+
+from billing.holds import RateState
+from billing.ids import new_id
+from billing.keys import Caller
+
+CALL_ID = web.RequestKey("call_id", UUID)
+CALLER = web.RequestKey("caller", Caller)
+
+
+class RateMemory:
+    """The latest known rate windows of each key, for answers that ask nothing of Redis; a bounded cache.
+
+    Args:
+        entries_max: keys remembered.
+    """
+
+    def __init__(self, entries_max: int = 10_000) -> None:
+        self._entries_max = entries_max
+        self._states: OrderedDict[UUID, RateState] = OrderedDict()
+
+    def remember(self, key_id: UUID, state: RateState) -> None:
+        """Keep the state that a reserve just returned."""
+        self._states[key_id] = state
+        self._states.move_to_end(key_id)
+        if len(self._states) > self._entries_max:
+            self._states.popitem(last=False)
+
+    def recall(self, caller: Caller) -> RateState:
+        """Return what is known; full windows, when nothing is."""
+        limits = caller.limits
+        found = self._states.get(caller.key_id)
+        return found or RateState(limits, limits.requests_per_min, 0, limits.tokens_per_min, 0)
+
+
+RATES = web.AppKey("rates", RateMemory)
+
+
+def call_id_of(request: web.Request) -> UUID:
+    """Return the request's id, minted on arrival."""
+    call_id = request.get(CALL_ID)
+    if call_id is None:
+        call_id = request[CALL_ID] = new_id()
+    return call_id
+
+
+def standard_headers(request: web.Request) -> dict[str, str]:
+    """Return ``x-request-id`` and, once the caller is known, OpenAI's ``x-ratelimit-*`` headers."""
+    headers = {"x-request-id": str(call_id_of(request))}
+    caller = request.get(CALLER)
+    if caller is not None:
+        state = request.app[RATES].recall(caller)
+        headers["x-ratelimit-limit-requests"] = str(state.limits.requests_per_min)
+        headers["x-ratelimit-remaining-requests"] = str(state.remaining_requests)
+        headers["x-ratelimit-reset-requests"] = format_duration(state.reset_requests_ms)
+        headers["x-ratelimit-limit-tokens"] = str(state.limits.tokens_per_min)
+        headers["x-ratelimit-remaining-tokens"] = str(state.remaining_tokens)
+        headers["x-ratelimit-reset-tokens"] = format_duration(state.reset_tokens_ms)
+    return headers
+
+
+def format_duration(milliseconds: int) -> str:
+    """Write a duration as OpenAI's headers do: ``12ms``, ``1.5s``, ``6m0s``."""
+    if milliseconds < 1000:  # noqa: PLR2004 - milliseconds in a second
+        return f"{milliseconds}ms"
+    minutes, rest_ms = divmod(milliseconds, 60_000)
+    seconds = f"{rest_ms / 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

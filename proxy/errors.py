@@ -1,0 +1,199 @@
+"""Errors in OpenAI's shape, and the one table from error class to status and code.
+
+* ProxyError (TumaError)
+  - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
+  - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
+  - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
+  - ProviderQuotaError: the provider refuses *us* (401, 402, 403 for its key)
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from billing import errors as billing
+
+
+class ProxyError(billing.TumaError):
+    """The root of what the proxy itself refuses."""
+
+
+class BadRequestError(ProxyError):
+    """The request cannot be understood, or a value in it is out of bounds; ``param`` names the member."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BodyTooLargeError(ProxyError):
+    """The body is larger than the settings allow."""
+
+
+class BodyTimeoutError(ProxyError):
+    """The body did not arrive in time."""
+
+
+class UpstreamRefusedError(ProxyError):
+    """The provider refused the caller's input; its status and error pass through.
+
+    Args:
+        status: the provider's 4xx.
+        error: the provider's error object, in OpenAI's shape.
+    """
+
+    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+        super().__init__(str(error.get("message")))
+        self.status = status
+        self.error = error
+
+
+class UpstreamError(ProxyError):
+    """The provider failed, or answered what cannot be understood."""
+
+
+class UpstreamTimeoutError(ProxyError):
+    """The provider did not answer in time."""
+
+
+class UpstreamBusyError(ProxyError):
+    """The provider limits our requests; ``retry_after`` is its own header, if it sent one."""
+
+    def __init__(self, message: str, *, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ProviderQuotaError(ProxyError):
+    """The provider refuses our key or our account: ours to mend, not the caller's."""
+
+    retry_after_s = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an error class looks from outside."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+# The most derived class that is found wins.
+TABLE: Mapping[type[billing.TumaError], Shape] = {
+    BadRequestError: Shape(400, "invalid_request_error", None),
+    billing.InputError: Shape(400, "invalid_request_error", None),
+    billing.NotFoundError: Shape(404, "invalid_request_error", "not_found"),
+    billing.InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),
+    billing.InsufficientFundsError: Shape(402, "insufficient_quota", "insufficient_funds"),
+    billing.WalletFrozenError: Shape(403, "permission_error", "wallet_frozen"),
+    billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
+    BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
+    BodyTooLargeError: Shape(413, "invalid_request_error", "request_too_large"),
+    billing.RateLimitError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
+    UpstreamBusyError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
+    UpstreamRefusedError: Shape(400, "invalid_request_error", None),
+    billing.RefusalError: Shape(400, "invalid_request_error", None),
+    UpstreamError: Shape(502, "api_error", "upstream_error"),
+    billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
+    ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),
+    UpstreamTimeoutError: Shape(504, "api_error", "upstream_timeout"),
+    billing.BrokenInvariantError: Shape(500, "api_error", "internal_error"),
+    ProxyError: Shape(500, "api_error", "internal_error"),
+    billing.TumaError: Shape(500, "api_error", "internal_error"),
+}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
+
+
+def shape_of(error: billing.TumaError) -> Shape:
+    """Return how an error looks from outside."""
+    for kind in type(error).__mro__:
+        if kind in TABLE:
+            return TABLE[kind]
+    raise AssertionError(f"{type(error).__name__} is no TumaError")
+
+
+def error_object(error: billing.TumaError) -> dict[str, Any]:
+    """Return the ``error`` object in OpenAI's shape."""
+    if isinstance(error, UpstreamRefusedError):
+        return dict(error.error)
+    shape = shape_of(error)
+    message = str(error)
+    if shape.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        message = "Something went wrong on our side; nothing was charged that was not answered."
+    return {"message": message, "type": shape.type, "param": getattr(error, "param", None), "code": shape.code}
+
+
+def error_response(error: billing.TumaError, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return the response for an error, with ``Retry-After`` where waiting helps."""
+    status = error.status if isinstance(error, UpstreamRefusedError) else shape_of(error).status
+    return _response(status, error_object(error), {**(headers or {}), **_retry_headers(error)})
+
+
+def http_error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return an error that HTTP itself made (unknown path, method, malformed request) in OpenAI's shape."""
+    body = {"message": message, "type": "invalid_request_error", "param": None, "code": _HTTP_CODES.get(status)}
+    return _response(status, body, dict(headers or {}))
+
+
+def _retry_headers(error: billing.TumaError) -> dict[str, str]:
+    if isinstance(error, billing.RateLimitError):
+        return {"Retry-After": str(-(-error.retry_after_ms // 1000)), "retry-after-ms": str(error.retry_after_ms)}
+    if isinstance(error, UpstreamBusyError):
+        return {"Retry-After": error.retry_after or "1"}
+    retry_after_s = getattr(error, "retry_after_s", None)
+    return {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+
+
+def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str]) -> web.Response:
+    return web.Response(
+        status=status, body=json.dumps({"error": error}).encode(), content_type="application/json", headers=headers
+    )
+
+
+def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
+    """Turn a provider's refusal into ours.
+
+    4xx for the caller's own input passes through; 401, 402 and a 403 without moderation are about our account.
+
+    Args:
+        status: the provider's.
+        body: the provider's.
+        headers: the provider's; only ``Retry-After`` is used.
+    """
+    error = _parse_error(body)
+    match status:
+        case 401 | 402:
+            return ProviderQuotaError("The provider does not serve us now; the operator has been told.")
+        case 408 | 504:
+            return UpstreamTimeoutError("The provider did not answer in time.")
+        case 429:
+            return UpstreamBusyError("The provider limits requests; try again.", retry_after=headers.get("Retry-After"))
+        case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
+            return UpstreamRefusedError(status, error)
+        case _:
+            return UpstreamError(f"The provider failed with status {status}.")
+
+
+def _parse_error(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        parsed = None
+    found = parsed.get("error") if isinstance(parsed, dict) else None
+    if isinstance(found, str):
+        found = {"message": found}
+    if not isinstance(found, dict):
+        found = {}
+    code = found.get("code")
+    return {
+        **found,
+        "message": str(found.get("message") or "The provider refused the request."),
+        "type": str(found.get("type") or "invalid_request_error"),
+        "param": found.get("param"),
+        "code": None if code is None else str(code),
+    }

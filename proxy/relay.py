@@ -1,0 +1,307 @@
+"""Passing the provider's bytes on to the client, metering them on the way."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from billing.errors import InsufficientFundsError, TumaError, WalletFrozenError
+from billing.ledger import Settlement
+from billing.money import format_amount, format_usd, nanousd_from_attousd
+from billing.pricing import Usage, cost_attousd, usage_from_openai
+from billing.quote import quote_call
+from proxy.answer import Answer
+from proxy.context import standard_headers
+from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object, upstream_error
+from proxy.connection import ClientWatch, watch_client
+from proxy.meter import StreamMeter, error_event, read_plain
+
+_KEEP_BYTES_MAX = 32 * 1024
+_GROWTH = 2
+_REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
+
+
+async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
+    """Read a whole answer, settle it, and send it with what it cost in its headers.
+
+    A client that leaves early changes nothing: the answer is read to its end, as only there is its cost.
+
+    Raises:
+        UpstreamError, UpstreamTimeoutError: the answer broke off or is none.
+        PostgresUnavailableError: the call could not be opened; the house pays what the provider billed.
+    """
+    answer.outcome = "upstream_error"
+    body = await _read_answer(answer)
+    answer.mark_first_byte()
+    answer.plain = plain = read_plain(body, price_usage=_price_usage(answer))
+    answer.complete = True
+    calls = answer.services.calls
+    if plain.generation_id is not None and answer.call.generation_id is None:
+        await calls.note(answer.call, generation_id=plain.generation_id)
+    await _confirm_open(answer)
+    if not plain.is_object:
+        raise UpstreamError("The provider's answer is not a JSON object.")
+    if plain.error is not None and not plain.completion_text:
+        raise upstream_error(_error_status(plain.error.code), plain.body, {})
+    answer.outcome = "completed" if _still_there(request) else "client_gone"
+    settlement = await _settled(answer)
+    return web.Response(
+        body=plain.body,
+        content_type="application/json",
+        headers={**standard_headers(request), **_cost_headers(answer, settlement)},
+    )
+
+
+async def _read_answer(answer: Answer) -> bytes:
+    assert answer.response is not None
+    most = answer.services.settings.upstream.answer_bytes
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        while piece := await answer.response.content.readany():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                raise UpstreamError("The provider's answer is too large.")
+    except TimeoutError as error:
+        answer.outcome = "upstream_timeout"
+        raise UpstreamTimeoutError("The provider stopped answering.") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
+    return b"".join(pieces)
+
+
+async def _confirm_open(answer: Answer) -> None:
+    try:
+        await answer.services.calls.confirm_open(answer.call)
+    except TumaError as error:
+        answer.house = True
+        answer.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
+        raise
+
+
+async def _settled(answer: Answer) -> Settlement | None:
+    """Wait a bounded time for the settlement, so that a caller who looks at the balance next sees this call in it."""
+    task = answer.conclude()
+    await asyncio.wait((task,), timeout=answer.services.settings.batch.settle_wait_s)
+    return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
+
+
+def _cost_headers(answer: Answer, settlement: Settlement | None) -> dict[str, str]:
+    ending = answer.ending
+    headers = {}
+    if ending is not None:
+        headers["x-tuma-cost-usd"] = format_usd(ending.cost_nanousd)
+        headers["x-tuma-charge"] = f"{format_amount(ending.charge_nano)} {answer.call.caller.currency}"
+    if settlement is not None:
+        headers["x-tuma-balance"] = format_amount(settlement.posted_nano)
+    return headers
+
+
+def _price_usage(answer: Answer) -> Any:
+    """Return what makes ``usage.cost`` for a provider that sends none; None where its own figure must be asked for."""
+    if not answer.services.upstream.bills_by_price_book:
+        return None
+
+    def price(usage: Mapping[str, Any]) -> str:
+        return format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage_from_openai(usage))))
+
+    return price
+
+
+def _error_status(code: str | None) -> int:
+    """Return the HTTP status that an error inside a 200 stands for."""
+    return int(code) if code is not None and code.isdecimal() and 400 <= int(code) <= 599 else 502  # noqa: PLR2004 - HTTP
+
+
+def _still_there(request: web.Request) -> bool:
+    return request.transport is not None and not request.transport.is_closing()
+
+
+async def relay_stream(request: web.Request, answer: Answer) -> web.StreamResponse:
+    """Pass a streamed answer on as it comes, in whole events.
+
+    Raises:
+        UpstreamError, UpstreamTimeoutError, UpstreamRefusedError: the answer failed before its first byte was sent on.
+        InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: the call could not be opened; the house pays.
+    """
+    assert answer.response is not None
+    settings = answer.services.settings
+    answer.outcome = "upstream_error"
+    answer.meter = StreamMeter(
+        include_usage=answer.ask.include_usage,
+        event_bytes_max=settings.upstream.event_bytes,
+        price_usage=_price_usage(answer),
+    )
+    relay = _StreamRelay(request, answer, answer.meter)
+    with watch_client(request, on_gone=relay.client_left) as watch:
+        relay.watch = watch
+        return await relay.run()
+
+
+class _StreamRelay:
+    """One stream under way."""
+
+    def __init__(self, request: web.Request, answer: Answer, meter: StreamMeter) -> None:
+        assert answer.response is not None
+        self._request = request
+        self._answer = answer
+        self._meter = meter
+        self._content = answer.response.content
+        self._client: web.StreamResponse | None = None
+        self._completion_tokens = answer.call.quote.completion_tokens
+        self._check_at = self._threshold()
+        self.watch: ClientWatch
+
+    def _threshold(self) -> int:
+        percent = self._answer.services.settings.holds.extend_at_percent
+        return max(self._completion_tokens * percent // 100, 1)
+
+    def client_left(self) -> None:
+        """Stop reading, if this provider stops billing then; once its id is known, or it could not be asked."""
+        answer = self._answer
+        if answer.services.upstream.on_client_gone == "abort" and answer.call.generation_id is not None:
+            answer.response.close()  # type: ignore[union-attr]  # wakes the read under way
+
+    async def run(self) -> web.StreamResponse:
+        try:
+            funded = await self._pass_all()
+        except (ConnectionResetError, aiohttp.ClientConnectionResetError) as error:
+            if self.watch.gone:
+                return self._left()
+            return await self._broken(UpstreamError(f"The provider's answer broke off: {type(error).__name__}."))
+        except TimeoutError:
+            self._answer.outcome = "upstream_timeout"
+            return await self._broken(UpstreamTimeoutError("The provider stopped answering."))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if self.watch.gone:
+                return self._left()
+            return await self._broken(UpstreamError(f"The provider's answer broke off: {type(error).__name__}."))
+        if self.watch.gone:
+            return self._left()
+        if not funded:
+            return await self._out_of_funds()
+        return await self._ended()
+
+    async def _pass_all(self) -> bool:
+        """Relay until the provider's end; False when the wallet is empty before that."""
+        meter = self._meter
+        answer = self._answer
+        while chunk := await self._content.readany():
+            answer.mark_first_byte()
+            passed = await answer.meter_chunk(chunk)
+            if passed:
+                if self._client is None:
+                    self._refuse_early_error()
+                    self._client = await self._begin()
+                await self.watch.write(self._client, passed)
+            if meter.done:
+                break
+            if self.watch.gone and answer.services.upstream.on_client_gone == "abort":
+                return True
+            if meter.kept_bytes > _KEEP_BYTES_MAX:
+                meter.fold(answer.count_text)
+            if meter.progress_tokens() >= self._check_at and not await self._grow():
+                return False
+        rest = meter.finish()
+        if rest:
+            self._refuse_early_error()
+            self._client = self._client or await self._begin()
+            await self.watch.write(self._client, rest)
+        answer.complete = True
+        return True
+
+    def _refuse_early_error(self) -> None:
+        """An error before the first token becomes a proper HTTP error, as nothing has been sent yet."""
+        error = self._meter.error
+        if self._client is None and error is not None:
+            self._answer.complete = True
+            raise upstream_error(_error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {})
+
+    async def _begin(self) -> web.StreamResponse:
+        """Send the response's head; no byte reaches the client before the call is open in Postgres."""
+        await _confirm_open(self._answer)
+        response = web.StreamResponse(
+            headers={
+                **standard_headers(self._request),
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        await response.prepare(self._request)
+        return response
+
+    async def _grow(self) -> bool:
+        """Enlarge the hold when the running cost nears it; False when the wallet refuses."""
+        answer = self._answer
+        if self._meter.fold(answer.count_text) < self._check_at:
+            return True  # the cheap estimate ran ahead of the exact count
+        quote = answer.call.quote
+        more = quote_call(
+            quote.price, quote.fx, prompt=quote.prompt, completion_tokens=self._completion_tokens * _GROWTH
+        )
+        if not await answer.services.calls.extend(answer.call, hold_nano=more.hold_nano, hold_nanousd=more.hold_nanousd):
+            return False
+        self._completion_tokens *= _GROWTH
+        self._check_at = self._threshold()
+        return True
+
+    def _left(self) -> web.StreamResponse:
+        self._answer.outcome = "client_gone"
+        return self._client or web.StreamResponse()
+
+    async def _ended(self) -> web.StreamResponse:
+        """Settle, then end the stream, so that the balance is right when the client reads ``[DONE]``."""
+        answer = self._answer
+        if self._client is None:
+            self._refuse_early_error()
+            if self._meter.events == 0 and not self._meter.done:
+                raise UpstreamError("The provider's answer is empty.")
+            self._client = await self._begin()
+        if not self._meter.done and not self._meter.finished and self._meter.error is None:
+            return await self._broken(UpstreamError("The provider's answer broke off."))
+        answer.outcome = "upstream_error" if self._meter.error is not None else "completed"
+        await _settled(answer)
+        if self._meter.done:
+            await self._finish(self._meter.done_event)
+        else:
+            await self._finish(b"")
+        return self._client
+
+    async def _broken(self, error: UpstreamError | UpstreamTimeoutError) -> web.StreamResponse:
+        """The provider failed: as an HTTP error while nothing was sent, else as an event."""
+        if self._client is None:
+            raise error
+        await self._finish(error_event(error_object(error)))
+        return self._client
+
+    async def _out_of_funds(self) -> web.StreamResponse:
+        """End the answer cleanly, as if it had reached its bound."""
+        answer = self._answer
+        answer.outcome = "out_of_funds"
+        usage = Usage(
+            prompt_tokens=answer.call.quote.prompt.tokens, completion_tokens=self._meter.fold(answer.count_text)
+        )
+        cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
+        usage_json = (
+            f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens},'
+            f'"total_tokens":{usage.prompt_tokens + usage.completion_tokens},"cost":{cost}}}'
+        )
+        self._client = self._client or await self._begin()
+        answer.response.close()  # type: ignore[union-attr]  # the provider stops here
+        await _settled(answer)
+        await self._finish(self._meter.clean_end(usage_json=usage_json))
+        return self._client
+
+    async def _finish(self, last: bytes) -> None:
+        assert self._client is not None
+        try:
+            if last:
+                await self.watch.write(self._client, last)
+            await self._client.write_eof()
+        except (ConnectionResetError, aiohttp.ClientConnectionResetError):
+            pass  # the answer was complete; its settlement does not depend on this client any more

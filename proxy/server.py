@@ -1,0 +1,94 @@
+"""Serving: one process that accepts calls, and the master that keeps several of them."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+import structlog
+
+from aiohttp import web
+
+from billing.errors import InputError
+from config.settings import Settings
+from proxy.app import init_app
+from proxy.connection import ClientRunner, ClientServer
+from proxy.health import DRAINING
+from proxy.services import SERVICES
+
+_log = structlog.get_logger("tuma.server")
+_BACKLOG = 4096
+_POLL_S = 0.02
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Bind the listening socket; port 0 picks a free one.
+
+    Raises:
+        InputError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL at which a listening socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve_worker(
+    settings: Settings, listener: socket.socket, *, on_ready: Callable[[], None], stop: asyncio.Event | None = None
+) -> None:
+    """Accept calls on ``listener`` until SIGTERM or SIGINT, then finish: streams within ``shutdown_s``, settlements all.
+
+    Args:
+        settings: everything configurable.
+        listener: bound and listening; shared between workers.
+        on_ready: called once calls are accepted.
+        stop: another way to ask for the end.
+    """
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = init_app(settings)
+    runner = ClientRunner(
+        app,
+        write_timeout_s=settings.limits.write_timeout_s,
+        access_log=None,
+        keepalive_timeout=settings.limits.keepalive_timeout_s,
+        shutdown_timeout=1.0,  # by then the answers under way have ended
+        handler_cancellation=False,
+    )
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, listener)
+        await site.start()
+        assert isinstance(runner.server, ClientServer)
+        app[SERVICES].tasks.start(runner.server.drop_stuck_clients(), name="stuck clients")
+        on_ready()
+        await stop.wait()
+        _log.info("server.stopping", calls=len(app[SERVICES].calls))
+        app[DRAINING].set()
+        await site.stop()
+        await _drain(app, settings.shutdown_s)
+    finally:
+        await runner.cleanup()
+
+
+async def _drain(app: web.Application, timeout_s: float) -> None:
+    """Let the calls under way end by themselves, as long as the settings allow; then hang up on the provider."""
+    calls = app[SERVICES].calls
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while len(calls) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,143 @@
+"""What a request handler calls: the rooms of the house, made once per worker and handed over by the application."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from aiohttp import web
+
+from billing.calls import Calls
+from billing.changes import ChangeFeed
+from billing.db import Database
+from billing.fxbook import FxBook
+from billing.holds import Holds
+from billing.ids import new_id
+from billing.keys import Keys
+from billing.ledger import Ledger
+from billing.migrate import require_current
+from billing.pricebook import PriceBook
+from billing.redis_pipe import RedisPipe
+from billing.sweeper import Sweeper
+from billing.tasks import TrackedTasks
+from billing.tokens import TokenCounter
+from billing.wallets import Wallets, parse_id
+from config.settings import Settings
+from proxy.upstream.adapter import Upstream
+from proxy.upstream.openai import OpenAIUpstream
+from proxy.upstream.openrouter import OpenRouterUpstream
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The rooms, ready for use."""
+
+    settings: Settings
+    worker_id: UUID
+    database: Database
+    pipe: RedisPipe
+    holds: Holds
+    calls: Calls
+    keys: Keys
+    wallets: Wallets
+    prices: PriceBook
+    fx: FxBook
+    counter: TokenCounter
+    upstream: Upstream
+    sweeper: Sweeper
+    tasks: TrackedTasks
+
+
+SERVICES = web.AppKey("services", Services)
+
+
+def make_upstream(settings: Settings) -> Upstream:
+    """Return the adapter for the configured provider, not started."""
+    kinds: dict[str, type[Upstream]] = {"openrouter": OpenRouterUpstream, "openai": OpenAIUpstream}
+    return kinds[settings.upstream.kind](settings.upstream)
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Make the rooms, warm what a first call would wait for, and close everything in order afterwards.
+
+    Raises:
+        MigrationError: the schema is not this version's.
+        PostgresUnavailableError, RedisUnavailableError: a server is away.
+        InputError: a setting is missing.
+    """
+    worker_id = new_id()
+    database = Database(settings.postgres, name="tuma serve")
+    pipe = RedisPipe(settings.redis)
+    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_wallet)
+    calls = Calls(
+        database,
+        holds,
+        worker_id=worker_id,
+        batch=settings.batch,
+        hold_settings=settings.holds,
+        sweep=settings.sweep,
+        calls_max=settings.limits.calls_in_flight,
+    )
+    upstream = make_upstream(settings)
+    services = Services(
+        settings=settings,
+        worker_id=worker_id,
+        database=database,
+        pipe=pipe,
+        holds=holds,
+        calls=calls,
+        keys=Keys(database, settings.auth, settings.limits),
+        wallets=Wallets(database),
+        prices=PriceBook(database),
+        fx=FxBook(database, markup_bps=settings.fx.markup_bps),
+        counter=TokenCounter(),
+        upstream=upstream,
+        sweeper=Sweeper(database, holds, upstream, settings.sweep),
+        tasks=TrackedTasks(),
+    )
+    try:
+        await _start(services)
+        yield services
+    finally:
+        services.tasks.cancel()
+        await services.tasks.drain(1.0)
+        await calls.close(settings.shutdown_s)
+        await upstream.close()
+        services.counter.close()
+        await pipe.close()
+        await database.close()
+
+
+async def _start(services: Services) -> None:
+    await require_current(services.database)
+    await services.pipe.run("PING")
+    await services.upstream.start()
+    await services.prices.load()
+    await services.fx.load()
+    services.counter.warm()
+    await services.calls.register_worker(host=socket.gethostname(), pid=os.getpid())
+    feed = ChangeFeed(
+        services.database,
+        {
+            "key": services.keys.forget,
+            "wallet": lambda wallet_id: cool_wallet(services, wallet_id),
+            "prices": services.prices.load,
+            "fx": services.fx.load,
+        },
+    )
+    services.tasks.start(feed.run(), name="changes")
+    services.tasks.start(services.calls.run(), name="leases")
+    services.tasks.start(services.sweeper.run(), name="sweeper")
+
+
+async def cool_wallet(services: Services, wallet_id: str) -> None:
+    """Drop the mirror of a wallet that changed otherwise than through a settlement.
+
+    A change that was missed needs nothing: the mirror's own end of life bounds how long it can be stale.
+    """
+    if wallet_id != "*":
+        wallet = await services.wallets.get_wallet(parse_id(wallet_id, "wallet"))
+        await services.holds.cool(wallet.user_id, wallet.id)

@@ -1,0 +1,125 @@
+"""What every provider of OpenAI's protocol shares; ``openrouter`` and ``openai`` say how they differ."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, ClassVar, Literal
+from uuid import UUID
+
+import aiohttp
+
+from billing.errors import ProviderUnavailableError
+from billing.provider import Bill
+from config.settings import UpstreamSettings
+from proxy.ask import Ask
+
+RECORD_BYTES_MAX = 4 * 1024 * 1024
+_RECORD_TIMEOUT_S = 10.0
+
+
+class Upstream:
+    """The provider, over one warm connection pool.
+
+    Args:
+        settings: where it is, its key, and how long to wait for it.
+    """
+
+    keeps_bills: ClassVar[bool] = False
+    bills_by_price_book: ClassVar[bool] = True
+    client_gone_default: ClassVar[Literal["abort", "drain"]] = "drain"
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self._settings = settings
+        self._base_url = settings.base_url
+        self._headers = {
+            "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # the meter looks at the bytes as they pass
+        }
+        self.on_client_gone = settings.on_client_gone or self.client_gone_default
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the connection pool."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._settings.connections_max, keepalive_timeout=60, ttl_dns_cache=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+            read_bufsize=64 * 1024,
+        )
+
+    async def close(self) -> None:
+        """Close the connection pool."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def request_changes(self, ask: Ask) -> Mapping[str, str]:
+        """Return the members of the request, as JSON text, that this provider needs set so that it reports usage."""
+        if not ask.stream:
+            return {}
+        options = {**(ask.stream_options or {}), "include_usage": True}
+        return {"stream_options": json.dumps(options)}
+
+    async def send(self, ask: Ask, *, call_id: UUID) -> aiohttp.ClientResponse:
+        """Send the request once; a paid POST is never repeated by itself.
+
+        Returns:
+            the response, headers read, body not; the caller closes it.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: no answer came.
+        """
+        assert self._session is not None
+        idle_s = self._settings.idle_timeout_s if ask.stream else self._settings.first_byte_timeout_s
+        return await self._session.post(
+            f"{self._base_url}/chat/completions",
+            data=ask.body_with(self.request_changes(ask)),
+            headers={**self._headers, "X-Request-Id": str(call_id)},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s, sock_read=idle_s),
+            allow_redirects=False,
+        )
+
+    def generation_id(self, response: aiohttp.ClientResponse) -> str | None:
+        """Return the answer's id where the provider names it in a header, before the body."""
+        return response.headers.get("X-Generation-Id")
+
+    async def find_bill(self, generation_id: str) -> Bill | None:
+        """Return the provider's record of an answer; this kind of provider has none."""
+        raise ProviderUnavailableError(f"{self._settings.kind} keeps no record per answer ({generation_id})")
+
+    async def find_total_usd(self) -> Decimal | None:
+        """Return what the provider billed in total; this kind of provider does not say."""
+        return None
+
+    async def list_models(self) -> list[Mapping[str, Any]]:
+        """Return the provider's models as it lists them; floats as ``Decimal``.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        status, answer = await self.get_record("/models")
+        models = answer.get("data") if isinstance(answer, Mapping) else None
+        if status != 200 or not isinstance(models, list):  # noqa: PLR2004 - HTTP
+            raise ProviderUnavailableError(f"the provider's /models answered {status}")
+        return [model for model in models if isinstance(model, Mapping)]
+
+    async def get_record(self, path: str, **params: str) -> tuple[int, Any]:
+        """GET a JSON document of the provider's own; amounts come as ``Decimal``.
+
+        Raises:
+            ProviderUnavailableError: no usable answer.
+        """
+        assert self._session is not None
+        try:
+            async with (
+                asyncio.timeout(_RECORD_TIMEOUT_S),
+                self._session.get(f"{self._base_url}{path}", params=params, headers=self._headers) as response,
+            ):
+                body = await response.content.read(RECORD_BYTES_MAX)
+                while not response.content.at_eof() and len(body) < RECORD_BYTES_MAX:
+                    body += await response.content.read(RECORD_BYTES_MAX - len(body))
+                return response.status, json.loads(body or b"null", parse_float=Decimal)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise ProviderUnavailableError(f"the provider's {path} does not answer: {type(error).__name__}") from error
