@@ -1,0 +1,284 @@
+"""Counting tokens before the provider does, with tiktoken and the vocabularies that lie in this package.
+
+The count is for the quote, and for answers whose provider reports nothing; see ``docs/metering.md`` for the figures.
+Nothing is fetched at run time. Pure but for reading the vocabularies once.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import tiktoken
+
+from billing.errors import BrokenInvariantError
+
+# Published vocabularies, under the names and with the hashes of tiktoken's own cache (tiktoken_ext/openai_public.py).
+_VOCABULARIES = {
+    "o200k_base": (
+        "fb374d419588a4632f3f557e76b4b70aebbca790",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
+    "cl100k_base": (
+        "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    ),
+}
+_PATTERNS = {
+    "o200k_base": "|".join(
+        (
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""\p{N}{1,3}""",
+            r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""",
+            r"""\s*[\r\n]+""",
+            r"""\s+(?!\S)""",
+            r"""\s+""",
+        )
+    ),
+    "cl100k_base": (
+        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+    ),
+}
+_SPECIAL = {
+    "o200k_base": {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
+    "cl100k_base": {
+        "<|endoftext|>": 100257,
+        "<|fim_prefix|>": 100258,
+        "<|fim_middle|>": 100259,
+        "<|fim_suffix|>": 100260,
+        "<|endofprompt|>": 100276,
+    },
+}
+
+# How much larger than o200k_base a family's own tokenizer may count; measured figures and sources in docs/metering.md.
+_FAMILY_SAFETY = {
+    "anthropic": Fraction(3, 2),
+    "google": Fraction(6, 5),
+    "meta-llama": Fraction(5, 4),
+    "mistralai": Fraction(7, 5),
+    "deepseek": Fraction(5, 4),
+    "qwen": Fraction(5, 4),
+    "x-ai": Fraction(5, 4),
+    "cohere": Fraction(5, 4),
+}
+_UNKNOWN_SAFETY = Fraction(3, 2)
+_OPENAI_CL100K = re.compile(r"(gpt-4(?!o|\.|-?5)|gpt-3\.5|gpt-35|text-embedding-|text-davinci)")
+_OPENAI = re.compile(r"(gpt-|chatgpt-|o[1345](-|$)|text-embedding-|text-davinci|codex|computer-use)")
+
+_PIECE_CHARS = 20_000  # tiktoken's time grows with the square of a piece without spaces
+_TEXT_CHARS_MAX = 2_000_000  # above this a text is bounded by its bytes: three bytes a token, see docs/metering.md
+_BYTES_PER_TOKEN_BOUND = 3
+
+_PER_MESSAGE = 3  # OpenAI cookbook, "How to count tokens with tiktoken"
+_PER_NAME = 1
+_PRIMING = 3
+_PER_TOOLS = 16
+_IMAGE_TOKENS = {"low": 85, "high": 1_445, "auto": 1_445}  # OpenAI's vision guide: 85 + 8 tiles of 170
+_AUDIO_BYTES_PER_TOKEN = 200  # 10 tokens a second (OpenAI), at the 16 kbit/s of dense speech
+_FILE_BYTES_PER_TOKEN = 3
+_UNKNOWN_PART_TOKENS = 1_445
+_DEPTH_MAX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingChoice:
+    """Which vocabulary counts for a model, and by how much the count is raised."""
+
+    name: str
+    safety: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCount:
+    """A prompt, counted upward: tokens, with images, audio and files at their figures; and how many images."""
+
+    tokens: int
+    images: int = 0
+
+
+class TokenCounter:
+    """Counts tokens; large prompts off the event loop.
+
+    Args:
+        offload_bytes: a request at least so large is counted in a thread (tiktoken releases the GIL).
+        threads: how many at once.
+    """
+
+    def __init__(self, *, offload_bytes: int = 32_768, threads: int = 1) -> None:
+        self._offload_bytes = offload_bytes
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._encodings: dict[str, tiktoken.Encoding] = {}
+        self._loading = threading.Lock()
+
+    def warm(self) -> None:
+        """Read the vocabulary that most models use, a fraction of a second, so that no call waits for it."""
+        self._encoding("o200k_base")
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def encoding_for(model: str) -> EncodingChoice:
+        """Return the vocabulary for a model, by its name with or without a vendor: ``openai/gpt-4o``, ``gpt-4o``."""
+        return _choose(model)
+
+    def count_text(self, model: str, text: str) -> int:
+        """Count the tokens of a text for a model, raised by its family's safety factor."""
+        choice = _choose(model)
+        return math.ceil(self._count(choice.name, text) * choice.safety)
+
+    def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
+        """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
+        choice = _choose(model)
+        tally = _Tally()
+        for text in tally.texts_of(ask):
+            tally.tokens += self._count(choice.name, text)
+        return PromptCount(math.ceil(tally.tokens * choice.safety) + tally.fixed_tokens, tally.images)
+
+    async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
+        """Count a prompt, in a thread when the request is large."""
+        if body_bytes < self._offload_bytes:
+            return self.count_prompt(ask, model)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.count_prompt, ask, model)
+
+    def _count(self, name: str, text: str) -> int:
+        if len(text) > _TEXT_CHARS_MAX:
+            return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+        encoding = self._encoding(name)
+        return sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
+
+    def _encoding(self, name: str) -> tiktoken.Encoding:
+        found = self._encodings.get(name)
+        if found is None:
+            with self._loading:
+                found = self._encodings.get(name) or _load_encoding(name)
+                self._encodings[name] = found
+        return found
+
+
+@lru_cache(maxsize=4096)
+def _choose(model: str) -> EncodingChoice:
+    vendor, _, name = model.lower().rpartition("/")
+    if vendor in ("", "openai") and _OPENAI.match(name):
+        return EncodingChoice("cl100k_base" if _OPENAI_CL100K.match(name) else "o200k_base", Fraction(1))
+    return EncodingChoice("o200k_base", _FAMILY_SAFETY.get(vendor, _UNKNOWN_SAFETY))
+
+
+def _load_encoding(name: str) -> tiktoken.Encoding:
+    file_name, digest = _VOCABULARIES[name]
+    data = files("config").joinpath("data", "encodings", file_name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BrokenInvariantError(f"the vocabulary {name} in this package is damaged")
+    ranks = {}
+    for line in data.splitlines():
+        token, _, rank = line.partition(b" ")
+        ranks[base64.b64decode(token)] = int(rank)
+    return tiktoken.Encoding(name, pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens=_SPECIAL[name])
+
+
+def _pieces(text: str) -> Iterator[str]:
+    if len(text) <= _PIECE_CHARS:
+        yield text
+        return
+    for start in range(0, len(text), _PIECE_CHARS):
+        yield text[start : start + _PIECE_CHARS]
+
+
+class _Tally:
+    """Walks a request and sums what costs tokens; ``texts_of`` yields what must be encoded."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.fixed_tokens = 0
+        self.images = 0
+
+    def texts_of(self, ask: Mapping[str, Any]) -> Iterator[str]:
+        messages = ask.get("messages")
+        if isinstance(messages, list):
+            self.fixed_tokens += _PRIMING
+            for message in messages:
+                yield from self._message(message)
+        for name in ("prompt", "input", "instructions"):
+            if ask.get(name) is not None:
+                yield from self._content(ask[name])
+        for name in ("tools", "functions", "response_format", "text"):
+            if ask.get(name):
+                self.fixed_tokens += _PER_TOOLS
+                yield _as_json(ask[name])
+
+    def _message(self, message: object) -> Iterator[str]:
+        self.fixed_tokens += _PER_MESSAGE
+        if not isinstance(message, Mapping):
+            yield _as_json(message)
+            return
+        for key, value in message.items():
+            if key == "content":
+                yield from self._content(value)
+            elif key == "name":
+                self.fixed_tokens += _PER_NAME
+                yield str(value)
+            elif value is not None:
+                yield value if isinstance(value, str) else _as_json(value)
+
+    def _content(self, content: object, depth: int = 0) -> Iterator[str]:
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list) and depth < _DEPTH_MAX:
+            if content and all(isinstance(item, int) for item in content):
+                self.fixed_tokens += len(content)  # a prompt given as token ids
+                return
+            for part in content:
+                yield from self._content(part, depth + 1)
+        elif isinstance(content, Mapping) and depth < _DEPTH_MAX:
+            yield from self._part(content, depth)
+        elif content is not None:
+            yield _as_json(content)
+
+    def _part(self, part: Mapping[str, Any], depth: int) -> Iterator[str]:
+        kind = part.get("type")
+        if isinstance(part.get("text"), str):
+            yield part["text"]
+        elif kind in ("image_url", "input_image"):
+            image = part.get("image_url")
+            detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
+            self.images += 1
+            self.fixed_tokens += _IMAGE_TOKENS.get(detail if isinstance(detail, str) else "auto", _IMAGE_TOKENS["auto"])
+        elif kind == "input_audio":
+            self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
+        elif kind in ("file", "input_file"):
+            self.fixed_tokens += _payload_bytes(part) // _FILE_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
+        elif "content" in part:
+            yield from self._message(part)
+        else:
+            self.fixed_tokens += _UNKNOWN_PART_TOKENS
+            yield _as_json(part) if _payload_bytes(part) < _PIECE_CHARS else ""
+
+
+def _payload_bytes(part: object, depth: int = 0) -> int:
+    """Return the bytes behind a part's base64, roughly."""
+    if isinstance(part, str):
+        return len(part) * 3 // 4
+    if depth < _DEPTH_MAX and isinstance(part, Mapping):
+        return sum(_payload_bytes(value, depth + 1) for value in part.values())
+    if depth < _DEPTH_MAX and isinstance(part, list):
+        return sum(_payload_bytes(value, depth + 1) for value in part)
+    return 0
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (ValueError, RecursionError):
+        return repr(value)

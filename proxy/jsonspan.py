@@ -1,0 +1,161 @@
+"""Reading a JSON object together with where its members stand, so that one can be changed and all else kept.
+
+A body that is parsed and written anew is a different body: numbers lose digits, unknown escapes and the order of
+members change. Here the text stays as it came, and only the members that must change are cut and set.
+
+The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the object.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple, NoReturn
+
+_SPACE = " \t\n\r"
+_EXPONENT_MAX = 400  # beyond what a double holds; an int made of such a number would fill the memory
+
+
+class JsonSpanError(ValueError):
+    """The text is not one strict JSON object."""
+
+
+class DuplicateKeyError(JsonSpanError):
+    """Two members of the object have the same key; readers disagree about which counts.
+
+    Args:
+        key: the key that occurs twice.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} occurs twice")
+        self.key = key
+
+
+class Member(NamedTuple):
+    """One member of an object; offsets are characters in the text, and ``start`` to ``end`` is key through value."""
+
+    key: str
+    value: Any
+    start: int
+    end: int
+    value_start: int
+    value_end: int
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise JsonSpanError(f"{name} is not JSON")
+
+
+def _exact(literal: str) -> Decimal:
+    try:
+        number = Decimal(literal)
+    except ArithmeticError:
+        raise JsonSpanError("a number is out of range") from None
+    if abs(number.adjusted()) > _EXPONENT_MAX:
+        raise JsonSpanError("a number is out of range")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_EXACT_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_exact)
+
+
+def scan_object(text: str, *, exact_numbers: bool = False) -> list[Member]:
+    """Parse a JSON object once, and return its members in order with their values and places.
+
+    Args:
+        text: one object, white space around it allowed.
+        exact_numbers: numbers with a fraction or an exponent become ``Decimal`` instead of ``float``.
+
+    Raises:
+        DuplicateKeyError: a key of the object itself (not of one inside it) occurs twice.
+        JsonSpanError: malformed, not an object, nested too deep, or a number that is out of range.
+    """
+    try:
+        return _scan(text, (_EXACT_DECODER if exact_numbers else _DECODER).raw_decode)
+    except JsonSpanError:
+        raise
+    except json.JSONDecodeError as error:
+        raise JsonSpanError(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise JsonSpanError("nested too deep") from None
+    except ValueError:
+        raise JsonSpanError("a number is out of range") from None  # int() refuses literals of thousands of digits
+
+
+def _scan(text: str, decode: Any) -> list[Member]:
+    members: list[Member] = []
+    keys: set[str] = set()
+    at = _after_space(text, 0)
+    _expect(text, at, "{")
+    at = _after_space(text, at + 1)
+    if text[at : at + 1] != "}":
+        while True:
+            start = at
+            _expect(text, at, '"')
+            key, at = decode(text, at)
+            if key in keys:
+                raise DuplicateKeyError(key)
+            keys.add(key)
+            at = _after_space(text, at)
+            _expect(text, at, ":")
+            value_start = _after_space(text, at + 1)
+            value, at = decode(text, value_start)
+            members.append(Member(key, value, start, at, value_start, at))
+            at = _after_space(text, at)
+            if text[at : at + 1] != ",":
+                break
+            at = _after_space(text, at + 1)
+        _expect(text, at, "}")
+    if _after_space(text, at + 1) != len(text):
+        raise JsonSpanError(f"more text after the object at character {at + 1}")
+    return members
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at : at + 1] in _SPACE and at < len(text):
+        at += 1
+    return at
+
+
+def _expect(text: str, at: int, character: str) -> None:
+    if text[at : at + 1] != character:
+        raise JsonSpanError(f"{character!r} expected at character {at}")
+
+
+def set_members(text: str, members: Sequence[Member], changes: Mapping[str, str | None]) -> str:
+    """Return the object's text with some members set or removed, every other character as it was.
+
+    Args:
+        text: what ``scan_object`` was given.
+        members: what it returned.
+        changes: JSON text of the new value per key, None to remove the member. Keys that the object does not have
+            are put at its front.
+    """
+    kept = [member for member in members if changes.get(member.key, "") is not None]
+    pieces: list[str] = []
+    opening = text.index("{") + 1
+    pieces.append(text[:opening])
+    known = {member.key for member in members}
+    added = [f"{json.dumps(key)}:{value}" for key, value in changes.items() if value is not None and key not in known]
+    pieces.append(",".join(added))
+    if added and kept:
+        pieces.append(",")
+    at = opening
+    kept_keys = {member.key for member in kept}
+    for index, member in enumerate(members):
+        if member.key in kept_keys:
+            value = changes.get(member.key)
+            if value is not None:
+                pieces += (text[at : member.value_start], value)
+                at = member.value_end
+        elif kept and member.start > kept[-1].start:
+            # All that follow the last kept member go, and so does the comma before them.
+            pieces.append(text[at : kept[-1].end])
+            at = members[-1].end
+            break
+        else:
+            pieces.append(text[at : member.start])
+            at = members[index + 1].start if kept else member.end
+    pieces.append(text[at:])
+    return "".join(pieces)
