@@ -80,7 +80,9 @@ def scan_object(text: str, *, exact_numbers: bool = False) -> list[Member]:
     except RecursionError:
         raise JsonSpanError("nested too deep") from None
     except ValueError:
-        raise JsonSpanError("a number is out of range") from None  # int() refuses literals of thousands of digits
+        raise JsonSpanError(
+            "a number is out of range"
+        ) from None  # int() refuses literals of thousands of digits
 
 
 def _scan(text: str, decode: Any) -> list[Member]:
@@ -137,7 +139,11 @@ def set_members(text: str, members: Sequence[Member], changes: Mapping[str, str 
     opening = text.index("{") + 1
     pieces.append(text[:opening])
     known = {member.key for member in members}
-    added = [f"{json.dumps(key)}:{value}" for key, value in changes.items() if value is not None and key not in known]
+    added = [
+        f"{json.dumps(key)}:{value}"
+        for key, value in changes.items()
+        if value is not None and key not in known
+    ]
     pieces.append(",".join(added))
     if added and kept:
         pieces.append(",")

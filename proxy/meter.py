@@ -1,54 +1,96 @@
-"""Metering an answer as its bytes pass. Pure.
+"""Metering an answer while it passes: what goes on to the client, and what the answer costs.
 
-Protocols: OpenAI's chat completion chunks (``stream_options.include_usage`` puts the usage into a last chunk without
-choices) and OpenRouter's (comments while it waits, usage with its cost beside or after the last choice, errors as
-events). The common chunk is recognised by a few byte searches and passed on without being parsed; whatever could
-matter to the bill, or should not reach the client, goes the long way.
+The protocol is OpenAI's chat completions (https://platform.openai.com/docs/api-reference/chat-streaming) with
+OpenRouter's additions (https://openrouter.ai/docs/api-reference/streaming): ``usage.cost``, ``reasoning``, comment
+lines while a model warms up, and a top-level ``error`` in an event when an answer fails midway. A stream is one of
+server-sent events (WHATWG HTML, section 9.2) that ends with ``data: [DONE]``.
+
+Most bytes are only looked at: JSON is parsed for the first event, for usage and errors, and where tokens must be
+counted because the provider did not say how many there were.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
-from proxy.jsonspan import JsonSpanError, Member, scan_object, set_members
-from proxy.sse import EventSplitter, event_data, with_data
+from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
+from proxy.sse import EventSplitter, close_event, event_data, replace_data
+from proxy.transcript import Transcript, text_of_choices, text_of_output
 
-_EVENT_BYTES_MAX = 4 * 1024 * 1024
-_BYTES_PER_TOKEN = 3
-_ENVELOPE_SLACK = 24  # later chunks lack the first one's role
-_TEXT_FIELDS = ("content", "reasoning", "reasoning_content", "refusal")
-
-PriceUsage = Callable[[Mapping[str, Any]], str | None]
+EVENT_BYTES_MAX = 4 * 1024 * 1024
+_BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
+_DONE = b"[DONE]"
+_LETTER_ESCAPE = re.compile(
+    rb"\\u00[567]"
+)  # a key may be spelled with escapes, if only to slip past a byte search
+# A null usage that is certainly the event's own: only simple members stand between it and the event's last brace.
+_NULL_USAGE = re.compile(
+    rb',"usage":null(?=(?:,"\w+":(?:"[^"\\\r\n]*"|null))*\}(?:\n\n|\r\n\r\n))',
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamError:
-    """An error that the provider sent inside an answer; ``raw`` is its error object."""
+    """An error that came inside an answer.
+
+    Args:
+        message: for people; empty if the provider gave none.
+        code: as text, often an HTTP status.
+        raw: the value of the ``error`` member, parsed.
+    """
 
     message: str
     code: str | None
-    raw: Mapping[str, Any]
+    raw: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlainAnswer:
+    """A whole answer, read.
+
+    Args:
+        generation_id: the provider's.
+        model: that answered.
+        usage: as reported, numbers with a fraction as ``Decimal``.
+        error: an error inside a successful answer.
+        completion_text: everything the model wrote, to count its tokens where usage is missing.
+        body: what goes on to the client.
+        is_object: False if the body is no JSON object at all; then nothing else is known.
+    """
+
+    generation_id: str | None
+    model: str | None
+    usage: Mapping[str, Any] | None
+    error: StreamError | None
+    completion_text: str
+    body: bytes
+    is_object: bool
 
 
 class StreamMeter:
-    """Meters one streamed chat completion.
+    """Meters one streamed answer; how its bytes are split makes no difference to what comes out.
 
     Args:
-        include_usage: whether the client asked for the usage chunk; else usage is kept from it.
-        choices: how many choices were asked for (``n``).
-        event_bytes_max: bytes of one event at most.
-        price_usage: gives ``usage.cost`` as JSON text where the provider sends none.
+        include_usage: the client asked for usage. If not, usage is metered and cut out.
+        event_bytes_max: bytes that one event may have.
+        price_usage: makes ``usage.cost`` (a JSON number in USD) where the provider sends none; None leaves it out.
     """
 
     def __init__(
         self,
         *,
         include_usage: bool,
-        choices: int = 1,
-        event_bytes_max: int = _EVENT_BYTES_MAX,
-        price_usage: PriceUsage | None = None,
+        event_bytes_max: int = EVENT_BYTES_MAX,
+        price_usage: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
+        self._include_usage = include_usage
+        self._event_bytes_max = event_bytes_max
+        self._price_usage = price_usage
+        self._splitter = EventSplitter(event_bytes_max)
+        self._transcript = Transcript()
         self.generation_id: str | None = None
         self.model: str | None = None
         self.created: int | None = None
@@ -56,258 +98,261 @@ class StreamMeter:
         self.error: StreamError | None = None
         self.done = False
         self.done_event = b""
-        self.events = 0
-        self.kept_bytes = 0
-        self._include_usage = include_usage
-        self._choices = choices
-        self._price_usage = price_usage
-        self._splitter = EventSplitter(pending_max=event_bytes_max)
-        self._kept: list[bytes] = []
-        self._kept_events = 0
-        self._folded_tokens = 0
-        self._envelope = 0
-        self._seen: set[int] = set()
-        self._finished: set[int] = set()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes kept for counting since the last ``fold``."""
+        return self._transcript.kept_bytes
+
+    @property
+    def events(self) -> int:
+        """Events so far that carried choices, or could not be read."""
+        return self._transcript.events
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its ``finish_reason``."""
-        return len(self._finished) >= max(self._choices, len(self._seen))
+        """Whether at least one choice was seen, and each that was seen has ended with a reason."""
+        return self._transcript.finished
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as they came; return what goes on to the client now: whole events.
+        """Take bytes of the answer and return those that go on to the client now: whole events, mostly unchanged.
 
-        ``[DONE]`` is kept back, and nothing after it is passed: the relay sends it when the call's end is decided.
+        ``data: [DONE]`` is not returned but kept as ``done_event``; whatever follows it is dropped.
 
         Raises:
             EventTooLargeError: an event exceeds the bound.
         """
+        passed = self._glance(data)
+        if passed is None:
+            return self._read(data)
+        self._transcript.keep(data)
+        return passed
+
+    def _glance(self, data: bytes) -> bytes | None:
+        """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
+        if (
+            self._splitter.pending
+            or not data.endswith((b"\n\n", b"\r\n\r\n"))
+            or b'"error"' in data
+            or _DONE in data
+            or (b"\\u00" in data and _LETTER_ESCAPE.search(data))
+            or (self.generation_id is None and b'"id"' in data)
+            or self.done
+            or len(data) > self._event_bytes_max
+        ):
+            return None
+        if b'"usage"' not in data:
+            return data
+        usages = data.count(b'"usage"')
+        if self._include_usage:
+            return data if data.count(b'"usage":null') == usages else None
+        passed, cut = _NULL_USAGE.subn(b"", data)
+        return passed if cut == usages else None
+
+    def _read(self, data: bytes) -> bytes:
         if self.done:
             return b""
-        if not self._splitter.pending and self._is_common(data):
-            events = data.count(b"\n\n")
-            self.events += events
-            self._keep(data, events)
-            return data
-        return b"".join([self._pass_event(event) for event in self._splitter.feed(data)])
-
-    def _is_common(self, data: bytes) -> bool:
-        """Tell whether these bytes are whole content chunks and nothing else. The order puts the likeliest no first."""
-        return (
-            data.endswith(b"\n\n")
-            and self.generation_id is not None
-            and data.startswith(b"data: {")
-            and b'"usage"' not in data
-            and data.count(b'"finish_reason":null') == data.count(b'"finish_reason"')
-            and b'"error"' not in data
-            and b"[DONE]" not in data
-            and b'"choices":[{' in data
-            and data.count(b"\n\n") == data.count(b"data: {")
-            and b"\r" not in data
-            and self._choices == 1
-        )
-
-    def _keep(self, data: bytes, events: int) -> None:
-        self._kept.append(data)
-        self.kept_bytes += len(data)
-        self._kept_events += events
-
-    def _pass_event(self, event: bytes) -> bytes:
-        data = event_data(event)
-        if self.done or data is None:
-            return b"" if self.done else event
-        if data.strip() == b"[DONE]":
-            self.done, self.done_event = True, event
-            return b""
-        try:
-            members = scan_object(data.decode("utf-8"), exact_numbers=True)
-        except (JsonSpanError, UnicodeDecodeError):
-            self.events += 1
-            return event
-        fields = {member.key: member.value for member in members}
-        self._note(fields, event)
-        if "usage" not in fields:
-            return event
-        return self._pass_usage(event, data, members, fields)
-
-    def _note(self, fields: Mapping[str, Any], event: bytes) -> None:
-        if self.generation_id is None and isinstance(fields.get("id"), str) and fields["id"]:
-            self.generation_id = fields["id"]
-            self.model = fields.get("model") if isinstance(fields.get("model"), str) else None
-            self.created = fields.get("created") if isinstance(fields.get("created"), int) else None
-        if fields.get("error") is not None and self.error is None:
-            self.error = _stream_error(fields["error"])
-        if isinstance(fields.get("usage"), Mapping):
-            self.usage = fields["usage"]
-        choices = fields.get("choices")
-        if isinstance(choices, list) and choices:
-            self.events += 1
-            self._keep(event, 1)
-            if not self._envelope:
-                self._envelope = max(len(event) - _ENVELOPE_SLACK, 1)
-            for choice in choices:
-                self._note_choice(choice)
-
-    def _note_choice(self, choice: object) -> None:
-        if not isinstance(choice, Mapping):
-            return
-        index = choice.get("index", 0)
-        if isinstance(index, int):
-            self._seen.add(index)
-            if choice.get("finish_reason") is not None:
-                self._finished.add(index)
-
-    def _pass_usage(self, event: bytes, data: bytes, members: list[Member], fields: Mapping[str, Any]) -> bytes:
-        text = data.decode("utf-8")
-        usage = fields["usage"]
-        if not self._include_usage:
-            if usage is not None and not fields.get("choices"):
-                return b""
-            return with_data(event, data, set_members(text, members, {"usage": None}).encode())
-        priced = _with_cost(text, members, usage, self._price_usage)
-        return event if priced is None else with_data(event, data, priced.encode())
+        passed: list[bytes] = []
+        for event in self._splitter.feed(data):
+            passed.append(self._take(event))
+            if self.done:
+                break
+        return b"".join(passed)
 
     def finish(self) -> bytes:
-        """Return what goes on at the end of the stream: an event that lacked only its blank line."""
+        """Return the rest at the end of the answer.
+
+        A last event whose blank line never came counts if it can be read, and is given its line ends, so that more can
+        follow it. One that was cut in its middle is dropped, as the standard demands of every client.
+        """
         rest = self._splitter.flush()
-        return self._pass_event(rest) if rest and not self.done else b""
+        if self.done or not rest:
+            return b""
+        data = event_data(rest)
+        if data and data.strip() != _DONE and _read_object(data) is None:
+            return b""
+        return self._take(close_event(rest))
+
+    def _take(self, event: bytes) -> bytes:
+        data = event_data(event)
+        if data is None or not data.strip():
+            return event
+        if data.strip() == _DONE:
+            self.done = True
+            self.done_event = event
+            return b""
+        found = _read_object(data)
+        if found is None:
+            self._transcript.keep(event)
+            return event
+        self._note(found.fields)
+        choices = found.fields.get("choices")
+        if isinstance(choices, list) and choices:
+            self._transcript.keep(event, choices)
+        return self._passed(event, found)
+
+    def _note(self, fields: Mapping[str, Any]) -> None:
+        name = fields.get("id")
+        if self.generation_id is None and isinstance(name, str) and name:
+            self.generation_id = name
+            self.model = _text_or_none(fields.get("model"))
+            created = fields.get("created")
+            self.created = created if isinstance(created, int) and not isinstance(created, bool) else None
+        usage = fields.get("usage")
+        if isinstance(usage, dict):
+            self.usage = usage
+        if self.error is None:
+            self.error = _find_error(fields)
+
+    def _passed(self, event: bytes, found: "_Object") -> bytes:
+        fields = found.fields
+        if "usage" not in fields:
+            return event
+        if self._include_usage:
+            priced = _with_cost(found, self._price_usage)
+            return event if priced is None else replace_data(event, priced.encode())
+        if fields["usage"] is not None and not fields.get("choices") and fields.get("error") is None:
+            return b""
+        if found.members is None:
+            return event
+        return replace_data(event, set_members(found.text, found.members, {"usage": None}).encode())
 
     def progress_tokens(self) -> int:
-        """Return roughly how many completion tokens passed so far, rather more than fewer; nothing is parsed."""
-        text_bytes = max(self.kept_bytes - self._kept_events * self._envelope, 0)
-        return self._folded_tokens + self._kept_events + text_bytes // _BYTES_PER_TOKEN
+        """Return about how many tokens the answer has so far, rather too many than too few; costs next to nothing."""
+        return self._transcript.estimate(_BYTES_PER_TOKEN)
 
     def fold(self, count_text: Callable[[str], int]) -> int:
-        """Count exactly what passed so far, and let go of the bytes kept for it.
+        """Count what was kept, drop it, and return the tokens of the answer so far.
 
         Args:
-            count_text: counts tokens of a text.
-
-        Returns:
-            completion tokens so far.
+            count_text: counts the tokens of a text as the model does.
         """
-        texts: dict[int, list[str]] = {}
-        splitter = EventSplitter(pending_max=self.kept_bytes + 1)
-        for kept in self._kept:
-            for event in splitter.feed(kept):
-                _collect(event, texts)
-        if splitter.pending:
-            _collect(splitter.flush(), texts)
-        self._folded_tokens += sum(count_text("".join(pieces)) for pieces in texts.values())
-        self._kept.clear()
-        self.kept_bytes = self._kept_events = 0
-        return self._folded_tokens
+        return self._transcript.fold(count_text)
 
-    def clean_end(self, *, usage_json: str) -> bytes:
-        """Return the events that end the answer as if it had reached its bound, usage and ``[DONE]`` included."""
+    def clean_end(self, *, usage_json: str | None) -> bytes:
+        """Return events that end the answer as if it had reached its bound on tokens.
+
+        Args:
+            usage_json: what ``usage`` says, as JSON; sent only if the client asked for usage.
+        """
         head = {
             "id": self.generation_id or "",
             "object": "chat.completion.chunk",
             "created": self.created or 0,
             "model": self.model or "",
         }
-        out = []
-        for index in sorted((self._seen or {0}) - self._finished):
-            choice = {"index": index, "delta": {}, "finish_reason": "length"}
-            out.append(f"data: {json.dumps({**head, 'choices': [choice]})}\n\n")
-        if self._include_usage:
-            out.append(f'data: {json.dumps({**head, "choices": []})[:-1]}, "usage": {usage_json}}}\n\n')
-        return ("".join(out) + "data: [DONE]\n\n").encode()
+        pieces = [
+            _event({**head, "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
+            for index in self._transcript.unfinished()
+        ]
+        if self._include_usage and usage_json is not None:
+            envelope = json.dumps({**head, "choices": []}, separators=(",", ":"))
+            pieces.append(f'data: {envelope[:-1]},"usage":{usage_json}}}\n\n'.encode())
+        pieces.append(b"data: " + _DONE + b"\n\n")
+        return b"".join(pieces)
 
 
-def _collect(event: bytes, texts: dict[int, list[str]]) -> None:
+def error_event(error: Mapping[str, Any]) -> bytes:
+    """Return the event that reports an error within a stream, as OpenAI and OpenRouter do.
+
+    Args:
+        error: the ``error`` object itself.
+    """
+    return _event({"error": error})
+
+
+def read_plain(
+    body: bytes, *, price_usage: Callable[[Mapping[str, Any]], str | None] | None = None
+) -> PlainAnswer:
+    """Read a whole answer: a chat completion, completion, embedding or response in OpenAI's shapes.
+
+    White space before it is tolerated: OpenRouter sends it to keep connections alive.
+
+    Args:
+        body: as it came; it goes on unchanged, but for a ``usage.cost`` that is missing and can be had.
+        price_usage: as for ``StreamMeter``.
+    """
+    found = _read_object(body)
+    if found is None:
+        return PlainAnswer(None, None, None, None, "", body, is_object=False)
+    fields = found.fields
+    usage = fields.get("usage")
+    priced = _with_cost(found, price_usage)
+    return PlainAnswer(
+        generation_id=_text_or_none(fields.get("id")),
+        model=_text_or_none(fields.get("model")),
+        usage=usage if isinstance(usage, dict) else None,
+        error=_find_error(fields),
+        completion_text=text_of_choices(fields.get("choices")) + text_of_output(fields.get("output")),
+        body=body if priced is None else priced.encode(),
+        is_object=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A JSON object read; without ``members`` if it names a key twice, as then it cannot be changed safely."""
+
+    text: str
+    fields: Mapping[str, Any]
+    members: list[Member] | None
+
+
+def _read_object(data: bytes) -> _Object | None:
     try:
-        chunk = json.loads(event_data(event) or b"null")
-    except (ValueError, RecursionError):
-        return
-    choices = chunk.get("choices") if isinstance(chunk, dict) else None
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict):
-            pieces = texts.setdefault(choice.get("index", 0), [])
-            pieces.extend(_texts_of(choice.get("delta") or choice.get("message")))
-            if isinstance(choice.get("text"), str):
-                pieces.append(choice["text"])
+        text = data.decode()
+        members = scan_object(text, exact_numbers=True)
+    except DuplicateKeyError:
+        return _read_ambiguous(text)
+    except (UnicodeDecodeError, JsonSpanError):
+        return None
+    return _Object(text, {member.key: member.value for member in members}, members)
 
 
-def _texts_of(message: object) -> list[str]:
-    """Return what of a message or delta was generated: text, reasoning, and calls of tools."""
-    if not isinstance(message, Mapping):
-        return []
-    found = [message[name] for name in _TEXT_FIELDS if isinstance(message.get(name), str)]
-    calls = message.get("tool_calls")
-    functions = [call.get("function") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
-    for function in (*functions, message.get("function_call")):
-        if isinstance(function, Mapping):
-            found += [function[name] for name in ("name", "arguments") if isinstance(function.get(name), str)]
-    return found
+def _read_ambiguous(text: str) -> _Object | None:
+    try:
+        fields = json.loads(text, parse_float=Decimal)
+    except (ValueError, ArithmeticError, RecursionError):
+        return None
+    return _Object(text, fields, None)
 
 
-def _with_cost(text: str, members: list[Member], usage: object, price_usage: PriceUsage | None) -> str | None:
-    """Return the object with ``usage.cost`` added; None where it has one, or none can be given."""
-    if price_usage is None or not isinstance(usage, Mapping) or usage.get("cost") is not None:
+def _with_cost(found: _Object, price_usage: Callable[[Mapping[str, Any]], str | None] | None) -> str | None:
+    """Return the object's text with ``usage.cost`` in it; None if there is nothing to add."""
+    usage = found.fields.get("usage")
+    if (
+        price_usage is None
+        or found.members is None
+        or not isinstance(usage, dict)
+        or usage.get("cost") is not None
+    ):
         return None
     cost = price_usage(usage)
     if cost is None:
         return None
-    member = next(member for member in members if member.key == "usage")
-    inner = text[member.value_start : member.end]
+    place = next(member for member in found.members if member.key == "usage")
+    usage_text = found.text[place.value_start : place.value_end]
     try:
-        priced = set_members(inner, scan_object(inner), {"cost": cost})
-    except JsonSpanError:
+        priced = set_members(usage_text, scan_object(usage_text), {"cost": cost})
+    except DuplicateKeyError:
         return None
-    return set_members(text, members, {"usage": priced})
+    return set_members(found.text, found.members, {"usage": priced})
 
 
-def _stream_error(error: object) -> StreamError:
-    if isinstance(error, Mapping):
-        code = error.get("code")
-        return StreamError(str(error.get("message") or "error"), None if code is None else str(code), error)
-    return StreamError(str(error), None, {"message": str(error)})
+def _find_error(fields: Mapping[str, Any]) -> StreamError | None:
+    raw = fields.get("error")
+    if raw is None:
+        return None
+    if not isinstance(raw, dict):
+        return StreamError(raw if isinstance(raw, str) else "", None, raw)
+    code = raw.get("code")
+    known = isinstance(code, int | str) and not isinstance(code, bool)
+    return StreamError(_text_or_none(raw.get("message")) or "", str(code) if known else None, raw)
 
 
-def error_event(error: Mapping[str, Any]) -> bytes:
-    """Return an error as an event, for an answer whose headers are sent already."""
-    return f"data: {json.dumps({'error': error}, default=str)}\n\n".encode()
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainAnswer:
-    """A plain answer; ``body`` is what goes on to the client, ``usage`` the provider's with exact numbers."""
-
-    body: bytes
-    is_object: bool = False
-    generation_id: str | None = None
-    usage: Mapping[str, Any] | None = None
-    error: StreamError | None = None
-    completion_text: str = ""
-    has_answer: bool = False
-
-
-def read_plain(body: bytes, *, price_usage: PriceUsage | None = None) -> PlainAnswer:
-    """Read a plain answer; its bytes stay as they are, but for ``usage.cost`` where the provider sends none."""
-    try:
-        text = body.decode("utf-8")
-        members = scan_object(text, exact_numbers=True)
-    except (JsonSpanError, UnicodeDecodeError):
-        return PlainAnswer(body)
-    fields = {member.key: member.value for member in members}
-    usage = fields.get("usage") if isinstance(fields.get("usage"), Mapping) else None
-    priced = _with_cost(text, members, usage, price_usage)
-    texts: list[str] = []
-    choices = fields.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, Mapping):
-            texts += _texts_of(choice.get("message"))
-            if isinstance(choice.get("text"), str):
-                texts.append(choice["text"])
-    generation_id = fields.get("id")
-    return PlainAnswer(
-        body=body if priced is None else priced.encode(),
-        is_object=True,
-        generation_id=generation_id if isinstance(generation_id, str) and generation_id else None,
-        usage=usage,
-        error=_stream_error(fields["error"]) if fields.get("error") is not None else None,
-        completion_text="".join(texts),
-        has_answer=bool(choices),
-    )
-
+def _event(fields: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(fields, separators=(",", ":"), default=str).encode() + b"\n\n"

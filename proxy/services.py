@@ -1,5 +1,6 @@
 """What a request handler calls: the rooms of the house, made once per worker and handed over by the application."""
 
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -12,12 +13,14 @@ from aiohttp import web
 from billing.calls import Calls
 from billing.changes import ChangeFeed
 from billing.db import Database
+from billing.errors import ProviderUnavailableError
 from billing.fxbook import FxBook
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.keys import Keys
 from billing.ledger import Ledger
 from billing.migrate import require_current
+from billing.opening import record_opening
 from billing.pricebook import PriceBook
 from billing.redis_pipe import RedisPipe
 from billing.sweeper import Sweeper
@@ -128,6 +131,8 @@ async def _start(services: Services) -> None:
             "fx": services.fx.load,
         },
     )
+    with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
+        await record_opening(services.database, services.upstream)
     services.tasks.start(feed.run(), name="changes")
     services.tasks.start(services.calls.run(), name="leases")
     services.tasks.start(services.sweeper.run(), name="sweeper")

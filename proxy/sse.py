@@ -53,11 +53,9 @@ class EventSplitter:
             if end == len(buffer) and buffer[-1] == 0x0D:
                 break
             self._check(end - start)
-            events.append(bytes(memoryview(buffer)[start:end]))
+            events.append(bytes(buffer[start:end]))
             start = search_from = end
-        del match
-        if start:
-            del buffer[:start]
+        del buffer[:start]
         self._check(len(buffer))
         return events
 

@@ -1,0 +1,212 @@
+"""Counting the tokens of an answer that a provider does not count: kept raw while it streams, read in batches.
+
+Reading an event costs far more than passing it on, and most providers send usage at the end. So events are kept as
+they came, their number and size give a cheap estimate, and only ``fold`` reads them.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.sse import EventSplitter, event_data
+
+_TAIL_CHARACTERS = 64  # text counted before, so that a word cut in two by folding is not counted as two
+_REASONING_NAMES = (
+    "reasoning",
+    "reasoning_content",
+)  # OpenRouter; DeepSeek and vLLM. Some send both, the same twice.
+
+
+@dataclass(slots=True)
+class _Choice:
+    finished: bool = False
+    pieces: list[str] = field(default_factory=list)
+    tail: str = ""
+
+
+class Transcript:
+    """What the choices of one streamed answer said."""
+
+    def __init__(self) -> None:
+        self._raw: list[bytes] = []
+        self._choices: dict[int, _Choice] = {}
+        self._events = 0
+        self._tokens = 0
+        self._fresh_events = 0
+        self._envelope_bytes: int | None = None
+        self.kept_bytes = 0
+
+    def keep(self, events: bytes, choices: list[Any] | None = None) -> None:
+        """Keep whole events.
+
+        Args:
+            events: raw, one or more.
+            choices: those of a single event, if it was read already.
+        """
+        count = events.count(b'"choices"')
+        if not count and b"data" not in events:
+            return  # nothing but comments
+        size = len(events)
+        self._raw.append(events)
+        self.kept_bytes += size
+        if not count:
+            self._fresh_events += 1
+            return
+        self._fresh_events += count
+        envelope = size // count
+        if choices is not None:
+            envelope = max(0, size - len(text_of_choices(choices).encode(errors="surrogatepass")))
+        if self._envelope_bytes is None or envelope < self._envelope_bytes:
+            self._envelope_bytes = envelope
+
+    def estimate(self, bytes_per_token: int) -> int:
+        """Return about how many tokens there are: at least one per event, and more where events are large.
+
+        What every event repeats (id, model, names of members) is taken to be as large as in the smallest one.
+        """
+        content_bytes = self.kept_bytes - self._fresh_events * (self._envelope_bytes or 0)
+        return self._tokens + self._fresh_events + max(0, content_bytes) // bytes_per_token
+
+    def fold(self, count_text: Callable[[str], int]) -> int:
+        """Count what was kept since the last time, drop it, and return the count of everything so far."""
+        self._read()
+        for choice in self._choices.values():
+            if not choice.pieces:
+                continue
+            text = choice.tail + "".join(choice.pieces)
+            before = count_text(_well_formed(choice.tail)) if choice.tail else 0
+            self._tokens += max(0, count_text(_well_formed(text)) - before)
+            choice.pieces.clear()
+            choice.tail = text[-_TAIL_CHARACTERS:]
+        self.kept_bytes = self._fresh_events = 0
+        return self._tokens
+
+    @property
+    def events(self) -> int:
+        """Events that carried choices, or could not be read."""
+        self._read()
+        return self._events
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are choices, and all have ended."""
+        self._read()
+        return bool(self._choices) and not self.unfinished()
+
+    def unfinished(self) -> list[int]:
+        """Return the indices of the choices that have not ended; the first one if none has begun."""
+        self._read()
+        if not self._choices:
+            return [0]
+        return sorted(index for index, choice in self._choices.items() if not choice.finished)
+
+    def _read(self) -> None:
+        if not self._raw:
+            return
+        raw = b"".join(self._raw)
+        self._raw.clear()
+        splitter = EventSplitter(len(raw))
+        for event in (*splitter.feed(raw), splitter.flush()):
+            data = event_data(event)
+            if data is not None and data.strip():
+                self._read_event(data)
+
+    def _read_event(self, data: bytes) -> None:
+        try:
+            fields = json.loads(data.decode())
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            self._events += 1
+            return
+        choices = fields.get("choices")
+        if not isinstance(choices, list) or not choices:
+            return
+        self._events += 1
+        for position, choice in enumerate(choices):
+            if isinstance(choice, dict):
+                index = choice.get("index")
+                known = self._choices.setdefault(index if isinstance(index, int) else position, _Choice())
+                known.pieces.extend(_texts_of_choice(choice))
+                known.finished = known.finished or choice.get("finish_reason") is not None
+
+
+def text_of_choices(choices: Any) -> str:
+    """Return everything that choices say, plain or streamed: content, reasoning, refusal, and calls of tools."""
+    if not isinstance(choices, list):
+        return ""
+    return _well_formed(
+        "".join(text for choice in choices if isinstance(choice, dict) for text in _texts_of_choice(choice))
+    )
+
+
+def text_of_output(output: Any) -> str:
+    """Return everything that the ``output`` of the Responses API says: messages, summaries, and calls of functions."""
+    if not isinstance(output, list):
+        return ""
+    texts: list[str] = []
+    for item in output:
+        if isinstance(item, dict):
+            texts += _texts_of_parts(item.get("content"))
+            texts += _texts_of_parts(item.get("summary"))
+            texts += _strings(item, "name", "arguments", "input")
+    return _well_formed("".join(texts))
+
+
+def _texts_of_choice(choice: Mapping[str, Any]) -> Iterator[str]:
+    yield from _strings(choice, "text")
+    for name in ("delta", "message"):
+        message = choice.get(name)
+        if isinstance(message, dict):
+            yield from _texts_of_parts(message.get("content"))
+            yield from _reasoning(message)
+            yield from _strings(message, "refusal")
+            yield from _calls(message)
+
+
+def _reasoning(message: Mapping[str, Any]) -> list[str]:
+    for name in _REASONING_NAMES:
+        if texts := _strings(message, name):
+            return texts
+    return _texts_of_parts(message.get("reasoning_details"))
+
+
+def _calls(message: Mapping[str, Any]) -> Iterator[str]:
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict):
+            for kind in ("function", "custom"):
+                called = call.get(kind)
+                if isinstance(called, dict):
+                    yield from _strings(called, "name", "arguments", "input")
+    legacy = message.get("function_call")
+    if isinstance(legacy, dict):
+        yield from _strings(legacy, "name", "arguments")
+
+
+def _texts_of_parts(content: Any) -> list[str]:
+    """Return the texts of a content that is a string, or a list of parts as newer models send it."""
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        return []
+    return [
+        text
+        for part in content
+        if isinstance(part, dict)
+        for text in _strings(part, "text", "summary", "refusal")
+    ]
+
+
+def _strings(fields: Mapping[str, Any], *names: str) -> list[str]:
+    return [value for name in names if isinstance(value := fields.get(name), str) and value]
+
+
+def _well_formed(text: str) -> str:
+    """Join surrogates that were escaped in two events; replace those that are alone, as no tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
