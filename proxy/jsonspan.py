@@ -7,7 +7,7 @@ The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the obje
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
@@ -134,34 +134,38 @@ def set_members(text: str, members: Sequence[Member], changes: Mapping[str, str 
         changes: JSON text of the new value per key, None to remove the member. Keys that the object does not have
             are put at its front.
     """
-    kept = [member for member in members if changes.get(member.key, "") is not None]
-    pieces: list[str] = []
     opening = text.index("{") + 1
-    pieces.append(text[:opening])
+    kept = [member for member in members if changes.get(member.key, "") is not None]
     known = {member.key for member in members}
     added = [
         f"{json.dumps(key)}:{value}"
         for key, value in changes.items()
         if value is not None and key not in known
     ]
-    pieces.append(",".join(added))
-    if added and kept:
-        pieces.append(",")
+    pieces = [text[:opening], ",".join(added), "," if added and kept else ""]
     at = opening
-    kept_keys = {member.key for member in kept}
-    for index, member in enumerate(members):
-        if member.key in kept_keys:
-            value = changes.get(member.key)
-            if value is not None:
-                pieces += (text[at : member.value_start], value)
-                at = member.value_end
-        elif kept and member.start > kept[-1].start:
-            # All that follow the last kept member go, and so does the comma before them.
-            pieces.append(text[at : kept[-1].end])
-            at = members[-1].end
-            break
-        else:
-            pieces.append(text[at : member.start])
-            at = members[index + 1].start if kept else member.end
+    for start, end, new in _edits(members, kept, changes):
+        pieces += (text[at:start], new)
+        at = end
     pieces.append(text[at:])
     return "".join(pieces)
+
+
+def _edits(
+    members: Sequence[Member], kept: Sequence[Member], changes: Mapping[str, str | None]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield in order what to replace: from, to, by what."""
+    if not kept:
+        if members:
+            yield members[0].start, members[-1].end, ""
+        return
+    for index, member in enumerate(members):
+        if member.key not in changes:
+            continue
+        value = changes[member.key]
+        if value is not None:
+            yield member.value_start, member.value_end, value
+        elif member.start < kept[-1].start:
+            yield member.start, members[index + 1].start, ""
+    # Those after the last kept member go together with the comma before them.
+    yield kept[-1].end, members[-1].end, ""

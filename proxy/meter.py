@@ -11,7 +11,7 @@ counted because the provider did not say how many there were.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -122,42 +122,42 @@ class StreamMeter:
         Raises:
             EventTooLargeError: an event exceeds the bound.
         """
-        passed = self._glance(data)
-        if passed is None:
-            return self._read(data)
-        self._transcript.keep(data)
-        return passed
-
-    def _glance(self, data: bytes) -> bytes | None:
-        """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
-        if (
-            self._splitter.pending
-            or not data.endswith((b"\n\n", b"\r\n\r\n"))
-            or b'"error"' in data
-            or _DONE in data
-            or (b"\\u00" in data and _LETTER_ESCAPE.search(data))
-            or (self.generation_id is None and b'"id"' in data)
-            or self.done
-            or len(data) > self._event_bytes_max
-        ):
-            return None
-        if b'"usage"' not in data:
-            return data
-        usages = data.count(b'"usage"')
-        if self._include_usage:
-            return data if data.count(b'"usage":null') == usages else None
-        passed, cut = _NULL_USAGE.subn(b"", data)
-        return passed if cut == usages else None
-
-    def _read(self, data: bytes) -> bytes:
         if self.done:
             return b""
-        passed: list[bytes] = []
+        if not self._splitter.pending and len(data) <= self._event_bytes_max:
+            passed = self._glance(data)
+            if passed is not None:
+                return passed
+        return b"".join(self._read(data))
+
+    def _glance(self, events: bytes) -> bytes | None:
+        """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
+        if (
+            not events.endswith((b"\n\n", b"\r\n\r\n"))
+            or b'"error"' in events
+            or _DONE in events
+            or (b"\\u00" in events and _LETTER_ESCAPE.search(events))
+            or (self.generation_id is None and b'"id"' in events)
+        ):
+            return None
+        passed = events
+        if b'"usage"' in events:
+            usages = events.count(b'"usage"')
+            if self._include_usage:
+                nulls = events.count(b'"usage":null')
+            else:
+                passed, nulls = _NULL_USAGE.subn(b"", events)
+            if nulls != usages:
+                return None
+        self._transcript.keep(events)
+        return passed
+
+    def _read(self, data: bytes) -> Iterator[bytes]:
         for event in self._splitter.feed(data):
-            passed.append(self._take(event))
+            passed = self._glance(event)
+            yield self._take(event) if passed is None else passed
             if self.done:
                 break
-        return b"".join(passed)
 
     def finish(self) -> bytes:
         """Return the rest at the end of the answer.

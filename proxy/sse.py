@@ -10,6 +10,7 @@ import re
 _BOM = b"\xef\xbb\xbf"
 # Atomic groups: the LF of a CR LF must not be taken for a line of its own.
 _EVENT_END = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+_BLANK_LINE = re.compile(rb"\r\n|\r|\n")
 _EVENT_END_MAX = 4  # bytes: two times CR LF
 
 
@@ -21,8 +22,8 @@ class EventSplitter:
     r"""Cuts bytes, however they were split on their way, into whole raw events.
 
     The events do not depend on where the bytes were split: an event that ends with CR at the very end of what arrived
-    waits for one byte more, as an LF that follows would be part of it. Blank lines beyond the one that ends an event
-    become the beginning of the next.
+    waits for one byte more, as an LF that follows would be part of it. A blank line beyond the one that ends an event
+    is an event of its own, without data.
 
     Args:
         pending_max: bytes that one event may have.
@@ -48,9 +49,9 @@ class EventSplitter:
         buffer += data
         events: list[bytes] = []
         start = 0
-        while match := _EVENT_END.search(buffer, search_from):
+        while match := _BLANK_LINE.match(buffer, start) or _EVENT_END.search(buffer, search_from):
             end = match.end()
-            if end == len(buffer) and buffer[-1] == 0x0D:
+            if end == len(buffer) and buffer.endswith(b"\r"):
                 break
             self._check(end - start)
             events.append(bytes(buffer[start:end]))

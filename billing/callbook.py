@@ -1,0 +1,77 @@
+"""Everything known about one call, in one view."""
+
+from typing import Any
+from uuid import UUID
+
+from billing.db import Database
+from billing.errors import NotFoundError
+from billing.money import format_amount, format_usd
+
+
+async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
+    """Return a call with its quote, prices, provider id, usage and postings; amounts are decimal strings.
+
+    Raises:
+        NotFoundError: there is no such call.
+        PostgresUnavailableError: Postgres is away.
+    """
+    async with database.transaction(isolation="repeatable_read", readonly=True) as connection:
+        call = await connection.fetchrow(
+            """
+            SELECT c.*, u.source, u.prompt_tokens, u.completion_tokens, u.cached_read_tokens, u.cached_write_tokens,
+                   u.reasoning_tokens, u.first_byte_ms, u.duration_ms, f.rate, f.markup_bps, p.prompt_usd, p.completion_usd
+            FROM calls c LEFT JOIN usage u ON u.call_id = c.id
+            LEFT JOIN fx_quotes f ON f.id = c.fx_quote_id LEFT JOIN model_prices p ON p.id = c.price_id
+            WHERE c.id = $1
+            """,
+            call_id,
+        )
+        if call is None:
+            raise NotFoundError(f"there is no call {call_id}")
+        entries = await connection.fetch(
+            "SELECT account, currency, amount_nano FROM journal_entry WHERE tx_id = $1 ORDER BY seq", call_id
+        )
+    return {
+        "id": str(call["id"]),
+        "state": call["state"],
+        "outcome": call["outcome"],
+        "model": call["model"],
+        "stream": call["stream"],
+        "wallet_id": str(call["wallet_id"]),
+        "user_id": str(call["user_id"]),
+        "key_id": str(call["key_id"]),
+        "generation_id": call["generation_id"],
+        "currency": call["currency"],
+        "cost_usd": _usd(call["cost_nanousd"]),
+        "provider_cost_usd": _usd(call["provider_cost_nanousd"]),
+        "charge": _amount(call["charge_nano"]),
+        "spread": _amount(call["spread_nano"]),
+        "accuracy": call["accuracy"],
+        "source": call["source"],
+        "tokens_prompt": call["prompt_tokens"],
+        "tokens_completion": call["completion_tokens"],
+        "tokens_cached": call["cached_read_tokens"],
+        "tokens_reasoning": call["reasoning_tokens"],
+        "hold": _amount(call["hold_nano"]),
+        "hold_usd": _usd(call["hold_nanousd"]),
+        "fx_rate": None if call["rate"] is None else f"{call['rate'].normalize():f}",
+        "fx_markup_bps": call["markup_bps"],
+        "price_prompt_usd": None if call["prompt_usd"] is None else f"{call['prompt_usd'].normalize():f}",
+        "price_completion_usd": None if call["completion_usd"] is None else f"{call['completion_usd'].normalize():f}",
+        "opened_at": call["opened_at"].isoformat(),
+        "ended_at": call["ended_at"].isoformat() if call["ended_at"] else None,
+        "first_byte_ms": call["first_byte_ms"],
+        "duration_ms": call["duration_ms"],
+        "postings": [
+            {"account": row["account"], "currency": row["currency"], "amount": format_amount(row["amount_nano"])}
+            for row in entries
+        ],
+    }
+
+
+def _usd(nanousd: int | None) -> str | None:
+    return None if nanousd is None else format_usd(nanousd)
+
+
+def _amount(nano: int | None) -> str | None:
+    return None if nano is None else format_amount(nano)

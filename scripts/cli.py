@@ -1,0 +1,319 @@
+"""The ``tuma`` command."""
+
+import asyncio
+import functools
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from billing.books import Books
+from billing.callbook import describe_call
+from billing.errors import InputError, TumaError
+from billing.fxbook import FxBook
+from billing.keys import Keys
+from billing.migrate import migrate as run_migrations
+from billing.money import NANO_DECIMALS, parse_amount
+from billing.pricebook import ModelPrice, PriceBook
+from billing.sweeper import SweepCounts, Sweeper
+from billing.wallets import parse_id
+from config.logging import configure_logging
+from config.settings import SettingsError, load_settings
+from proxy.upstream.listing import read_listing
+from scripts.doctor import examine
+from scripts.office import Office, open_office
+from scripts.serve import run_server
+
+_Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def main(context: click.Context, *, as_json: bool) -> None:
+    """Tuma: an OpenAI-compatible reverse proxy that meters money."""
+    context.obj = as_json
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], *, as_json: bool) -> None:
+    try:
+        configure_logging(load_settings().log)
+        result = asyncio.run(work())
+    except (TumaError, SettingsError) as error:
+        if as_json:
+            click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        click.echo(f"tuma: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        _print(result)
+    if result.get("ok") is False:
+        sys.exit(1)
+
+
+def _print(result: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in result.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                table.add_row(f"{name} {key}", _text(inner))
+        elif isinstance(value, list):
+            for inner in value:
+                table.add_row(name, _text(inner))
+        else:
+            table.add_row(name, _text(value))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        if {"ok", "detail"} <= value.keys():
+            return f"{'ok' if value['ok'] else 'NOT OK'}  {value.get('name', '')} {value['detail']}"
+        return "  ".join(f"{key}={inner}" for key, inner in value.items())
+    return "" if value is None else str(value)
+
+
+def office_command(group: click.Group, name: str) -> Callable[[_Command], _Command]:
+    """Make a coroutine ``(office, **options) -> result`` a command with ``--json``."""
+
+    def decorate(work: _Command) -> _Command:
+        @functools.wraps(work)
+        def command(*, as_json: bool, **options: Any) -> None:
+            async def in_office() -> dict[str, Any]:
+                async with open_office(load_settings()) as office:
+                    return await work(office, **options)
+
+            _run(in_office, as_json=as_json or bool(click.get_current_context().find_root().obj))
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+        group.command(name)(option(command))
+        return work
+
+    return decorate
+
+
+@main.command()
+def serve() -> None:
+    """Serve calls until SIGTERM; prints one line with the address when it accepts them."""
+    try:
+        settings = load_settings()
+        configure_logging(settings.log)
+        run_server(settings)
+    except (TumaError, SettingsError) as error:
+        click.echo(f"tuma: {error}", err=True)
+        sys.exit(1)
+
+
+@office_command(main, "migrate")
+async def migrate(office: Office) -> dict[str, Any]:
+    """Bring the database's schema up to this version."""
+    before, after = await run_migrations(office.database)
+    return {"version_before": before, "version": after, "applied": after - before}
+
+
+@main.group()
+def users() -> None:
+    """People."""
+
+
+@office_command(users, "create")
+@click.option("--email", required=True)
+async def users_create(office: Office, *, email: str) -> dict[str, Any]:
+    """Register a person."""
+    return {"id": str(await office.wallets.create_user(email)), "email": email}
+
+
+@main.group()
+def wallets() -> None:
+    """Wallets: one user's money in one currency."""
+
+
+@office_command(wallets, "create")
+@click.option("--user", required=True, help="Id or e-mail address.")
+@click.option("--currency", required=True, help="ISO 4217, as USD or NGN.")
+@click.option("--overdraft", default="0", help="How far below zero it may go, in major units.")
+async def wallets_create(office: Office, *, user: str, currency: str, overdraft: str) -> dict[str, Any]:
+    """Open a wallet."""
+    wallet_id = await office.wallets.create_wallet(user, currency=currency, overdraft_nano=parse_amount(overdraft))
+    return {**(await office.wallets.get_wallet(wallet_id)).as_json()}
+
+
+@office_command(wallets, "credit")
+@click.argument("wallet")
+@click.argument("amount")
+@click.option("--reason", required=True, help="Shown to the user.")
+@click.option("--key", default=None, help="Idempotency key: a repeat with it posts nothing.")
+async def wallets_credit(office: Office, *, wallet: str, amount: str, reason: str, key: str | None) -> dict[str, Any]:
+    """Put money into a wallet."""
+    wallet_id = parse_id(wallet, "wallet")
+    credit = await office.wallets.credit(wallet_id, parse_amount(amount), reason=reason, key=key)
+    await office.cool(wallet_id)
+    return {"transaction_id": str(credit.tx_id), **credit.wallet.as_json()}
+
+
+@office_command(wallets, "show")
+@click.argument("wallet")
+async def wallets_show(office: Office, *, wallet: str) -> dict[str, Any]:
+    """Show a wallet."""
+    return {**(await office.wallets.get_wallet(parse_id(wallet, "wallet"))).as_json()}
+
+
+@main.group()
+def keys() -> None:
+    """API keys."""
+
+
+def _keys(office: Office) -> Keys:
+    return Keys(office.database, office.settings.auth, office.settings.limits)
+
+
+@office_command(keys, "create")
+@click.option("--wallet", required=True, help="The wallet that pays.")
+@click.option("--name", default="")
+@click.option("--rpm", type=int, default=None, help="Requests per minute.")
+@click.option("--tpm", type=int, default=None, help="Tokens per minute.")
+@click.option("--max-parallel", type=int, default=None, help="Calls at a time.")
+async def keys_create(
+    office: Office, *, wallet: str, name: str, rpm: int | None, tpm: int | None, max_parallel: int | None
+) -> dict[str, Any]:
+    """Make a key; its secret is shown now and never again."""
+    made = await _keys(office).create(
+        parse_id(wallet, "wallet"), name=name, requests_per_min=rpm, tokens_per_min=tpm, calls_in_flight=max_parallel
+    )
+    return {"id": str(made.id), "secret": made.secret, "wallet_id": wallet, "name": name}
+
+
+@office_command(keys, "revoke")
+@click.argument("key_id")
+async def keys_revoke(office: Office, *, key_id: str) -> dict[str, Any]:
+    """Revoke a key, on every worker."""
+    await _keys(office).revoke(parse_id(key_id, "key"))
+    return {"id": key_id, "revoked": True}
+
+
+@main.group()
+def models() -> None:
+    """Models and their prices."""
+
+
+@office_command(models, "sync")
+async def models_sync(office: Office) -> dict[str, Any]:
+    """Take over the provider's models and prices."""
+    priced, unpriced = read_listing(await office.upstream.list_models())
+    changed = await PriceBook(office.database).set_prices(priced, source=office.settings.upstream.kind)
+    return {"models": len(priced), "prices_changed": changed, "without_price": unpriced}
+
+
+@office_command(models, "price")
+@click.argument("model")
+@click.option("--prompt", required=True, help="USD per million tokens.")
+@click.option("--completion", required=True, help="USD per million tokens.")
+@click.option("--cached-read", default=None, help="USD per million tokens read from the provider's cache.")
+@click.option("--cached-write", default=None, help="USD per million tokens written to it.")
+@click.option("--reasoning", default=None, help="USD per million reasoning tokens.")
+@click.option("--request", "request_price", default="0", help="USD per request.")
+async def models_price(
+    office: Office,
+    *,
+    model: str,
+    prompt: str,
+    completion: str,
+    cached_read: str | None,
+    cached_write: str | None,
+    reasoning: str | None,
+    request_price: str,
+) -> dict[str, Any]:
+    """Set a model's prices by hand."""
+    prices = {
+        "prompt_usd": _per_token(prompt),
+        "completion_usd": _per_token(completion),
+        "cached_read_usd": None if cached_read is None else _per_token(cached_read),
+        "cached_write_usd": None if cached_write is None else _per_token(cached_write),
+        "reasoning_usd": None if reasoning is None else _per_token(reasoning),
+        "image_usd": Decimal(0),
+        "audio_usd": None,
+        "request_usd": _decimal(request_price),
+    }
+    book = PriceBook(office.database)
+    changed = await book.set_prices([ModelPrice(model, model, None, None, prices)], source="manual")
+    return {"model": model, "prompt": prompt, "completion": completion, "changed": bool(changed)}
+
+
+def _per_token(usd_per_million: str) -> Decimal:
+    return _decimal(usd_per_million).scaleb(-6)
+
+
+def _decimal(text: str) -> Decimal:
+    parse_amount(text, decimals=NANO_DECIMALS)  # the same strictness as for amounts
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise InputError(f"{text!r} is not a number") from None
+
+
+@main.group()
+def fx() -> None:
+    """Exchange rates."""
+
+
+@office_command(fx, "set")
+@click.argument("base")
+@click.argument("quote")
+@click.argument("rate")
+@click.option("--markup-bps", type=int, default=None, help="On top of the rate, in hundredths of a percent.")
+async def fx_set(office: Office, *, base: str, quote: str, rate: str, markup_bps: int | None) -> dict[str, Any]:
+    """Set a rate: units of QUOTE for one BASE, as in `tuma fx set USD NGN 1600`."""
+    book = FxBook(office.database, markup_bps=office.settings.fx.markup_bps)
+    set_to = await book.set_rate(base, quote, _decimal(rate), markup_bps=markup_bps)
+    return {"id": str(set_to.id), "base": base, "quote": quote, "rate": rate, "markup_bps": set_to.markup_bps}
+
+
+@main.group()
+def calls() -> None:
+    """Calls."""
+
+
+@office_command(calls, "show")
+@click.argument("call")
+async def calls_show(office: Office, *, call: str) -> dict[str, Any]:
+    """Show everything known about a call."""
+    return await describe_call(office.database, parse_id(call, "call"))
+
+
+@office_command(main, "sweep")
+async def sweep(office: Office) -> dict[str, Any]:
+    """End the calls whose worker died, by what the provider billed."""
+    counts = await Sweeper(office.database, office.holds, office.upstream, office.settings.sweep).sweep()
+    return {**(counts or SweepCounts()).as_json(), "busy": counts is None}
+
+
+@main.group()
+def books() -> None:
+    """The books."""
+
+
+@office_command(books, "check")
+async def books_check(office: Office) -> dict[str, Any]:
+    """Prove I1 to I8; exits 1 with the differences if one does not hold."""
+    grace_s = office.settings.holds.lease_s + office.settings.sweep.period_s * 2
+    found = await Books(office.database, office.holds, office.upstream, sweep_grace_s=grace_s).check()
+    checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
+    return {"ok": all(check.ok for check in found.values()), "checks": checks}
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def doctor(context: click.Context, *, as_json: bool) -> None:
+    """Say in words what is missing or wrong in the settings, and how to mend it."""
+    _run(examine, as_json=as_json or bool(context.find_root().obj))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""``tuma doctor``: what is missing or wrong, in words, and how to mend it. Never prints a secret."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from billing.errors import TumaError
+from billing.migrate import load_migrations, schema_version
+from config.settings import Settings, load_settings
+from scripts.office import Office, open_office
+
+_PEPPER_MIN = 16
+_REDIS_MIN = (6, 2)
+_POSTGRES_MIN = 150_000
+
+
+async def examine() -> dict[str, Any]:
+    """Look at the settings and at every server that they name.
+
+    Returns:
+        ``ok`` and a list of findings: ``name, ok, detail``, the detail naming the remedy where one is needed.
+    """
+    settings = load_settings()
+    findings = _look_at_settings(settings)
+    if settings.postgres.dsn.get_secret_value():
+        async with open_office(settings) as office:
+            postgres = await _finding("postgres", _ask_postgres(office))
+            findings.append(postgres)
+            if settings.redis.url.get_secret_value():
+                findings.append(await _finding("redis", _ask_redis(office)))
+            findings.append(await _finding("upstream", _ask_upstream(office)))
+            if postgres["ok"]:
+                findings += await _look_at_data(office)
+    return {"ok": all(item["ok"] for item in findings), "findings": findings}
+
+
+def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
+    pepper = settings.auth.key_pepper.get_secret_value()
+    key = settings.upstream.api_key.get_secret_value()
+    return [
+        _item(
+            "TUMA_POSTGRES__DSN",
+            bool(settings.postgres.dsn.get_secret_value()),
+            "set",
+            "is not set: postgresql://user:password@host:5432/tuma (or use ./scripts/dev)",
+        ),
+        _item(
+            "TUMA_REDIS__URL",
+            bool(settings.redis.url.get_secret_value()),
+            "set",
+            "is not set: redis://:password@host:6379/0",
+        ),
+        _item(
+            "TUMA_AUTH__KEY_PEPPER",
+            len(pepper) >= _PEPPER_MIN,
+            "set",
+            f"is missing or shorter than {_PEPPER_MIN} characters: give it a long random value and keep it;"
+            " changing it makes every key invalid",
+        ),
+        _item("TUMA_UPSTREAM__API_KEY", bool(key), "set", "is not set: the provider's key"),
+        _item("TUMA_UPSTREAM__BASE_URL", True, f"{settings.upstream.kind} at {settings.upstream.base_url}", ""),
+    ]
+
+
+def _item(name: str, ok: bool, good: str, bad: str) -> dict[str, Any]:  # noqa: FBT001 - private, and read as a sentence
+    return {"name": name, "ok": ok, "detail": good if ok else bad}
+
+
+async def _finding(name: str, question: Awaitable[tuple[bool, str]]) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(15):
+            ok, detail = await question
+    except TumaError as error:
+        return {"name": name, "ok": False, "detail": str(error)}
+    except TimeoutError:
+        return {"name": name, "ok": False, "detail": "does not answer"}
+    return {"name": name, "ok": ok, "detail": detail}
+
+
+async def _ask_postgres(office: Office) -> tuple[bool, str]:
+    async with office.database.connection() as connection:
+        number = int(await connection.fetchval("SHOW server_version_num"))
+        text = await connection.fetchval("SHOW server_version")
+        found, wanted = await schema_version(connection), len(load_migrations())
+        durable = await connection.fetchval("SHOW synchronous_commit")
+    if number < _POSTGRES_MIN:
+        return False, f"version {text} is older than 15"
+    if found != wanted:
+        return False, f"the schema is at version {found}, this Tuma needs {wanted}: run `tuma migrate`"
+    if durable == "off":
+        return False, "synchronous_commit is off: a crash of the server would lose settlements; turn it on"
+    return True, f"version {text}, schema {found}"
+
+
+async def _ask_redis(office: Office) -> tuple[bool, str]:
+    text = (await office.pipe.run("INFO", "server")).decode()
+    version = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("redis_version:"))
+    policy = await office.pipe.run("INFO", "memory")
+    evicts = b"maxmemory_policy:noeviction" not in policy
+    if tuple(int(part) for part in version.split(".")[:2]) < _REDIS_MIN:
+        return False, f"version {version} is older than 6.2"
+    if evicts:
+        return False, "maxmemory-policy may evict holds: set it to noeviction"
+    return True, f"version {version}"
+
+
+async def _ask_upstream(office: Office) -> tuple[bool, str]:
+    models = await office.upstream.list_models()
+    return True, f"lists {len(models)} models"
+
+
+async def _look_at_data(office: Office) -> list[dict[str, Any]]:
+    async with office.database.connection() as connection:
+        prices = await connection.fetchval("SELECT count(*) FROM model_prices WHERE valid_to IS NULL")
+        keys = await connection.fetchval("SELECT count(*) FROM api_keys WHERE revoked_at IS NULL")
+        missing = await connection.fetch(
+            "SELECT DISTINCT currency FROM wallets w WHERE NOT EXISTS"
+            " (SELECT 1 FROM fx_quotes f WHERE f.currency = w.currency AND f.superseded_at IS NULL)"
+        )
+    names = ", ".join(row["currency"] for row in missing)
+    return [
+        _item("prices", prices > 0, f"{prices} models have a price", "no model has a price: run `tuma models sync`"),
+        _item("keys", keys > 0, f"{keys} keys", "there is no API key: `tuma keys create --wallet WALLET`"),
+        _item("exchange rates", not missing, "every wallet's currency has one", f"none for {names}: `tuma fx set USD CODE RATE`"),
+    ]

@@ -1,0 +1,62 @@
+"""What a command needs of the house: opened for one command, closed after it."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from billing.db import Database
+from billing.errors import InputError, RedisUnavailableError
+from billing.holds import Holds
+from billing.ids import new_id
+from billing.ledger import Ledger
+from billing.redis_pipe import RedisPipe
+from billing.wallets import Wallets
+from config.settings import Settings
+from proxy.services import make_upstream
+from proxy.upstream.adapter import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Connections for one command; each is made when first used."""
+
+    settings: Settings
+    database: Database
+    pipe: RedisPipe
+    holds: Holds
+    wallets: Wallets
+    upstream: Upstream
+
+    async def cool(self, wallet_id: UUID) -> None:
+        """Let Redis rebuild a wallet's mirror; should Redis be away, the workers hear of the change from Postgres."""
+        if not self.settings.redis.url.get_secret_value():
+            return
+        wallet = await self.wallets.get_wallet(wallet_id)
+        try:
+            await self.holds.cool(wallet.user_id, wallet_id)
+        except RedisUnavailableError as error:
+            print(f"note: {error}; the wallet's mirror follows within minutes", file=sys.stderr)
+
+
+@asynccontextmanager
+async def open_office(settings: Settings) -> AsyncIterator[Office]:
+    """Open the office.
+
+    Raises:
+        InputError: no database is configured.
+    """
+    if not settings.postgres.dsn.get_secret_value():
+        raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
+    database = Database(settings.postgres, name="tuma command")
+    pipe = RedisPipe(settings.redis)
+    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=new_id()).read_wallet)
+    upstream = make_upstream(settings)
+    await upstream.start()
+    try:
+        yield Office(settings, database, pipe, holds, Wallets(database), upstream)
+    finally:
+        await upstream.close()
+        await pipe.close()
+        await database.close()
