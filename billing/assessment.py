@@ -63,7 +63,12 @@ def assess(
         cost, source = attousd_from_decimal(evidence.billed_usd), "provider_cost"
     elif evidence.usage is None:
         return Ending(
-            call_id, "void", outcome, generation_id=evidence.generation_id, first_byte_ms=first_byte_ms, duration_ms=duration_ms
+            call_id,
+            "void",
+            outcome,
+            generation_id=evidence.generation_id,
+            first_byte_ms=first_byte_ms,
+            duration_ms=duration_ms,
         )
     else:
         cost, source = cost_attousd(price, usage), "counted" if evidence.counted else "price_book"

@@ -127,7 +127,9 @@ class Batcher(Generic[Item, Result]):
             await self._commit_all(batch[:middle])
             await self._commit_all(batch[middle:])
             return
-        _log.error("batch.refused", batch=self._name, item=repr(batch[0][0]), error=str(error), exc_info=error)
+        _log.error(
+            "batch.refused", batch=self._name, item=repr(batch[0][0]), error=str(error), exc_info=error
+        )
         answer = batch[0][1]
         if not answer.done():
             answer.set_exception(BrokenInvariantError(f"{self._name} refused: {error}"))

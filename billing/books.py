@@ -86,7 +86,9 @@ class Books:
                     "SELECT tx_id, currency, sum(amount_nano) AS off FROM journal_entry"
                     " GROUP BY tx_id, currency HAVING sum(amount_nano) <> 0 LIMIT 20"
                 ),
-                totals=await connection.fetch("SELECT currency, sum(amount_nano) AS total FROM journal_entry GROUP BY currency"),
+                totals=await connection.fetch(
+                    "SELECT currency, sum(amount_nano) AS total FROM journal_entry GROUP BY currency"
+                ),
                 wallets_off=await connection.fetch(
                     """
                     SELECT w.id, w.currency, w.posted_nano, coalesce(e.total, 0) AS entries
@@ -156,8 +158,14 @@ class Books:
     async def _compare_mirrors(self, wallets: list[Any]) -> tuple[list[Any], int, int]:
         """Return the wallets that differ though nothing is in flight, how many agree, and how many are moving."""
         off, warm, moving = [], 0, 0
-        mirrors = await asyncio.gather(*(self._holds.find_available(row["user_id"], row["id"]) for row in wallets))
-        suspects = [row for row, mirror in zip(wallets, mirrors, strict=True) if mirror is not None and mirror != row["available"]]
+        mirrors = await asyncio.gather(
+            *(self._holds.find_available(row["user_id"], row["id"]) for row in wallets)
+        )
+        suspects = [
+            row
+            for row, mirror in zip(wallets, mirrors, strict=True)
+            if mirror is not None and mirror != row["available"]
+        ]
         warm = sum(mirror is not None for mirror in mirrors) - len(suspects)
         fresh = await self._fresh(suspects)
         for row in suspects:
@@ -195,7 +203,9 @@ class Books:
                 return Check(True, "this provider does not say what it billed in total")
             if opening_nanousd is None:
                 return Check(False, "what the provider had billed before our first call was never recorded")
-            check = await self._compare_bill(nanousd_from_attousd(attousd_from_decimal(total_usd)) - opening_nanousd)
+            check = await self._compare_bill(
+                nanousd_from_attousd(attousd_from_decimal(total_usd)) - opening_nanousd
+            )
             if check.ok or attempt == _TRIES - 1:
                 break
             await asyncio.sleep(_PAUSE_S)
@@ -235,13 +245,19 @@ def _check_wallets(snapshot: _Snapshot) -> Check:
 def _check_states(snapshot: _Snapshot) -> Check:
     if snapshot.stale:
         return Check(False, "open past their lease and the sweep: " + _names(snapshot.stale))
-    return Check(True, ", ".join(f"{count} {state}" for state, count in sorted(snapshot.states.items())) or "no calls yet")
+    return Check(
+        True,
+        ", ".join(f"{count} {state}" for state, count in sorted(snapshot.states.items())) or "no calls yet",
+    )
 
 
 def _check_usd(snapshot: _Snapshot) -> Check:
     sums = (snapshot.settled_nanousd, snapshot.shadow_nanousd, snapshot.cost_nanousd)
     texts = [format_usd(int(value)) for value in sums]
-    return Check(len(set(sums)) == 1, f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD")
+    return Check(
+        len(set(sums)) == 1,
+        f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD",
+    )
 
 
 def _check_payments(snapshot: _Snapshot) -> Check:

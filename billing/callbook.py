@@ -57,13 +57,19 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         "fx_rate": None if call["rate"] is None else f"{call['rate'].normalize():f}",
         "fx_markup_bps": call["markup_bps"],
         "price_prompt_usd": None if call["prompt_usd"] is None else f"{call['prompt_usd'].normalize():f}",
-        "price_completion_usd": None if call["completion_usd"] is None else f"{call['completion_usd'].normalize():f}",
+        "price_completion_usd": None
+        if call["completion_usd"] is None
+        else f"{call['completion_usd'].normalize():f}",
         "opened_at": call["opened_at"].isoformat(),
         "ended_at": call["ended_at"].isoformat() if call["ended_at"] else None,
         "first_byte_ms": call["first_byte_ms"],
         "duration_ms": call["duration_ms"],
         "postings": [
-            {"account": row["account"], "currency": row["currency"], "amount": format_amount(row["amount_nano"])}
+            {
+                "account": row["account"],
+                "currency": row["currency"],
+                "amount": format_amount(row["amount_nano"]),
+            }
             for row in entries
         ],
     }

@@ -107,7 +107,11 @@ class Calls:
             queue_max=batch.queue_rows,
         )
         self._extends = Batcher[Extension, str](
-            ledger.extend_calls, name="extend", rows_max=batch.open_rows, delay_ms=0, queue_max=batch.queue_rows
+            ledger.extend_calls,
+            name="extend",
+            rows_max=batch.open_rows,
+            delay_ms=0,
+            queue_max=batch.queue_rows,
         )
         self._settles = Batcher[Ending, Settlement](
             ledger.settle_calls,
@@ -137,7 +141,9 @@ class Calls:
                 self._worker_lease_s,
             )
 
-    async def reserve(self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool) -> LiveCall:
+    async def reserve(
+        self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
+    ) -> LiveCall:
         """Set the quoted amount aside, or refuse.
 
         Raises:
@@ -176,12 +182,16 @@ class Calls:
         deadline = time.monotonic() + self._batch.open_wait_s
         while self._opens.away or self._settles.away:
             if time.monotonic() > deadline:
-                raise PostgresUnavailableError("Postgres is away; nothing was sent and nothing is charged.", retry_after_s=5)
+                raise PostgresUnavailableError(
+                    "Postgres is away; nothing was sent and nothing is charged.", retry_after_s=5
+                )
             await asyncio.sleep(_AWAY_POLL_S)
 
     def open(self, call: LiveCall) -> None:
         """Queue the call's row for the next group commit; ``confirm_open`` waits for it."""
-        call.opened = self._opens.submit(_opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd))
+        call.opened = self._opens.submit(
+            _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd)
+        )
 
     async def confirm_open(self, call: LiveCall) -> None:
         """Wait until the call is open in Postgres; no byte of the answer may reach the client before.
@@ -317,12 +327,18 @@ class Calls:
     async def close(self, timeout_s: float) -> None:
         """Let endings finish within ``timeout_s`` seconds, then give up the worker's lease: the sweeper takes the rest."""
         left = await self._endings.drain(timeout_s)
-        unsent = await self._opens.close(timeout_s), await self._extends.close(1.0), await self._settles.close(timeout_s)
+        unsent = (
+            await self._opens.close(timeout_s),
+            await self._extends.close(1.0),
+            await self._settles.close(timeout_s),
+        )
         if left or any(unsent):
             _log.error("shutdown.calls_left", endings=left, batches=[len(items) for items in unsent])
         try:
             async with self._database.connection() as connection:
-                await connection.execute("UPDATE workers SET stopped_at = now() WHERE id = $1", self._worker_id)
+                await connection.execute(
+                    "UPDATE workers SET stopped_at = now() WHERE id = $1", self._worker_id
+                )
         except PostgresUnavailableError:
             _log.warning("worker.not_signed_off")
 

@@ -74,11 +74,15 @@ class Database:
             raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
 
     @asynccontextmanager
-    async def transaction(self, *, isolation: str = "read_committed", readonly: bool = False) -> AsyncIterator[Any]:
+    async def transaction(
+        self, *, isolation: str = "read_committed", readonly: bool = False
+    ) -> AsyncIterator[Any]:
         """Lend a connection inside one transaction, committed when the block ends well."""
-        async with self.connection() as connection:
-            async with connection.transaction(isolation=isolation, readonly=readonly):
-                yield connection
+        async with (
+            self.connection() as connection,
+            connection.transaction(isolation=isolation, readonly=readonly),
+        ):
+            yield connection
 
     async def connect_alone(self) -> Any:
         """Open a connection outside the pool, for LISTEN and for advisory locks; the caller closes it.

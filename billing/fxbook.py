@@ -35,8 +35,13 @@ class FxBook:
     async def load(self, _change: str = "*") -> None:
         """Read the current quotes."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch("SELECT id, currency, rate, markup_bps FROM fx_quotes WHERE superseded_at IS NULL")
-        self._quotes = {row["currency"]: FxQuote(row["id"], row["currency"], row["rate"], row["markup_bps"]) for row in rows}
+            rows = await connection.fetch(
+                "SELECT id, currency, rate, markup_bps FROM fx_quotes WHERE superseded_at IS NULL"
+            )
+        self._quotes = {
+            row["currency"]: FxQuote(row["id"], row["currency"], row["rate"], row["markup_bps"])
+            for row in rows
+        }
 
     def get_quote(self, currency: str) -> FxQuote:
         """Return the current quote from USD into ``currency``.
@@ -49,7 +54,9 @@ class FxBook:
             raise FxUnavailableError(f"There is no exchange rate from USD to {currency}.", retry_after_s=60)
         return quote
 
-    async def set_rate(self, base: str, quote: str, rate: Decimal, *, markup_bps: int | None = None) -> FxQuote:
+    async def set_rate(
+        self, base: str, quote: str, rate: Decimal, *, markup_bps: int | None = None
+    ) -> FxQuote:
         """Record a rate by an operator's hand and quote it from now on; calls in flight keep theirs.
 
         Args:
@@ -65,7 +72,9 @@ class FxBook:
         get_currency(base)
         get_currency(quote)
         if base != "USD":
-            raise InputError(f"rates are set from USD, the currency of the provider's prices; not from {base}")
+            raise InputError(
+                f"rates are set from USD, the currency of the provider's prices; not from {base}"
+            )
         if not rate.is_finite() or not 0 < rate <= _RATE_MAX or has_more_decimals(rate, 18):
             raise InputError("a rate must be positive, at most 10^9, with at most 18 decimals")
         if quote == "USD" and rate != 1:
@@ -82,7 +91,8 @@ class FxBook:
                     rate,
                 )
                 await connection.execute(
-                    "UPDATE fx_quotes SET superseded_at = now() WHERE currency = $1 AND superseded_at IS NULL", quote
+                    "UPDATE fx_quotes SET superseded_at = now() WHERE currency = $1 AND superseded_at IS NULL",
+                    quote,
                 )
                 await connection.execute(
                     "INSERT INTO fx_quotes (id, currency, rate, markup_bps, fx_rate_id) VALUES ($1, $2, $3, $4, $5)",

@@ -184,7 +184,12 @@ class Holds:
 
     async def _fill_mirror(self, user_id: UUID, wallet_id: UUID, *, token: str) -> None:
         snapshot = await self._read_wallet(wallet_id)
-        args: list[str | int] = [token, str(snapshot.available_nano), int(snapshot.frozen), self._mirror_ttl_ms]
+        args: list[str | int] = [
+            token,
+            str(snapshot.available_nano),
+            int(snapshot.frozen),
+            self._mirror_ttl_ms,
+        ]
         for call_id, amount_nano in snapshot.holds.items():
             args += [str(call_id), str(amount_nano)]
         await self._pipe.call(self._fill, _wallet_keys(_prefix(user_id), wallet_id), args)
@@ -204,7 +209,9 @@ class Holds:
                     return True
                 case "insufficient_funds" | "wallet_frozen":
                     return False
-                case "missing":  # a flush, or the mirror's own end of life: rebuild it, and put this hold back
+                case (
+                    "missing"
+                ):  # a flush, or the mirror's own end of life: rebuild it, and put this hold back
                     await self._warm(hold)
                 case verdict:
                     raise BrokenInvariantError(f"extend.lua answered {verdict!r}")
@@ -312,7 +319,9 @@ class Holds:
         top = str(now_ms) if expired else "+inf"
         replies = await asyncio.gather(
             *(
-                self._pipe.run("ZRANGEBYSCORE", f"tuma:{{s{shard:02d}}}:leases", "-inf", top, "LIMIT", "0", str(limit))
+                self._pipe.run(
+                    "ZRANGEBYSCORE", f"tuma:{{s{shard:02d}}}:leases", "-inf", top, "LIMIT", "0", str(limit)
+                )
                 for shard in range(SHARDS)
             )
         )

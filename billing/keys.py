@@ -80,7 +80,11 @@ class Keys:
             NotFoundError: there is no such wallet.
             InputError: a limit is not positive.
         """
-        for label, value in (("rpm", requests_per_min), ("tpm", tokens_per_min), ("max-parallel", calls_in_flight)):
+        for label, value in (
+            ("rpm", requests_per_min),
+            ("tpm", tokens_per_min),
+            ("max-parallel", calls_in_flight),
+        ):
             if value is not None and not 0 < value < 2**40:
                 raise InputError(f"{label} must be a positive number")
         secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -110,7 +114,8 @@ class Keys:
         """
         async with self._database.transaction() as connection:
             found = await connection.fetchval(
-                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING id", key_id
+                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING id",
+                key_id,
             )
         if found is None:
             raise NotFoundError(f"there is no key {key_id}")
@@ -131,7 +136,10 @@ class Keys:
             caller = cached[1]
         else:
             caller = await self._find(digest)
-            self._cache[digest] = (now + (self._ttl_s if caller else min(_UNKNOWN_TTL_S, self._ttl_s)), caller)
+            self._cache[digest] = (
+                now + (self._ttl_s if caller else min(_UNKNOWN_TTL_S, self._ttl_s)),
+                caller,
+            )
             self._cache.move_to_end(digest)
             if len(self._cache) > self._entries_max:
                 self._cache.popitem(last=False)

@@ -177,7 +177,9 @@ class Ledger:
                 new_id(),
                 *columns,
             )
-        return _in_order([item.call_id for item in batch], {row["call_id"]: Settlement(**row) for row in rows})
+        return _in_order(
+            [item.call_id for item in batch], {row["call_id"]: Settlement(**row) for row in rows}
+        )
 
     async def read_wallet(self, wallet_id: UUID) -> WalletSnapshot:
         """Read one wallet with the holds of its live calls, in one snapshot.

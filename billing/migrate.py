@@ -67,7 +67,9 @@ async def migrate(database: Database) -> tuple[int, int]:
             await _refuse_misfit(connection, known, before)
             for migration in known[before:]:
                 async with connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'")
+                    await connection.execute(
+                        "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'"
+                    )
                     await connection.execute(
                         "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,"
                         " digest text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
@@ -93,7 +95,9 @@ async def _refuse_misfit(connection: Any, known: list[Migration], before: int) -
         rows = await connection.fetch("SELECT number, digest FROM schema_migrations ORDER BY number")
         for row, migration in zip(rows, known, strict=False):
             if row["digest"] != migration.digest:
-                raise MigrationError(f"migration {migration.number} was applied with another text than this version's")
+                raise MigrationError(
+                    f"migration {migration.number} was applied with another text than this version's"
+                )
 
 
 async def require_current(database: Database) -> None:
@@ -106,6 +110,10 @@ async def require_current(database: Database) -> None:
     async with database.connection() as connection:
         found = await schema_version(connection)
     if found < wanted:
-        raise MigrationError(f"the schema is at version {found}, this Tuma needs {wanted}: run `tuma migrate`")
+        raise MigrationError(
+            f"the schema is at version {found}, this Tuma needs {wanted}: run `tuma migrate`"
+        )
     if found > wanted:
-        raise MigrationError(f"the schema is at version {found}, newer than this Tuma's {wanted}: upgrade Tuma")
+        raise MigrationError(
+            f"the schema is at version {found}, newer than this Tuma's {wanted}: upgrade Tuma"
+        )

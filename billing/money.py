@@ -44,7 +44,10 @@ class Currency:
 @cache
 def _currencies() -> dict[str, Currency]:
     text = files("config").joinpath("data", "currencies.json").read_text(encoding="utf-8")
-    return {code: Currency(code, item["exponent"], item["name"], item["symbol"]) for code, item in json.loads(text).items()}
+    return {
+        code: Currency(code, item["exponent"], item["name"], item["symbol"])
+        for code, item in json.loads(text).items()
+    }
 
 
 def find_currency(code: str) -> Currency | None:
@@ -60,7 +63,9 @@ def get_currency(code: str) -> Currency:
     """
     found = find_currency(code)
     if found is None:
-        raise UnknownCurrencyError(f"{code[:20]!r} is not a currency code (three capital letters, as USD or NGN)")
+        raise UnknownCurrencyError(
+            f"{code[:20]!r} is not a currency code (three capital letters, as USD or NGN)"
+        )
     return found
 
 

@@ -67,7 +67,7 @@ class PriceBook:
         """Read the current prices."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT m.id, m.name, m.created_at, m.context_tokens, m.completion_tokens_max, p.id AS price_id,"
+                "SELECT m.id, m.name, m.created_at, m.context_tokens, m.completion_tokens_max, p.id AS price_id,"  # noqa: S608 - column names of this module
                 f" {', '.join(f'p.{column}' for column in _PRICES)}"
                 " FROM models m JOIN model_prices p ON p.model_id = m.id AND p.valid_to IS NULL ORDER BY m.id"
             )
@@ -106,7 +106,9 @@ async def _set_price(connection: Any, item: ModelPrice, source: str) -> int:
     if not item.model or len(item.model) > _NAME_MAX:
         raise InputError(f"{item.model[:_NAME_MAX]!r} is not a model's name")
     for label, value in item.prices.items():
-        if value is not None and (not value.is_finite() or not 0 <= value < _PRICE_MAX or has_more_decimals(value, 18)):
+        if value is not None and (
+            not value.is_finite() or not 0 <= value < _PRICE_MAX or has_more_decimals(value, 18)
+        ):
             raise InputError(f"{item.model}: {label} must be a non-negative price with at most 18 decimals")
     await connection.execute(
         "INSERT INTO models (id, name, context_tokens, completion_tokens_max, synced_at) VALUES ($1, $2, $3, $4, now())"
@@ -126,7 +128,9 @@ async def _set_price(connection: Any, item: ModelPrice, source: str) -> int:
     )
     if current is not None and list(current) == values:
         return 0
-    await connection.execute("UPDATE model_prices SET valid_to = now() WHERE model_id = $1 AND valid_to IS NULL", item.model)
+    await connection.execute(
+        "UPDATE model_prices SET valid_to = now() WHERE model_id = $1 AND valid_to IS NULL", item.model
+    )
     await connection.execute(
         f"INSERT INTO model_prices (id, model_id, source, {', '.join(_PRICES)})"  # noqa: S608 - column names of this module
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",

@@ -4,6 +4,7 @@ Token classes are parts of each other, as providers report them: cached tokens a
 part of the completion's. A class with a price of its own takes its tokens out of the class that contains it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -84,14 +85,17 @@ def _atto(price_usd: Decimal | None, default: int = 0) -> int:
     if price_usd is None:
         return default
     if not price_usd.is_finite() or price_usd < 0 or has_more_decimals(price_usd, ATTO_DECIMALS):
-        raise InputError(f"{price_usd} is not a price: it must be finite, not negative, with at most 18 decimals")
+        raise InputError(
+            f"{price_usd} is not a price: it must be finite, not negative, with at most 18 decimals"
+        )
     return scaled_integer(price_usd, decimals=ATTO_DECIMALS)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of one answer: tokens, and images in the prompt. Cached and audio tokens are part of ``prompt_tokens``,
-    reasoning tokens of ``completion_tokens``.
+    """Counts of one answer: tokens, and images in the prompt.
+
+    Cached and audio tokens are part of ``prompt_tokens``, reasoning tokens of ``completion_tokens``.
     """
 
     prompt_tokens: int = 0
@@ -127,11 +131,9 @@ def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
 def _count(fields: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = fields.get(name)
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, Decimal | float) and value == value and abs(value) <= TOKENS_MAX and value == int(value):  # noqa: PLR0124 - NaN
+        if isinstance(value, Decimal | float) and math.isfinite(value) and value == int(value):
             value = int(value)
-        if isinstance(value, int) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return min(value, TOKENS_MAX)
     return 0
 
@@ -156,7 +158,9 @@ def reported_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:
 def cost_attousd(price: Price, usage: Usage) -> int:
     """Return what usage costs at a price, in atto-dollars, exactly."""
     rates = price.rates
-    plain_prompt = usage.prompt_tokens - usage.cached_read_tokens - usage.cached_write_tokens - usage.audio_tokens
+    plain_prompt = (
+        usage.prompt_tokens - usage.cached_read_tokens - usage.cached_write_tokens - usage.audio_tokens
+    )
     return (
         plain_prompt * rates.prompt
         + usage.cached_read_tokens * rates.cached_read

@@ -48,7 +48,9 @@ async def quote_ask(
             model.price,
             rate,
             prompt=prompt,
-            completion_tokens=output_bound(fields, default_tokens=default, model_max=model.price.completion_tokens_max),
+            completion_tokens=output_bound(
+                fields, default_tokens=default, model_max=model.price.completion_tokens_max
+            ),
         )
         for model in found
     ]

@@ -114,10 +114,14 @@ class RedisPipe:
                 connection = await self._connect()
                 replies = await self._exchange(connection, [item.command for item in batch])
                 again = [
-                    index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError) and batch[index].script
+                    index
+                    for index, reply in enumerate(replies)
+                    if isinstance(reply, NoScriptError) and batch[index].script
                 ]
                 if again:
-                    await self._load({batch[index].script for index in again if batch[index].script}, connection)
+                    await self._load(
+                        {batch[index].script for index in again if batch[index].script}, connection
+                    )
                     second = await self._exchange(connection, [batch[index].command for index in again])
                     for index, reply in zip(again, second, strict=True):
                         replies[index] = reply
@@ -137,8 +141,8 @@ class RedisPipe:
     async def _connect(self) -> AbstractConnection:
         if self._idle:
             return self._idle.pop()
-        connection: AbstractConnection = self._redis.connection_pool.make_connection()
-        await connection.connect()
+        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     @staticmethod

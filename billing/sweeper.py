@@ -147,9 +147,12 @@ class Sweeper:
             return _assess(row, Evidence(), outcome="worker_lost")
         if not self._provider.keeps_bills:
             usage = Usage(
-                prompt_tokens=int(notes.get("prompt_tokens", 0)), completion_tokens=int(notes.get("completion_tokens", 0))
+                prompt_tokens=int(notes.get("prompt_tokens", 0)),
+                completion_tokens=int(notes.get("completion_tokens", 0)),
             )
-            return _assess(row, Evidence(generation_id=generation_id, usage=usage, counted=True), outcome="worker_lost")
+            return _assess(
+                row, Evidence(generation_id=generation_id, usage=usage, counted=True), outcome="worker_lost"
+            )
         try:
             bill = await self._provider.find_bill(generation_id)
         except ProviderUnavailableError as error:

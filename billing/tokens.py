@@ -35,7 +35,7 @@ _VOCABULARIES = {
     ),
 }
 _PATTERNS = {
-    "o200k_base": "|".join(
+    "o200k_base": "|".join(  # noqa: FLY002 - one alternative a line, as published
         (
             r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
             r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
@@ -77,7 +77,9 @@ _OPENAI_CL100K = re.compile(r"(gpt-4(?!o|\.|-?5)|gpt-3\.5|gpt-35|text-embedding-
 _OPENAI = re.compile(r"(gpt-|chatgpt-|o[1345](-|$)|text-embedding-|text-davinci|codex|computer-use)")
 
 _PIECE_CHARS = 20_000  # tiktoken's time grows with the square of a piece without spaces
-_TEXT_CHARS_MAX = 2_000_000  # above this a text is bounded by its bytes: three bytes a token, see docs/metering.md
+_TEXT_CHARS_MAX = (
+    2_000_000  # above this a text is bounded by its bytes: three bytes a token, see docs/metering.md
+)
 _BYTES_PER_TOKEN_BOUND = 3
 
 _PER_MESSAGE = 3  # OpenAI cookbook, "How to count tokens with tiktoken"
@@ -185,7 +187,9 @@ def _load_encoding(name: str) -> tiktoken.Encoding:
     for line in data.splitlines():
         token, _, rank = line.partition(b" ")
         ranks[base64.b64decode(token)] = int(rank)
-    return tiktoken.Encoding(name, pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens=_SPECIAL[name])
+    return tiktoken.Encoding(
+        name, pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens=_SPECIAL[name]
+    )
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -242,11 +246,11 @@ class _Tally:
             for part in content:
                 yield from self._content(part, depth + 1)
         elif isinstance(content, Mapping) and depth < _DEPTH_MAX:
-            yield from self._part(content, depth)
+            yield from self._part(content)
         elif content is not None:
             yield _as_json(content)
 
-    def _part(self, part: Mapping[str, Any], depth: int) -> Iterator[str]:
+    def _part(self, part: Mapping[str, Any]) -> Iterator[str]:
         kind = part.get("type")
         if isinstance(part.get("text"), str):
             yield part["text"]
@@ -254,7 +258,9 @@ class _Tally:
             image = part.get("image_url")
             detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
             self.images += 1
-            self.fixed_tokens += _IMAGE_TOKENS.get(detail if isinstance(detail, str) else "auto", _IMAGE_TOKENS["auto"])
+            self.fixed_tokens += _IMAGE_TOKENS.get(
+                detail if isinstance(detail, str) else "auto", _IMAGE_TOKENS["auto"]
+            )
         elif kind == "input_audio":
             self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
         elif kind in ("file", "input_file"):

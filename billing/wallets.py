@@ -83,7 +83,9 @@ class Wallets:
     async def find_user(self, email: str) -> UUID | None:
         """Return the id of the user with this address."""
         async with self._database.connection() as connection:
-            found: UUID | None = await connection.fetchval("SELECT id FROM users WHERE lower(email) = lower($1)", email)
+            found: UUID | None = await connection.fetchval(
+                "SELECT id FROM users WHERE lower(email) = lower($1)", email
+            )
         return found
 
     async def create_wallet(self, user: str, *, currency: str, overdraft_nano: int = 0) -> UUID:
@@ -121,7 +123,9 @@ class Wallets:
         async with self._database.connection() as connection:
             return await _read(connection, wallet_id)
 
-    async def credit(self, wallet_id: UUID, amount_nano: int, *, reason: str, key: str | None = None) -> Credit:
+    async def credit(
+        self, wallet_id: UUID, amount_nano: int, *, reason: str, key: str | None = None
+    ) -> Credit:
         """Put money into a wallet by an operator's hand, in one transaction.
 
         Args:

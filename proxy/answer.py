@@ -65,7 +65,9 @@ class Answer:
                 body = await self.response.content.read(_ERROR_BYTES_MAX)
                 raise upstream_error(self.response.status, body, self.response.headers)
         except ProxyError as error:
-            self.outcome = "upstream_refused" if isinstance(error, UpstreamError) is False else "upstream_error"
+            self.outcome = (
+                "upstream_refused" if isinstance(error, UpstreamError) is False else "upstream_error"
+            )
             raise
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
@@ -93,7 +95,9 @@ class Answer:
                 self._release_connection()
                 self._conclusion = self._end(evidence)
             else:
-                self._conclusion = self.services.tasks.start(self._conclude(), name=f"conclude {self.call.call_id}")
+                self._conclusion = self.services.tasks.start(
+                    self._conclude(), name=f"conclude {self.call.call_id}"
+                )
         return self._conclusion
 
     def _reported(self) -> Evidence | None:

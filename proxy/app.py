@@ -60,13 +60,22 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
     except TumaError as error:
         status = shape_of(error).status
         log = _log.error if status == 500 else _log.warning if status > 500 else _log.info  # noqa: PLR2004 - HTTP
-        log("request.refused", path=request.path, error=type(error).__name__, message=str(error), status=status)
+        log(
+            "request.refused",
+            path=request.path,
+            error=type(error).__name__,
+            message=str(error),
+            status=status,
+        )
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:
         return http_error_response(
             error.status,
             f"{request.method} {request.path}: {error.reason}.",
-            headers={**standard_headers(request), **({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})},
+            headers={
+                **standard_headers(request),
+                **({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}),
+            },
         )
     except Exception as error:  # noqa: BLE001 - the last resort: logged whole, answered without detail
         _log.exception("request.failed", path=request.path, error=repr(error))

@@ -27,7 +27,7 @@ class Ask:
     stream: bool
     stream_options: Mapping[str, Any] | None
     include_usage: bool
-    bytes: int
+    size: int
 
     def body_with(self, changes: Mapping[str, str]) -> bytes:
         """Return the body with these members set to JSON text, everything else untouched."""
@@ -67,7 +67,7 @@ async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
         stream=bool(fields.get("stream")),
         stream_options=options,
         include_usage=bool(options and options.get("include_usage")),
-        bytes=len(body),
+        size=len(body),
     )
 
 
@@ -98,8 +98,12 @@ def _check(fields: Mapping[str, Any]) -> None:
     if not isinstance(fields.get("stream"), bool | None):
         raise BadRequestError("'stream' must be true or false.", param="stream")
     options = fields.get("stream_options")
-    if not isinstance(options, dict | None) or (options and not isinstance(options.get("include_usage"), bool | None)):
-        raise BadRequestError("'stream_options' must be an object, its 'include_usage' true or false.", param="stream_options")
+    if not isinstance(options, dict | None) or (
+        options and not isinstance(options.get("include_usage"), bool | None)
+    ):
+        raise BadRequestError(
+            "'stream_options' must be an object, its 'include_usage' true or false.", param="stream_options"
+        )
     fallbacks = fields.get("models")
     if fallbacks is not None and (
         not isinstance(fallbacks, list)

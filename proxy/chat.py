@@ -40,12 +40,14 @@ async def _reserve(request: web.Request, services: Services, caller: Caller, ask
         models=ask.models,
         currency=caller.currency,
         stream=ask.stream,
-        body_bytes=ask.bytes,
+        body_bytes=ask.size,
         prices=services.prices,
         fx=services.fx,
         counter=services.counter,
         settings=services.settings.holds,
     )
-    call = await services.calls.reserve(caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream)
+    call = await services.calls.reserve(
+        caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream
+    )
     request.app[RATES].remember(caller.key_id, call.rates)
     return call

@@ -61,7 +61,11 @@ class ClientProtocol(RequestHandler):
             self.watch.lost()
 
     def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's signature
     ) -> web.StreamResponse:
         """Answer what aiohttp could not read or handle; the connection is closed afterwards."""
         if status >= 500:  # noqa: PLR2004 - HTTP

@@ -125,7 +125,12 @@ def error_object(error: billing.TumaError) -> dict[str, Any]:
     message = str(error)
     if shape.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         message = "Something went wrong on our side; nothing was charged that was not answered."
-    return {"message": message, "type": shape.type, "param": getattr(error, "param", None), "code": shape.code}
+    return {
+        "message": message,
+        "type": shape.type,
+        "param": getattr(error, "param", None),
+        "code": shape.code,
+    }
 
 
 def error_response(error: billing.TumaError, *, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -134,15 +139,25 @@ def error_response(error: billing.TumaError, *, headers: Mapping[str, str] | Non
     return _response(status, error_object(error), {**(headers or {}), **_retry_headers(error)})
 
 
-def http_error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+def http_error_response(
+    status: int, message: str, *, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """Return an error that HTTP itself made (unknown path, method, malformed request) in OpenAI's shape."""
-    body = {"message": message, "type": "invalid_request_error", "param": None, "code": _HTTP_CODES.get(status)}
+    body = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": _HTTP_CODES.get(status),
+    }
     return _response(status, body, dict(headers or {}))
 
 
 def _retry_headers(error: billing.TumaError) -> dict[str, str]:
     if isinstance(error, billing.RateLimitError):
-        return {"Retry-After": str(-(-error.retry_after_ms // 1000)), "retry-after-ms": str(error.retry_after_ms)}
+        return {
+            "Retry-After": str(-(-error.retry_after_ms // 1000)),
+            "retry-after-ms": str(error.retry_after_ms),
+        }
     if isinstance(error, UpstreamBusyError):
         return {"Retry-After": error.retry_after or "1"}
     retry_after_s = getattr(error, "retry_after_s", None)
@@ -151,7 +166,10 @@ def _retry_headers(error: billing.TumaError) -> dict[str, str]:
 
 def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str]) -> web.Response:
     return web.Response(
-        status=status, body=json.dumps({"error": error}).encode(), content_type="application/json", headers=headers
+        status=status,
+        body=json.dumps({"error": error}).encode(),
+        content_type="application/json",
+        headers=headers,
     )
 
 
@@ -172,7 +190,9 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
         case 408 | 504:
             return UpstreamTimeoutError("The provider did not answer in time.")
         case 429:
-            return UpstreamBusyError("The provider limits requests; try again.", retry_after=headers.get("Retry-After"))
+            return UpstreamBusyError(
+                "The provider limits requests; try again.", retry_after=headers.get("Retry-After")
+            )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)
         case _:

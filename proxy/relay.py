@@ -14,9 +14,9 @@ from billing.money import format_amount, format_usd, nanousd_from_attousd
 from billing.pricing import Usage, cost_attousd, usage_from_openai
 from billing.quote import quote_call
 from proxy.answer import Answer
+from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object, upstream_error
-from proxy.connection import ClientWatch, watch_client
 from proxy.meter import StreamMeter, error_event, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
@@ -107,7 +107,9 @@ def _price_usage(answer: Answer) -> Any:
         return None
 
     def price(usage: Mapping[str, Any]) -> str:
-        return format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage_from_openai(usage))))
+        return format_usd(
+            nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage_from_openai(usage)))
+        )
 
     return price
 
@@ -172,14 +174,18 @@ class _StreamRelay:
         except (ConnectionResetError, aiohttp.ClientConnectionResetError) as error:
             if self.watch.gone:
                 return self._left()
-            return await self._broken(UpstreamError(f"The provider's answer broke off: {type(error).__name__}."))
+            return await self._broken(
+                UpstreamError(f"The provider's answer broke off: {type(error).__name__}.")
+            )
         except TimeoutError:
             self._answer.outcome = "upstream_timeout"
             return await self._broken(UpstreamTimeoutError("The provider stopped answering."))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if self.watch.gone:
                 return self._left()
-            return await self._broken(UpstreamError(f"The provider's answer broke off: {type(error).__name__}."))
+            return await self._broken(
+                UpstreamError(f"The provider's answer broke off: {type(error).__name__}.")
+            )
         if self.watch.gone:
             return self._left()
         if not funded:
@@ -219,7 +225,9 @@ class _StreamRelay:
         error = self._meter.error
         if self._client is None and error is not None:
             self._answer.complete = True
-            raise upstream_error(_error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {})
+            raise upstream_error(
+                _error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {}
+            )
 
     async def _begin(self) -> web.StreamResponse:
         """Send the response's head; no byte reaches the client before the call is open in Postgres."""
@@ -244,7 +252,9 @@ class _StreamRelay:
         more = quote_call(
             quote.price, quote.fx, prompt=quote.prompt, completion_tokens=self._completion_tokens * _GROWTH
         )
-        if not await answer.services.calls.extend(answer.call, hold_nano=more.hold_nano, hold_nanousd=more.hold_nanousd):
+        if not await answer.services.calls.extend(
+            answer.call, hold_nano=more.hold_nano, hold_nanousd=more.hold_nanousd
+        ):
             return False
         self._completion_tokens *= _GROWTH
         self._check_at = self._threshold()
@@ -284,7 +294,8 @@ class _StreamRelay:
         answer = self._answer
         answer.outcome = "out_of_funds"
         usage = Usage(
-            prompt_tokens=answer.call.quote.prompt.tokens, completion_tokens=self._meter.fold(answer.count_text)
+            prompt_tokens=answer.call.quote.prompt.tokens,
+            completion_tokens=self._meter.fold(answer.count_text),
         )
         cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
         usage_json = (

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 
 import structlog
-
 from aiohttp import web
 
 from billing.errors import InputError
@@ -47,7 +46,11 @@ def address_of(listener: socket.socket) -> str:
 
 
 async def serve_worker(
-    settings: Settings, listener: socket.socket, *, on_ready: Callable[[], None], stop: asyncio.Event | None = None
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[], None],
+    stop: asyncio.Event | None = None,
 ) -> None:
     """Accept calls on ``listener`` until SIGTERM or SIGINT, then finish: streams within ``shutdown_s``, settlements all.
 

@@ -140,7 +140,9 @@ def wallets() -> None:
 @click.option("--overdraft", default="0", help="How far below zero it may go, in major units.")
 async def wallets_create(office: Office, *, user: str, currency: str, overdraft: str) -> dict[str, Any]:
     """Open a wallet."""
-    wallet_id = await office.wallets.create_wallet(user, currency=currency, overdraft_nano=parse_amount(overdraft))
+    wallet_id = await office.wallets.create_wallet(
+        user, currency=currency, overdraft_nano=parse_amount(overdraft)
+    )
     return {**(await office.wallets.get_wallet(wallet_id)).as_json()}
 
 
@@ -149,7 +151,9 @@ async def wallets_create(office: Office, *, user: str, currency: str, overdraft:
 @click.argument("amount")
 @click.option("--reason", required=True, help="Shown to the user.")
 @click.option("--key", default=None, help="Idempotency key: a repeat with it posts nothing.")
-async def wallets_credit(office: Office, *, wallet: str, amount: str, reason: str, key: str | None) -> dict[str, Any]:
+async def wallets_credit(
+    office: Office, *, wallet: str, amount: str, reason: str, key: str | None
+) -> dict[str, Any]:
     """Put money into a wallet."""
     wallet_id = parse_id(wallet, "wallet")
     credit = await office.wallets.credit(wallet_id, parse_amount(amount), reason=reason, key=key)
@@ -184,7 +188,11 @@ async def keys_create(
 ) -> dict[str, Any]:
     """Make a key; its secret is shown now and never again."""
     made = await _keys(office).create(
-        parse_id(wallet, "wallet"), name=name, requests_per_min=rpm, tokens_per_min=tpm, calls_in_flight=max_parallel
+        parse_id(wallet, "wallet"),
+        name=name,
+        requests_per_min=rpm,
+        tokens_per_min=tpm,
+        calls_in_flight=max_parallel,
     )
     return {"id": str(made.id), "secret": made.secret, "wallet_id": wallet, "name": name}
 
@@ -267,7 +275,9 @@ def fx() -> None:
 @click.argument("quote")
 @click.argument("rate")
 @click.option("--markup-bps", type=int, default=None, help="On top of the rate, in hundredths of a percent.")
-async def fx_set(office: Office, *, base: str, quote: str, rate: str, markup_bps: int | None) -> dict[str, Any]:
+async def fx_set(
+    office: Office, *, base: str, quote: str, rate: str, markup_bps: int | None
+) -> dict[str, Any]:
     """Set a rate: units of QUOTE for one BASE, as in `tuma fx set USD NGN 1600`."""
     book = FxBook(office.database, markup_bps=office.settings.fx.markup_bps)
     set_to = await book.set_rate(base, quote, _decimal(rate), markup_bps=markup_bps)

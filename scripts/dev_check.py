@@ -27,7 +27,11 @@ def check(details: dict[str, str]) -> dict[str, Any]:
     from openai import OpenAI  # noqa: PLC0415 - a development dependency
 
     client = OpenAI(base_url=details["base_url"], api_key=details["api_key"])
-    model = _MODEL if any(model.id == _MODEL for model in client.models.list()) else client.models.list().data[0].id
+    model = (
+        _MODEL
+        if any(model.id == _MODEL for model in client.models.list())
+        else client.models.list().data[0].id
+    )
     messages: Any = [{"role": "user", "content": _PROMPT}]
     balances = [_balance(details)]
 

@@ -219,7 +219,12 @@ class DevServer:
 def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     root = str(Path(__file__).resolve().parent.parent)
     return subprocess.Popen(
-        command, env={**env, "PYTHONUNBUFFERED": "1"}, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env={**env, "PYTHONUNBUFFERED": "1"},
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -273,8 +278,12 @@ Ctrl-C stops everything; the data stay in {_HOME}.
 def main() -> None:
     """Run ``./scripts/dev``."""
     parser = argparse.ArgumentParser(prog="./scripts/dev", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="make one streamed and one plain call, then stop")
-    parser.add_argument("--json", action="store_true", help="print one JSON line when ready, and go on serving")
+    parser.add_argument(
+        "--check", action="store_true", help="make one streamed and one plain call, then stop"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line when ready, and go on serving"
+    )
     options = parser.parse_args()
     began = time.monotonic()
 

@@ -58,7 +58,9 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             " changing it makes every key invalid",
         ),
         _item("TUMA_UPSTREAM__API_KEY", bool(key), "set", "is not set: the provider's key"),
-        _item("TUMA_UPSTREAM__BASE_URL", True, f"{settings.upstream.kind} at {settings.upstream.base_url}", ""),
+        _item(
+            "TUMA_UPSTREAM__BASE_URL", True, f"{settings.upstream.kind} at {settings.upstream.base_url}", ""
+        ),
     ]
 
 
@@ -94,7 +96,9 @@ async def _ask_postgres(office: Office) -> tuple[bool, str]:
 
 async def _ask_redis(office: Office) -> tuple[bool, str]:
     text = (await office.pipe.run("INFO", "server")).decode()
-    version = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("redis_version:"))
+    version = next(
+        line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("redis_version:")
+    )
     policy = await office.pipe.run("INFO", "memory")
     evicts = b"maxmemory_policy:noeviction" not in policy
     if tuple(int(part) for part in version.split(".")[:2]) < _REDIS_MIN:
@@ -119,7 +123,17 @@ async def _look_at_data(office: Office) -> list[dict[str, Any]]:
         )
     names = ", ".join(row["currency"] for row in missing)
     return [
-        _item("prices", prices > 0, f"{prices} models have a price", "no model has a price: run `tuma models sync`"),
+        _item(
+            "prices",
+            prices > 0,
+            f"{prices} models have a price",
+            "no model has a price: run `tuma models sync`",
+        ),
         _item("keys", keys > 0, f"{keys} keys", "there is no API key: `tuma keys create --wallet WALLET`"),
-        _item("exchange rates", not missing, "every wallet's currency has one", f"none for {names}: `tuma fx set USD CODE RATE`"),
+        _item(
+            "exchange rates",
+            not missing,
+            "every wallet's currency has one",
+            f"none for {names}: `tuma fx set USD CODE RATE`",
+        ),
     ]

@@ -53,7 +53,9 @@ def _binary(package: str, *path: str) -> Path:
     where = next(iter(found.submodule_search_locations or ()), None) if found is not None else None
     program = Path(where, *path) if where is not None else None
     if program is None or not program.exists():
-        raise EmbeddedError(f"the wheel {package!r} is not installed, or not made for this platform. {_ONES_OWN}")
+        raise EmbeddedError(
+            f"the wheel {package!r} is not installed, or not made for this platform. {_ONES_OWN}"
+        )
     return program
 
 
@@ -84,7 +86,9 @@ class _Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -107,7 +111,9 @@ class _Server:
             self.port = find_free_port(self.port)
         remembered.write_text(str(self.port))
 
-    def _launch(self, command: Sequence[str], *, log: Path, end_signal: signal.Signals, **options: Any) -> None:
+    def _launch(
+        self, command: Sequence[str], *, log: Path, end_signal: signal.Signals, **options: Any
+    ) -> None:
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 command,
@@ -115,7 +121,7 @@ class _Server:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(end_signal),
+                preexec_fn=_end_with_parent(end_signal),  # noqa: PLW1509 - one prctl call, no lock taken
                 **options,
             )
 
@@ -234,25 +240,43 @@ class EmbeddedPostgres(_Server):
         if self._as:
             for path in (self._cluster, self._password_file):
                 shutil.chown(path, self._as["user"], self._as["group"])
-        command = [str(self._bin / "initdb"), "-D", str(self._cluster), "-U", "postgres", "--encoding=UTF8", "--locale=C"]
-        command += ["--auth=scram-sha-256", f"--pwfile={self._password_file}", *(["--no-sync"] if self._fast else [])]
+        command = [
+            str(self._bin / "initdb"),
+            "-D",
+            str(self._cluster),
+            "-U",
+            "postgres",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]
+        command += [
+            "--auth=scram-sha-256",
+            f"--pwfile={self._password_file}",
+            *(["--no-sync"] if self._fast else []),
+        ]
         done = subprocess.run(command, check=False, capture_output=True, cwd="/", **self._as)
         if done.returncode != 0:
             shutil.rmtree(self._cluster, ignore_errors=True)
-            raise EmbeddedError(f"initdb failed: {(done.stderr or done.stdout).decode(errors='replace')[-800:]}")
+            raise EmbeddedError(
+                f"initdb failed: {(done.stderr or done.stdout).decode(errors='replace')[-800:]}"
+            )
 
     def _step_down(self) -> None:
         """Run as an unprivileged user that exists already, and let it reach the programs and the data."""
         try:
             entry = pwd.getpwnam(_UNPRIVILEGED)
         except KeyError:
-            raise EmbeddedError(f"Postgres does not run as root, and there is no user {_UNPRIVILEGED!r}. {_ONES_OWN}") from None
+            raise EmbeddedError(
+                f"Postgres does not run as root, and there is no user {_UNPRIVILEGED!r}. {_ONES_OWN}"
+            ) from None
         self._as = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         for folder in (*self._bin.parents, *self._cluster.parents):
             mode = folder.stat().st_mode
             if not mode & stat.S_IXOTH:
                 folder.chmod(mode | stat.S_IXOTH)  # to pass through, not to list
-        probe = subprocess.run([str(self._bin / "postgres"), "--version"], check=False, capture_output=True, cwd="/", **self._as)
+        probe = subprocess.run(
+            [str(self._bin / "postgres"), "--version"], check=False, capture_output=True, cwd="/", **self._as
+        )
         if probe.returncode != 0:
             _open_to_all(self._bin.parent)
         if self._cluster.exists() and self._cluster.stat().st_uid != entry.pw_uid:

@@ -43,7 +43,9 @@ class Upstream:
     async def start(self) -> None:
         """Open the connection pool."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._settings.connections_max, keepalive_timeout=60, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(
+                limit=self._settings.connections_max, keepalive_timeout=60, ttl_dns_cache=60
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
             read_bufsize=64 * 1024,
@@ -77,7 +79,9 @@ class Upstream:
             f"{self._base_url}/chat/completions",
             data=ask.body_with(self.request_changes(ask)),
             headers={**self._headers, "X-Request-Id": str(call_id)},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s, sock_read=idle_s),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self._settings.connect_timeout_s, sock_read=idle_s
+            ),
             allow_redirects=False,
         )
 
@@ -115,11 +119,15 @@ class Upstream:
         try:
             async with (
                 asyncio.timeout(_RECORD_TIMEOUT_S),
-                self._session.get(f"{self._base_url}{path}", params=params, headers=self._headers) as response,
+                self._session.get(
+                    f"{self._base_url}{path}", params=params, headers=self._headers
+                ) as response,
             ):
                 body = await response.content.read(RECORD_BYTES_MAX)
                 while not response.content.at_eof() and len(body) < RECORD_BYTES_MAX:
                     body += await response.content.read(RECORD_BYTES_MAX - len(body))
                 return response.status, json.loads(body or b"null", parse_float=Decimal)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise ProviderUnavailableError(f"the provider's {path} does not answer: {type(error).__name__}") from error
+            raise ProviderUnavailableError(
+                f"the provider's {path} does not answer: {type(error).__name__}"
+            ) from error

@@ -7,7 +7,33 @@ from typing import Any
 from scripts.sim.behaviour import Behaviour
 from scripts.sim.books import Generation, SimModel, usd
 
-_WORDS = "the a of to and in is it you that he was for on are with as his they be at one have this from".split()
+_WORDS = [
+    "the",
+    "a",
+    "of",
+    "to",
+    "and",
+    "in",
+    "is",
+    "it",
+    "you",
+    "that",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+    "as",
+    "his",
+    "they",
+    "be",
+    "at",
+    "one",
+    "have",
+    "this",
+    "from",
+]
 _COST = "@cost@"
 _ERROR = {"code": 502, "message": "Provider disconnected"}
 
@@ -50,7 +76,14 @@ class AnswerScript:
     """
 
     def __init__(
-        self, generation: Generation, model: SimModel, behaviour: Behaviour, *, words: list[str], choices: int, finish_reason: str
+        self,
+        generation: Generation,
+        model: SimModel,
+        behaviour: Behaviour,
+        *,
+        words: list[str],
+        choices: int,
+        finish_reason: str,
     ) -> None:
         self.generation = generation
         self.model = model
@@ -101,7 +134,12 @@ class AnswerScript:
         if self.behaviour.tool_calls:
             call: dict[str, Any] = {"index": 0, "function": {"arguments": text}}
             if index == self.behaviour.reasoning_chunks:
-                call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": text}}
+                call = {
+                    "index": 0,
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "lookup", "arguments": text},
+                }
             return {**role, "content": None, "tool_calls": [call]}
         return {**role, "content": text}
 
@@ -140,7 +178,11 @@ class AnswerScript:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self.behaviour.reasoning_chunks:
             cut = self.behaviour.reasoning_chunks
-            message = {"role": "assistant", "content": "".join(self.words[cut:]), "reasoning": "".join(self.words[:cut])}
+            message = {
+                "role": "assistant",
+                "content": "".join(self.words[cut:]),
+                "reasoning": "".join(self.words[:cut]),
+            }
         if self.behaviour.tool_calls:
             call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": text}}
             message = {"role": "assistant", "content": None, "tool_calls": [call]}

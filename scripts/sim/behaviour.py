@@ -81,6 +81,8 @@ def _check(name: str, value: Any, default: Any) -> None:
     elif name == "fail_headers":
         good = isinstance(value, Mapping)
     else:
-        good = value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0)
+        good = value is None or (
+            isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        )
     if not good:
         raise BehaviourError(f"behaviour {name!r} cannot be {value!r}")

@@ -108,7 +108,9 @@ class Books:
         self.generations[generation.id] = generation
         return generation
 
-    def bill(self, generation: Generation, model: SimModel, *, cancelled: bool, finish_reason: str | None) -> None:
+    def bill(
+        self, generation: Generation, model: SimModel, *, cancelled: bool, finish_reason: str | None
+    ) -> None:
         """End a generation and bill it; a second time changes nothing."""
         if generation.ended_s is not None:
             return
@@ -116,7 +118,9 @@ class Books:
         generation.cancelled = cancelled
         generation.finish_reason = finish_reason
         generation.cost_nanousd = model.cost_nanousd(
-            prompt=generation.prompt_tokens, cached=generation.cached_tokens, completion=generation.completion_tokens
+            prompt=generation.prompt_tokens,
+            cached=generation.cached_tokens,
+            completion=generation.completion_tokens,
         )
         self.total_nanousd += generation.cost_nanousd
         if self._file is not None:
@@ -126,7 +130,12 @@ class Books:
     def find_record(self, generation_id: str) -> Generation | None:
         """Return a generation as ``/generation`` shows it: ended, not hidden, and old enough."""
         found = self.generations.get(generation_id)
-        if found is None or found.ended_s is None or found.missing or time.time() < found.ended_s + found.delay_s:
+        if (
+            found is None
+            or found.ended_s is None
+            or found.missing
+            or time.time() < found.ended_s + found.delay_s
+        ):
             return None
         return found
 

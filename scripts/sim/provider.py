@@ -9,22 +9,42 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
 from scripts.sim.answers import AnswerScript, dump, word
 from scripts.sim.behaviour import Behaviour, BehaviourError
-from scripts.sim.books import NANO, Books, Generation, SimModel, usd
+from scripts.sim.books import NANO, Books, Generation, SimModel
 
 _PER_MILLION = 1_000_000
 _MODELS = (
     SimModel("openai/gpt-4o-mini", "OpenAI: GPT-4o-mini", 150_000_000, 600_000_000, 75_000_000),
     SimModel("openai/gpt-4o", "OpenAI: GPT-4o", 2_500_000_000, 10_000_000_000, 1_250_000_000),
-    SimModel("openai/gpt-4.1-nano", "OpenAI: GPT-4.1 Nano", 100_000_000, 400_000_000, 25_000_000, 1_000_000, 32_768),
-    SimModel("openai/o4-mini", "OpenAI: o4 Mini", 1_100_000_000, 4_400_000_000, 275_000_000, 200_000, 100_000),
-    SimModel("anthropic/claude-sonnet-4.5", "Anthropic: Claude Sonnet 4.5", 3_000_000_000, 15_000_000_000, 300_000_000, 1_000_000, 64_000),
-    SimModel("google/gemini-2.5-flash", "Google: Gemini 2.5 Flash", 300_000_000, 2_500_000_000, 75_000_000, 1_048_576, 65_536),
+    SimModel(
+        "openai/gpt-4.1-nano", "OpenAI: GPT-4.1 Nano", 100_000_000, 400_000_000, 25_000_000, 1_000_000, 32_768
+    ),
+    SimModel(
+        "openai/o4-mini", "OpenAI: o4 Mini", 1_100_000_000, 4_400_000_000, 275_000_000, 200_000, 100_000
+    ),
+    SimModel(
+        "anthropic/claude-sonnet-4.5",
+        "Anthropic: Claude Sonnet 4.5",
+        3_000_000_000,
+        15_000_000_000,
+        300_000_000,
+        1_000_000,
+        64_000,
+    ),
+    SimModel(
+        "google/gemini-2.5-flash",
+        "Google: Gemini 2.5 Flash",
+        300_000_000,
+        2_500_000_000,
+        75_000_000,
+        1_048_576,
+        65_536,
+    ),
     SimModel("meta-llama/llama-3.3-70b-instruct", "Meta: Llama 3.3 70B Instruct", 130_000_000, 390_000_000),
     SimModel("deepseek/deepseek-r1", "DeepSeek: R1", 400_000_000, 2_000_000_000, None, 163_840, 163_840),
     SimModel("mistralai/mistral-small-3.2", "Mistral: Small 3.2", 60_000_000, 180_000_000),
@@ -85,7 +105,7 @@ class SimulatedProvider:
         """Change how every answer behaves from now on; without arguments, as at the start."""
         self.default = Behaviour().told(changes)
 
-    async def __aenter__(self) -> "SimulatedProvider":
+    async def __aenter__(self) -> Self:
         self.books.load()
         app = web.Application(client_max_size=64 * 1024 * 1024)
         api = {
@@ -143,7 +163,7 @@ class SimulatedProvider:
         generation, script = self._begin(request, body, model, behaviour)
         if body.get("stream"):
             return await self._stream(request, generation, script)
-        return await self._plain(request, generation, script)
+        return await self._plain(generation, script)
 
     def _begin(
         self, request: web.Request, body: dict[str, Any], model: SimModel, behaviour: Behaviour
@@ -164,7 +184,11 @@ class SimulatedProvider:
             words = [behaviour.text]
         elif model.id == "sim/echo":
             words = [f" {part}" for part in texts[-1].split()] or [""]
-        bound = body.get("max_completion_tokens") or body.get("max_tokens") or len(words) * behaviour.tokens_per_chunk
+        bound = (
+            body.get("max_completion_tokens")
+            or body.get("max_tokens")
+            or len(words) * behaviour.tokens_per_chunk
+        )
         kept = words[: max(bound // behaviour.tokens_per_chunk, 1)]
         script = AnswerScript(
             generation,
@@ -176,10 +200,12 @@ class SimulatedProvider:
         )
         return generation, script
 
-    async def _plain(self, request: web.Request, generation: Generation, script: AnswerScript) -> web.Response:
+    async def _plain(self, generation: Generation, script: AnswerScript) -> web.Response:
         behaviour = script.behaviour
         try:
-            await asyncio.sleep((behaviour.first_delay_ms + behaviour.chunk_delay_ms * len(script.words)) / 1000)
+            await asyncio.sleep(
+                (behaviour.first_delay_ms + behaviour.chunk_delay_ms * len(script.words)) / 1000
+            )
             _count(generation, script, len(script.words))
             generation.reasoning_tokens = min(behaviour.reasoning_chunks, generation.completion_tokens)
             body = script.plain()
@@ -188,7 +214,9 @@ class SimulatedProvider:
         headers = {"X-Generation-Id": generation.id} if behaviour.generation_id_header else {}
         return web.Response(body=body, content_type="application/json", headers=headers)
 
-    async def _stream(self, request: web.Request, generation: Generation, script: AnswerScript) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, generation: Generation, script: AnswerScript
+    ) -> web.StreamResponse:
         behaviour = script.behaviour
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         if behaviour.generation_id_header:
@@ -204,13 +232,20 @@ class SimulatedProvider:
         finally:
             if cancelled and not behaviour.cancellable:
                 _count(generation, script, len(script.words))
-            generation.reasoning_tokens = min(behaviour.reasoning_chunks * script.choices, generation.completion_tokens)
+            generation.reasoning_tokens = min(
+                behaviour.reasoning_chunks * script.choices, generation.completion_tokens
+            )
             self.books.bill(
-                generation, script.model, cancelled=cancelled, finish_reason=None if cancelled else script.finish_reason
+                generation,
+                script.model,
+                cancelled=cancelled,
+                finish_reason=None if cancelled else script.finish_reason,
             )
         return response
 
-    async def _send_all(self, generation: Generation, script: AnswerScript, writer: "_Writer") -> bool:
+    async def _send_all(  # noqa: C901 - the script of an answer, read from top to bottom
+        self, generation: Generation, script: AnswerScript, writer: "_Writer"
+    ) -> bool:
         """Send the answer; False when the client left it before its end."""
         behaviour = script.behaviour
         alive = await writer.pause(behaviour.first_delay_ms / 1000)
@@ -233,7 +268,9 @@ class SimulatedProvider:
             if alive or not behaviour.cancellable:
                 _count(generation, script, index + 1)
             alive = await writer.pause(behaviour.chunk_delay_ms / 1000) and alive
-        generation.reasoning_tokens = min(behaviour.reasoning_chunks * script.choices, generation.completion_tokens)
+        generation.reasoning_tokens = min(
+            behaviour.reasoning_chunks * script.choices, generation.completion_tokens
+        )
         if not alive and behaviour.cancellable:
             return False
         # The answer is whole, so it is billed before its end is sent: whoever read [DONE] finds it in the books.
@@ -257,7 +294,11 @@ class SimulatedProvider:
                     "name": model.name,
                     "created": 1_700_000_000,
                     "context_length": model.context_tokens,
-                    "architecture": {"modality": "text->text", "input_modalities": ["text"], "output_modalities": ["text"]},
+                    "architecture": {
+                        "modality": "text->text",
+                        "input_modalities": ["text"],
+                        "output_modalities": ["text"],
+                    },
                     "pricing": pricing,
                     "top_provider": {
                         "context_length": model.context_tokens,
@@ -272,13 +313,24 @@ class SimulatedProvider:
     async def _key(self, request: web.Request) -> web.Response:
         if (refused := self._unauthorized(request)) is not None:
             return refused
-        data = {"label": "sk-sim", "usage": "@cost@", "limit": None, "limit_remaining": None, "is_free_tier": False}
+        data = {
+            "label": "sk-sim",
+            "usage": "@cost@",
+            "limit": None,
+            "limit_remaining": None,
+            "is_free_tier": False,
+        }
         return _json(dump({"data": data}, self.books.total_nanousd))
 
     async def _credits(self, request: web.Request) -> web.Response:
         if (refused := self._unauthorized(request)) is not None:
             return refused
-        return _json(dump({"data": {"total_credits": self._credits_usd, "total_usage": "@cost@"}}, self.books.total_nanousd))
+        return _json(
+            dump(
+                {"data": {"total_credits": self._credits_usd, "total_usage": "@cost@"}},
+                self.books.total_nanousd,
+            )
+        )
 
     async def _generation(self, request: web.Request) -> web.Response:
         if (refused := self._unauthorized(request)) is not None:
@@ -323,7 +375,9 @@ class SimulatedProvider:
     async def _show_books(self, _request: web.Request) -> web.Response:
         entries = [generation.as_json() for generation in self.books.generations.values()]
         total = self.books.total_nanousd
-        return web.json_response({"total_nanousd": total, "open": self.books.open_count, "generations": entries})
+        return web.json_response(
+            {"total_nanousd": total, "open": self.books.open_count, "generations": entries}
+        )
 
     async def _show_entry(self, request: web.Request) -> web.Response:
         found = self.books.generations.get(request.match_info["id"])
@@ -418,15 +472,22 @@ def _text_of(message: object) -> str:
 
 def _per_token(nanousd_per_million: int) -> str:
     """Write a price per token in USD, as OpenRouter lists it."""
-    return f"{nanousd_per_million // (NANO * _PER_MILLION)}.{nanousd_per_million % (NANO * _PER_MILLION):015d}".rstrip("0")
+    return f"{nanousd_per_million // (NANO * _PER_MILLION)}.{nanousd_per_million % (NANO * _PER_MILLION):015d}".rstrip(
+        "0"
+    )
 
 
 async def _fail(request: web.Request, behaviour: Behaviour) -> web.StreamResponse:
     await asyncio.sleep(behaviour.first_delay_ms / 1000)
     if behaviour.fail_status:
-        body = behaviour.fail_body or json.dumps({"error": {"code": behaviour.fail_status, "message": "simulated failure"}})
+        body = behaviour.fail_body or json.dumps(
+            {"error": {"code": behaviour.fail_status, "message": "simulated failure"}}
+        )
         return web.Response(
-            status=behaviour.fail_status, text=body, content_type="application/json", headers=behaviour.fail_headers
+            status=behaviour.fail_status,
+            text=body,
+            content_type="application/json",
+            headers=behaviour.fail_headers,
         )
     if behaviour.null_body:
         return web.Response(text="null", content_type="application/json")
@@ -465,11 +526,15 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Serve until SIGTERM."""
-    parser = argparse.ArgumentParser(description="A provider that bills by its own books, for tests and demos.")
+    parser = argparse.ArgumentParser(
+        description="A provider that bills by its own books, for tests and demos."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--api-key", default="sk-sim")
-    parser.add_argument("--books", type=Path, default=None, help="a file in which the books survive a restart")
+    parser.add_argument(
+        "--books", type=Path, default=None, help="a file in which the books survive a restart"
+    )
     parser.add_argument("--credits-usd", type=int, default=1000)
     asyncio.run(_serve(parser.parse_args()))
 
