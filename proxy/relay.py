@@ -21,6 +21,7 @@ from proxy.meter import StreamMeter, error_event, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
 _GROWTH = 2
+_NO_STREAM = ("application/json", "text/html")  # a provider that does not stream, or whose front door answered
 _REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
 
@@ -131,6 +132,8 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: the call could not be opened; the house pays.
     """
     assert answer.response is not None
+    if answer.response.content_type in _NO_STREAM:
+        return await relay_plain(request, answer)
     settings = answer.services.settings
     answer.outcome = "upstream_error"
     answer.meter = StreamMeter(
@@ -223,7 +226,7 @@ class _StreamRelay:
     def _refuse_early_error(self) -> None:
         """An error before the first token becomes a proper HTTP error, as nothing has been sent yet."""
         error = self._meter.error
-        if self._client is None and error is not None:
+        if self._client is None and error is not None and self._meter.events == 0:
             self._answer.complete = True
             raise upstream_error(
                 _error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {}

@@ -1,205 +1,291 @@
-"""The bytes of the simulated answers, in OpenRouter's shapes."""
+"""The bytes and the pauses of a simulated answer, in OpenRouter's shapes. Pure: nothing here waits or sends.
+
+Source: https://openrouter.ai/docs/api-reference/streaming and https://openrouter.ai/docs/api-reference/errors.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
+from scripts.sim.asks import Ask
 from scripts.sim.behaviour import Behaviour
-from scripts.sim.books import Generation, SimModel, usd
+from scripts.sim.books import Generation
+from scripts.sim.exact import dumps, to_bytes, usd
+from scripts.sim.models import SimModel
 
-_WORDS = [
-    "the",
-    "a",
-    "of",
-    "to",
-    "and",
-    "in",
-    "is",
-    "it",
-    "you",
-    "that",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "as",
-    "his",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-    "from",
-]
-_COST = "@cost@"
-_ERROR = {"code": 502, "message": "Provider disconnected"}
+_WORDS = ("the", "a", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with")
+_WORD = re.compile(r"\s*\S+|\s+")
+_DISCONNECTED = {"code": 502, "message": "Provider disconnected"}
 
 
-def word(index: int) -> str:
-    """Return the content of chunk ``index``: one short English word with its space."""
-    return " " + _WORDS[index % len(_WORDS)]
+class Event(NamedTuple):
+    """Bytes to send; the tokens count as billed once they are sent."""
+
+    data: bytes
+    tokens: int = 0
+    reasoning_tokens: int = 0
 
 
-def dump(value: Mapping[str, Any], cost_nanousd: int | None = None) -> str:
-    """Write JSON; a cost goes in as an exact number, never through a float."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text if cost_nanousd is None else text.replace(f'"{_COST}"', usd(cost_nanousd))
+class Pause(NamedTuple):
+    """Time to let pass; ``stall`` means silence on the wire, before which everything is sent."""
+
+    seconds: float
+    stall: bool = False
 
 
-def usage_of(generation: Generation, behaviour: Behaviour) -> dict[str, Any]:
-    """Return the usage object; its cost is filled in by ``dump``."""
-    usage: dict[str, Any] = {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
-    }
-    if not behaviour.omit_cost:
-        usage["cost"] = _COST
-    return usage
+Step = Event | Pause
 
 
-class AnswerScript:
-    """Makes the events of one answer.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is generated: per choice ``tokens`` in ``pieces``, of which ``kept`` are generated before the answer breaks off."""
+
+    pieces: tuple[str, ...]
+    reasoning_pieces: int
+    tokens: int
+    kept: int
+    ending: Literal["whole", "error", "cut"]
+    finish_reason: str
+
+    def tokens_of(self, index: int, behaviour: Behaviour) -> int:
+        """Return the tokens of piece ``index``; the last one may be cut short by the bound."""
+        return min(behaviour.tokens_per_chunk, self.tokens - index * behaviour.tokens_per_chunk)
+
+
+def plan_answer(ask: Ask, behaviour: Behaviour) -> Plan:
+    """Choose the words, cut them at the request's bound, and find where the behaviour breaks the answer off."""
+    told = ask.last_text if behaviour.echo and behaviour.text is None else behaviour.text
+    content = [_word(index) for index in range(behaviour.chunks)] if told is None else _WORD.findall(told)
+    if behaviour.tool_calls:
+        content = _as_arguments(content)
+    thoughts = [_word(index) for index in range(behaviour.reasoning_chunks)]
+    wanted = (len(thoughts) + len(content)) * behaviour.tokens_per_chunk
+    tokens = wanted if ask.bound is None else min(wanted, ask.bound)
+    pieces = (*thoughts, *content)[: -(-tokens // behaviour.tokens_per_chunk)]
+    breaks = [(after, name) for name in ("cut", "error") if (after := getattr(behaviour, f"{name}_after")) is not None]
+    kept, ending = min(breaks, default=(len(pieces), "whole"))
+    finish_reason = "tool_calls" if behaviour.tool_calls else "stop"
+    return Plan(
+        pieces=pieces,
+        reasoning_pieces=min(len(thoughts), len(pieces)),
+        tokens=tokens,
+        kept=min(kept, len(pieces)),
+        ending=ending,
+        finish_reason="length" if tokens < wanted else finish_reason,
+    )
+
+
+def _word(index: int) -> str:
+    word = _WORDS[index % len(_WORDS)]
+    return f" {word}" if index else word
+
+
+def _as_arguments(words: list[str]) -> list[str]:
+    """Return pieces that together are a JSON object, so that a client can parse the arguments of a whole call."""
+    pieces = [json.dumps(word, ensure_ascii=False)[1:-1] for word in words] or [""]
+    pieces[0] = '{"text":"' + pieces[0]
+    pieces[-1] += '"}'
+    return pieces
+
+
+class Answer:
+    """One answer: the steps of its content, then its tail; or the whole as one document.
 
     Args:
-        generation: the entry in the books.
+        generation: the entry in the books, for its id and its prompt.
         model: whose prices apply.
+        ask: what was asked.
         behaviour: how to behave.
-        words: content per chunk.
-        choices: ``n``.
-        finish_reason: of every choice.
     """
 
-    def __init__(
-        self,
-        generation: Generation,
-        model: SimModel,
-        behaviour: Behaviour,
-        *,
-        words: list[str],
-        choices: int,
-        finish_reason: str,
-    ) -> None:
-        self.generation = generation
-        self.model = model
+    def __init__(self, generation: Generation, model: SimModel, ask: Ask, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
-        self.words = words
-        self.choices = choices
-        self.finish_reason = "tool_calls" if behaviour.tool_calls else finish_reason
+        self.plan = plan_answer(ask, behaviour)
+        self._generation = generation
+        self._model = model
+        self._choices = ask.choices
+        self._logprobs = ask.logprobs or behaviour.logprobs
+        self._line_end = "\r\n" if behaviour.crlf else "\n"
+        head = dumps(self._head("chat.completion.chunk"))
+        extra = "" if behaviour.x_sim_extra is None else f',"x_sim_extra":{dumps(behaviour.x_sim_extra)}'
+        null = ',"usage":null' if behaviour.usage == "every_chunk_null" else ""
+        self._chunk_head = f'data: {head[:-1]},"choices":['
+        self._chunk_tail = f"]{extra}{null}}}"
+        self._usage_tail = f"]{extra},"
 
-    def cost(self) -> int:
-        """Return what the answer costs so far, in nano-USD."""
-        entry = self.generation
-        return self.model.cost_nanousd(
-            prompt=entry.prompt_tokens, cached=entry.cached_tokens, completion=entry.completion_tokens
+    @property
+    def tokens(self) -> int:
+        """The completion tokens of all choices, as far as the answer gets."""
+        full = self.plan.kept * self.behaviour.tokens_per_chunk
+        return min(full, self.plan.tokens) * self._choices
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """The part of ``tokens`` that is reasoning."""
+        full = min(self.plan.kept, self.plan.reasoning_pieces) * self.behaviour.tokens_per_chunk
+        return min(full, self.plan.tokens) * self._choices
+
+    @property
+    def finish_reason(self) -> str:
+        """As the books note it when the answer got as far as it should."""
+        return self.plan.finish_reason if self.plan.ending == "whole" else "error"
+
+    @property
+    def duration_s(self) -> float:
+        """How long the generation takes. A stall is the wire's, not the generator's, and does not count."""
+        pauses = max(self.plan.kept - 1, 0)
+        return (float(self.behaviour.first_delay_ms) + pauses * float(self.behaviour.chunk_delay_ms)) / 1000
+
+    def cost_nanousd(self, tokens: int) -> int:
+        """Return what the generation costs with so many completion tokens."""
+        return self._model.cost_nanousd(
+            prompt_tokens=self._generation.prompt_tokens,
+            cached_tokens=self._generation.cached_tokens,
+            completion_tokens=tokens,
         )
 
-    def event(self, fields: Mapping[str, Any]) -> bytes:
-        """Frame one chunk."""
-        head: dict[str, Any] = {
-            "id": self.generation.id,
-            "provider": "Sim",
-            "model": self.model.id,
-            "object": "chat.completion.chunk",
-            "created": int(self.generation.started_s),
-        }
-        if self.behaviour.extra:
-            head["x_sim_extra"] = {"note": 'holds "usage" and [DONE] in a string', "number": 1.50}
-        return self.frame(f"data: {dump({**head, **fields}, self.cost())}")
+    def content(self) -> Iterator[Step]:
+        """Yield events and pauses up to the end of the content, or to where the answer breaks off."""
+        behaviour = self.behaviour
+        if behaviour.comments:
+            yield self._comment()
+        if behaviour.first_delay_ms:
+            yield Pause(float(behaviour.first_delay_ms) / 1000)
+        delay = Pause(float(behaviour.chunk_delay_ms) / 1000)
+        for index in range(self.plan.kept):
+            if index and behaviour.comments and index % behaviour.comments == 0:
+                yield self._comment()
+            if index == behaviour.stall_after:
+                yield Pause(float(behaviour.stall_s), stall=True)
+            elif index and delay.seconds:
+                yield delay
+            yield from self._chunk(index)
+        if behaviour.stall_after == self.plan.kept:
+            yield Pause(float(behaviour.stall_s), stall=True)
 
-    def frame(self, text: str) -> bytes:
-        """End an event with a blank line."""
-        end = "\r\n" if self.behaviour.crlf else "\n"
-        return f"{text}{end}{end}".encode()
+    def _comment(self) -> Event:
+        return Event(self._framed(": OPENROUTER PROCESSING"))
 
-    def chunk(self, index: int) -> Iterator[bytes]:
-        """Yield the events of chunk ``index``, one per choice."""
-        for choice in range(self.choices):
-            delta = self._delta(index)
-            fields: dict[str, Any] = {"choices": [self._choice(choice, delta, None)]}
-            if self.behaviour.usage == "every_chunk_null":
-                fields["usage"] = None
-            yield self.event(fields)
+    def _framed(self, text: str) -> bytes:
+        return to_bytes(f"{text}{self._line_end}{self._line_end}")
+
+    def _chunk(self, index: int) -> Iterator[Event]:
+        delta = json.dumps(self._delta(index), ensure_ascii=False)
+        logprobs = dumps(self._logprobs_of(self.plan.pieces[index])) if self._logprobs else "null"
+        rest = f'"delta":{delta},"finish_reason":null,"native_finish_reason":null,"logprobs":{logprobs}}}'
+        tokens = self.plan.tokens_of(index, self.behaviour)
+        reasoning_tokens = tokens if index < self.plan.reasoning_pieces else 0
+        for choice in range(self._choices):
+            text = f'{self._chunk_head}{{"index":{choice},{rest}{self._chunk_tail}'
+            yield Event(self._framed(text), tokens, reasoning_tokens)
 
     def _delta(self, index: int) -> dict[str, Any]:
-        text = self.words[index]
-        role: dict[str, Any] = {"role": "assistant"} if index == 0 else {}
-        if index < self.behaviour.reasoning_chunks:
-            return {**role, "content": "", "reasoning": text}
-        if self.behaviour.tool_calls:
-            call: dict[str, Any] = {"index": 0, "function": {"arguments": text}}
-            if index == self.behaviour.reasoning_chunks:
-                call = {
-                    "index": 0,
-                    "id": "call_1",
-                    "type": "function",
-                    "function": {"name": "lookup", "arguments": text},
-                }
-            return {**role, "content": None, "tool_calls": [call]}
-        return {**role, "content": text}
+        text = self.plan.pieces[index]
+        if index < self.plan.reasoning_pieces:
+            return {"role": "assistant", "content": "", "reasoning": text}
+        if not self.behaviour.tool_calls:
+            return {"role": "assistant", "content": text}
+        call: dict[str, Any] = {"index": 0, "function": {"arguments": text}}
+        if index == self.plan.reasoning_pieces:
+            call = {"index": 0, **_tool_call(text)}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
 
-    def _choice(self, index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        logprobs = {"content": [{"token": "x", "logprob": -0.10, "bytes": None, "top_logprobs": []}]}
-        return {
-            "index": index,
-            "delta": delta,
-            "finish_reason": finish_reason,
-            "native_finish_reason": finish_reason,
-            "logprobs": logprobs if self.behaviour.logprobs and finish_reason is None else None,
-        }
+    def _logprobs_of(self, text: str) -> dict[str, Any]:
+        token = {"token": text, "logprob": -0.25, "bytes": list(to_bytes(text)), "top_logprobs": []}
+        return {"content": [token], "refusal": None}
 
-    def ending(self) -> Iterator[bytes]:
-        """Yield the finish events, the usage and the end."""
-        for choice in range(self.choices):
-            fields: dict[str, Any] = {"choices": [self._choice(choice, {"content": ""}, self.finish_reason)]}
-            if self.behaviour.usage == "beside_choices" and choice == self.choices - 1:
-                fields["usage"] = usage_of(self.generation, self.behaviour)
-            elif self.behaviour.usage == "every_chunk_null":
-                fields["usage"] = None
-            yield self.event(fields)
+    def tail(self) -> list[bytes]:
+        """Return the events after the content: finish, usage and ``[DONE]``, or the error; none after a cut."""
+        if self.plan.ending == "cut":
+            return []
+        if self.plan.ending == "error":
+            return [self._error_event()]
+        events = [self._finish_event(choice) for choice in range(self._choices)]
         if self.behaviour.usage in ("after_finish", "every_chunk_null"):
-            yield self.event({"choices": [], "usage": usage_of(self.generation, self.behaviour)})
+            events.append(self._framed(f"{self._chunk_head}{self._usage_tail}{self._usage()}}}"))
         if self.behaviour.done:
-            yield self.frame("data: [DONE]")
+            events.append(self._framed("data: [DONE]"))
+        return events
 
-    def error(self) -> bytes:
-        """Return the error event of a provider that broke off."""
-        choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
-        return self.event({"error": _ERROR, "choices": [choice]})
-
-    def plain(self) -> bytes:
-        """Return the whole answer as one JSON document."""
-        text = "".join(self.words)
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self.behaviour.reasoning_chunks:
-            cut = self.behaviour.reasoning_chunks
-            message = {
-                "role": "assistant",
-                "content": "".join(self.words[cut:]),
-                "reasoning": "".join(self.words[:cut]),
+    def _finish_event(self, index: int) -> bytes:
+        reason = self.plan.finish_reason
+        choice = dumps(
+            {
+                "index": index,
+                "delta": {"role": "assistant", "content": ""},
+                "finish_reason": reason,
+                "native_finish_reason": reason,
+                "logprobs": None,
             }
-        if self.behaviour.tool_calls:
-            call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": text}}
-            message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        choices = [
-            {"index": index, "message": message, "finish_reason": self.finish_reason, "logprobs": None}
-            for index in range(self.choices)
-        ]
-        body: dict[str, Any] = {
-            "id": self.generation.id,
-            "provider": "Sim",
-            "model": self.model.id,
-            "object": "chat.completion",
-            "created": int(self.generation.started_s),
-            "choices": choices,
+        )
+        beside = self.behaviour.usage == "beside_choices" and index == self._choices - 1
+        tail = f"{self._usage_tail}{self._usage()}}}" if beside else self._chunk_tail
+        return self._framed(f"{self._chunk_head}{choice}{tail}")
+
+    def _error_event(self) -> bytes:
+        choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+        head = self._head("chat.completion.chunk")
+        return self._framed(f"data: {dumps({**head, 'error': _DISCONNECTED, 'choices': [choice]})}")
+
+    def _usage(self) -> str:
+        return f'"usage":{dumps(self._usage_object())}'
+
+    def _usage_object(self) -> dict[str, Any]:
+        prompt_tokens = self._generation.prompt_tokens
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.tokens,
+            "total_tokens": prompt_tokens + self.tokens,
+            "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens, "image_tokens": 0},
         }
-        if self.behaviour.extra:
-            body["x_sim_extra"] = {"number": 1.50}
-        if self.behaviour.usage != "missing":
-            body["usage"] = usage_of(self.generation, self.behaviour)
-        return dump(body, self.cost()).encode()
+        if not self.behaviour.omit_cost:
+            usage |= {
+                "cost": usd(self.cost_nanousd(self.tokens)),
+                "is_byok": False,
+                "cost_details": {"upstream_inference_cost": None},
+            }
+        return usage
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._generation.id,
+            "provider": "Sim",
+            "model": self._model.id,
+            "object": kind,
+            "created": int(self._generation.started_s),
+        }
+
+    def document(self) -> bytes:
+        """Return the answer to a request that is not streamed; one that breaks off carries the error in its body."""
+        pieces, cut = self.plan.pieces[: self.plan.kept], self.plan.reasoning_pieces
+        text = "".join(pieces[cut:])
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "reasoning": None}
+        if cut:
+            message["reasoning"] = "".join(pieces[:cut])
+        if self.behaviour.tool_calls:
+            message |= {"content": None, "tool_calls": [{"index": 0, **_tool_call(text)}]}
+        choices = [
+            {
+                "index": index,
+                "message": message,
+                "finish_reason": self.finish_reason,
+                "native_finish_reason": self.finish_reason,
+                "logprobs": self._logprobs_of(text) if self._logprobs else None,
+            }
+            for index in range(self._choices)
+        ]
+        body = {**self._head("chat.completion"), "choices": choices}
+        if self.behaviour.x_sim_extra is not None:
+            body["x_sim_extra"] = self.behaviour.x_sim_extra
+        if self.plan.ending == "error":
+            body["error"] = _DISCONNECTED
+        elif self.behaviour.usage != "missing":
+            body["usage"] = self._usage_object()
+        return to_bytes(dumps(body))
+
+
+def _tool_call(arguments: str) -> dict[str, Any]:
+    return {"id": "call_sim_1", "type": "function", "function": {"name": "lookup", "arguments": arguments}}

@@ -1,65 +1,130 @@
 """How the simulated provider behaves: told per request, per model, or for the whole server."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 UsagePlace = Literal["after_finish", "beside_choices", "missing", "every_chunk_null"]
 
+_COUNT_MAX = 1_000_000
+_TIME_MAX = 86_400_000
+_FAIL_STATUS_LEAST, _FAIL_STATUS_MOST = 400, 599
+
 
 class BehaviourError(ValueError):
-    """An unknown field, or a value of the wrong type."""
+    """An unknown field, or a value that the field cannot have."""
+
+
+def _checked(default: Any, check: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+def _is_whole(value: object, least: int, most: int = _COUNT_MAX) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _count(default: int, *, least: int = 0) -> int:
+    return cast("int", _checked(default, lambda value: _is_whole(value, least)))
+
+
+def _maybe(*, least: int = 0, most: int = _COUNT_MAX) -> int | None:
+    return cast("int | None", _checked(None, lambda value: value is None or _is_whole(value, least, most)))
+
+
+def _time(default: float) -> float:
+    def check(value: object) -> bool:
+        # A Decimal comes from a request's JSON, whose numbers are read exactly.
+        good = not isinstance(value, bool | str | bytes) and hasattr(value, "__float__")
+        return good and 0 <= float(cast("float", value)) <= _TIME_MAX
+
+    return cast("float", _checked(default, check))
+
+
+def _flag(*, default: bool = False) -> bool:
+    return cast("bool", _checked(default, lambda value: isinstance(value, bool)))
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """One answer's script. Counts are of content chunks per choice; ``None`` means never."""
+    """One answer's script.
 
-    chunks: int = 20
-    chunk_delay_ms: float = 0
-    first_delay_ms: float = 0
-    tokens_per_chunk: int = 1
-    text: str | None = None
-    events_per_write: int = 1
-    split_bytes: int | None = None
-    crlf: bool = False
-    comments: int | None = None  # a comment before the first token, and one every so many chunks
-    usage: UsagePlace = "after_finish"
-    omit_cost: bool = False
-    fail_status: int | None = None
-    fail_body: str | None = None
-    fail_headers: Mapping[str, str] = field(default_factory=dict)
-    error_before_first: bool = False
-    error_after: int | None = None
-    stall_after: int | None = None
-    stall_s: float = 3600
-    cut_after: int | None = None
-    null_body: bool = False
-    html_body: bool = False
-    tool_calls: bool = False
-    reasoning_chunks: int = 0
-    cached_tokens: int = 0
-    logprobs: bool = False
-    extra: bool = False  # an unknown field in every chunk
-    cancellable: bool = True
-    generation_id_header: bool = False
-    generation_delay_s: float = 0
-    generation_missing: bool = False
-    done: bool = True
+    A chunk is one word, for each of the ``n`` choices. ``…_after`` counts chunks, reasoning among them; ``None`` means never.
 
-    def told(self, changes: object) -> "Behaviour":
+    Raises:
+        BehaviourError: a value that a field cannot have.
+    """
+
+    chunks: int = _count(20)
+    tokens_per_chunk: int = _count(1, least=1)
+    # Explicit content, one chunk per word, in place of ``chunks``.
+    text: str | None = _checked(None, lambda value: value is None or isinstance(value, str))
+    # The user's last message as the content.
+    echo: bool = _flag()
+    # Chunks of reasoning before those of content.
+    reasoning_chunks: int = _count(0)
+    # The content as the arguments of a tool call.
+    tool_calls: bool = _flag()
+    cached_tokens: int = _count(0)
+    # As if the request had asked for them.
+    logprobs: bool = _flag()
+    # An unknown field in every chunk and answer.
+    x_sim_extra: Mapping[str, Any] | None = _checked(None, lambda value: value is None or isinstance(value, Mapping))
+
+    first_delay_ms: float = _time(0)
+    chunk_delay_ms: float = _time(0)
+    # Silence on the wire for ``stall_s``; then the answer goes on.
+    stall_after: int | None = _maybe()
+    stall_s: float = _time(3600)
+
+    events_per_write: int = _count(1, least=1)
+    # Each write in pieces of so many bytes.
+    split_bytes: int | None = _maybe(least=1)
+    crlf: bool = _flag()
+    # A comment at the start and after every so many chunks; 0 means none.
+    comments: int = _count(0)
+    usage: UsagePlace = _checked("after_finish", lambda value: value in get_args(UsagePlace))
+    omit_cost: bool = _flag()
+    # False leaves out ``[DONE]``.
+    done: bool = _flag(default=True)
+
+    # Refused before anything is generated; the body is JSON's value, or a text sent as it is.
+    fail_status: int | None = _maybe(least=_FAIL_STATUS_LEAST, most=_FAIL_STATUS_MOST)
+    fail_body: Any = _checked(None, lambda _: True)
+    fail_headers: Mapping[str, str] | None = _checked(None, lambda value: value is None or _is_headers(value))
+    # 200, and then nothing but an error, ``null`` or HTML.
+    error_before_first: bool = _flag()
+    null_body: bool = _flag()
+    html_body: bool = _flag()
+    # An error event, or the connection's end, after so many chunks.
+    error_after: int | None = _maybe()
+    cut_after: int | None = _maybe()
+
+    # Whether closing the connection ends the generation, and the billing with it.
+    cancellable: bool = _flag(default=True)
+    generation_id_header: bool = _flag()
+    # How long after its end ``/generation`` still denies a generation, or whether it always does.
+    generation_delay_s: float = _time(0)
+    generation_missing: bool = _flag()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not item.metadata["check"](value):
+                raise BehaviourError(f"behaviour {item.name!r} cannot be {value!r}")
+
+    def told(self, changes: object) -> Self:
         """Return this behaviour with some fields changed.
 
         Raises:
-            BehaviourError: an unknown field or a wrong type.
+            BehaviourError: not a mapping, an unknown field, or a value that the field cannot have.
         """
         if not isinstance(changes, Mapping):
             raise BehaviourError("a behaviour is an object")
-        known = {item.name: item for item in fields(self)}
-        for name, value in changes.items():
-            if name not in known:
-                raise BehaviourError(f"unknown behaviour {name!r}; known: {', '.join(sorted(known))}")
-            _check(name, value, getattr(_DEFAULTS, name))
+        if not changes:
+            return self
+        known = {item.name for item in fields(self)}
+        if unknown := sorted(str(name) for name in changes if name not in known):
+            raise BehaviourError(f"unknown behaviour {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         return replace(self, **changes)
 
     @property
@@ -68,21 +133,7 @@ class Behaviour:
         return bool(self.fail_status or self.null_body or self.html_body or self.error_before_first)
 
 
-_DEFAULTS = Behaviour()
-
-
-def _check(name: str, value: Any, default: Any) -> None:
-    if name == "usage":
-        good = value in get_args(UsagePlace)
-    elif isinstance(default, bool):
-        good = isinstance(value, bool)
-    elif name in ("text", "fail_body"):
-        good = value is None or isinstance(value, str)
-    elif name == "fail_headers":
-        good = isinstance(value, Mapping)
-    else:
-        good = value is None or (
-            isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        )
-    if not good:
-        raise BehaviourError(f"behaviour {name!r} cannot be {value!r}")
+def _is_headers(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    )

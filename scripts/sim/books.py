@@ -2,46 +2,18 @@
 
 import asyncio
 import json
-import os
+import secrets
 import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-NANO = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class SimModel:
-    """A model and its prices: nano-USD per million tokens (so USD 0.15 per million is 150,000,000)."""
-
-    id: str
-    name: str
-    prompt: int
-    completion: int
-    cached: int | None = None
-    context_tokens: int = 128_000
-    completion_tokens_max: int = 16_384
-
-    def cost_nanousd(self, *, prompt: int, cached: int, completion: int) -> int:
-        """Return the cost of an answer, rounded up once."""
-        cached_price = self.prompt if self.cached is None else self.cached
-        millionths = (prompt - cached) * self.prompt + cached * cached_price + completion * self.completion
-        return -(-millionths // 1_000_000)
-
-
-def usd(nanousd: int) -> str:
-    """Write nano-USD as a JSON number, exactly, in plain notation."""
-    whole, fraction = divmod(nanousd, NANO)
-    text = f"{whole}.{fraction:09d}".rstrip("0")
-    return text + "0" if text.endswith(".") else text
-
 
 @dataclass(slots=True)
 class Generation:
-    """One answer: open while it is generated, then billed, once."""
+    """One answer: open while it is generated, then billed, once. Times are Unix seconds."""
 
     id: str
     model: str
@@ -52,10 +24,11 @@ class Generation:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     cost_nanousd: int = 0
-    cancelled: bool = False
+    cancelled: bool = False  # the caller left before the end, whatever was billed
     finish_reason: str | None = None
     ended_s: float | None = None
     request_id: str | None = None
+    user: str | None = None
     delay_s: float = 0
     missing: bool = False
 
@@ -64,35 +37,50 @@ class Generation:
         return asdict(self)
 
 
-@dataclass(slots=True)
 class Books:
-    """Every generation, optionally kept in a file that survives a kill.
+    """Every generation, optionally kept in a file that survives a restart.
 
     Args:
-        path: an append-only file of JSON lines; its torn last line, if any, is ignored.
+        path: an append-only file of JSON lines, one per billed generation, flushed each. A last line that a kill has torn
+            is dropped when the file is opened again. ``None`` keeps the books in memory.
+        clock: Unix seconds.
     """
 
-    path: Path | None = None
-    generations: dict[str, Generation] = field(default_factory=dict)
-    total_nanousd: int = 0
-    _file: TextIO | None = None
+    def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.generations: dict[str, Generation] = {}
+        self._path = path
+        self._clock = clock
+        self._file: TextIO | None = None
+        self._total_nanousd = 0
+        self._open_ids: set[str] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    @property
+    def total_nanousd(self) -> int:
+        """What was billed in all, by earlier runs too; open generations are not in it."""
+        return self._total_nanousd
+
+    @property
+    def open_count(self) -> int:
+        """How many generations are running."""
+        return len(self._open_ids)
 
     def load(self) -> None:
-        """Read what an earlier run billed, and go on writing behind it."""
-        if self.path is None:
+        """Read what earlier runs billed, and go on writing behind it.
+
+        Raises:
+            ValueError: a whole line that is not an entry; these are not our books.
+            OSError: the file cannot be read or written.
+        """
+        if self._path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    generation = Generation(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue
-                self.generations[generation.id] = generation
-                self.total_nanousd += generation.cost_nanousd
-        self._file = self.path.open("a", encoding="utf-8")
-        if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            _drop_torn_line(self._path)
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                self._remember(_read_entry(line))
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Close the file."""
@@ -100,70 +88,123 @@ class Books:
             self._file.close()
             self._file = None
 
-    def begin(self, model: str, *, streamed: bool, prompt_tokens: int, request_id: str | None) -> Generation:
-        """Open a generation."""
-        now = time.time()
-        generation = Generation(f"gen-{int(now)}-{os.urandom(8).hex()}", model, streamed, now, prompt_tokens)
-        generation.request_id = request_id
+    def begin(
+        self,
+        model_id: str,
+        *,
+        streamed: bool,
+        prompt_tokens: int,
+        cached_tokens: int = 0,
+        request_id: str | None = None,
+        user: str | None = None,
+        delay_s: float = 0,
+        missing: bool = False,
+    ) -> Generation:
+        """Open a generation; it costs nothing until it is billed.
+
+        Args:
+            model_id: which model.
+            streamed: whether the answer is a stream.
+            prompt_tokens: of the prompt, cached ones among them.
+            cached_tokens: at most as many as the prompt has.
+            request_id: the caller's ``x-request-id``.
+            user: the request's ``user``.
+            delay_s: how long after its end ``find_record`` still denies it.
+            missing: whether ``find_record`` always does.
+        """
+        now_s = self._clock()
+        generation = Generation(
+            id=f"gen-{int(now_s)}-{secrets.token_hex(10)}",
+            model=model_id,
+            streamed=streamed,
+            started_s=now_s,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(cached_tokens, prompt_tokens),
+            request_id=request_id,
+            user=user,
+            delay_s=delay_s,
+            missing=missing,
+        )
         self.generations[generation.id] = generation
+        self._open_ids.add(generation.id)
+        self._quiet.clear()
         return generation
 
     def bill(
-        self, generation: Generation, model: SimModel, *, cancelled: bool, finish_reason: str | None
-    ) -> None:
-        """End a generation and bill it; a second time changes nothing."""
-        if generation.ended_s is not None:
-            return
-        generation.ended_s = time.time()
-        generation.cancelled = cancelled
+        self,
+        generation: Generation,
+        *,
+        cost_nanousd: int,
+        completion_tokens: int,
+        reasoning_tokens: int,
+        finish_reason: str | None,
+        cancelled: bool = False,
+    ) -> bool:
+        """End a generation and bill it; a second time changes nothing.
+
+        Returns:
+            Whether this was the first time.
+        """
+        if generation.id not in self._open_ids:
+            return False
+        generation.completion_tokens = completion_tokens
+        generation.reasoning_tokens = reasoning_tokens
+        generation.cost_nanousd = cost_nanousd
         generation.finish_reason = finish_reason
-        generation.cost_nanousd = model.cost_nanousd(
-            prompt=generation.prompt_tokens,
-            cached=generation.cached_tokens,
-            completion=generation.completion_tokens,
-        )
-        self.total_nanousd += generation.cost_nanousd
+        generation.cancelled = cancelled
+        generation.ended_s = self._clock()
         if self._file is not None:
-            self._file.write(json.dumps(generation.as_json()) + "\n")
+            self._file.write(json.dumps(generation.as_json(), separators=(",", ":")) + "\n")
             self._file.flush()
+        self._remember(generation)
+        self._open_ids.remove(generation.id)
+        if not self._open_ids:
+            self._quiet.set()
+        return True
+
+    def _remember(self, generation: Generation) -> None:
+        self.generations[generation.id] = generation
+        self._total_nanousd += generation.cost_nanousd
 
     def find_record(self, generation_id: str) -> Generation | None:
-        """Return a generation as ``/generation`` shows it: ended, not hidden, and old enough."""
+        """Return a generation as ``/generation`` knows it: ended, not hidden, and old enough."""
         found = self.generations.get(generation_id)
-        if (
-            found is None
-            or found.ended_s is None
-            or found.missing
-            or time.time() < found.ended_s + found.delay_s
-        ):
+        if found is None or found.ended_s is None or found.missing:
             return None
-        return found
-
-    @property
-    def open_count(self) -> int:
-        """How many generations are running."""
-        return sum(generation.ended_s is None for generation in self.generations.values())
+        return found if self._clock() >= found.ended_s + found.delay_s else None
 
     async def wait_quiet(self, *, timeout_s: float = 10) -> None:
-        """Wait until nothing is running.
+        """Wait until no generation is open.
 
         Raises:
-            TimeoutError: something still is.
+            TimeoutError: one still is.
         """
         async with asyncio.timeout(timeout_s):
-            while self.open_count:
-                await asyncio.sleep(0.01)
+            await self._quiet.wait()
 
-    def activity(self) -> list[dict[str, Any]]:
-        """Return what was billed per day and model, as ``/activity`` lists it; ``usage`` in nano-USD."""
-        rows: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    def sum_activity(self) -> list[dict[str, Any]]:
+        """Return requests, tokens and ``cost_nanousd`` per UTC day of the start and model, in that order."""
+        sums: dict[tuple[str, str], dict[str, int]] = {}
+        names = ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cost_nanousd")
         for generation in self.generations.values():
             if generation.ended_s is None:
                 continue
             day = datetime.fromtimestamp(generation.started_s, tz=UTC).date().isoformat()
-            row = rows[day, generation.model]
+            row = sums.setdefault((day, generation.model), dict.fromkeys(("requests", *names), 0))
             row["requests"] += 1
-            row["prompt_tokens"] += generation.prompt_tokens
-            row["completion_tokens"] += generation.completion_tokens
-            row["usage"] += generation.cost_nanousd
-        return [{"date": day, "model": model, **row} for (day, model), row in sorted(rows.items())]
+            for name in names:
+                row[name] += getattr(generation, name)
+        return [{"date": day, "model": model, **row} for (day, model), row in sorted(sums.items())]
+
+
+def _read_entry(line: str) -> Generation:
+    try:
+        return Generation(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"not an entry of the simulated provider's books: {line[:80]!r}") from error
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)

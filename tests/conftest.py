@@ -1,0 +1,216 @@
+"""Real servers for the tests: one embedded Postgres and Redis per session, one database and one Redis per test."""
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+import structlog
+from aiohttp import web
+
+from billing.books import Books, Check
+from billing.db import Database
+from billing.fxbook import FxBook
+from billing.keys import Keys
+from billing.migrate import migrate
+from billing.money import parse_amount
+from billing.pricebook import PriceBook
+from config.settings import Settings, load_settings
+from proxy.app import init_app
+from proxy.connection import ClientRunner
+from proxy.services import SERVICES, Services
+from proxy.upstream.listing import read_listing
+from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
+from scripts.office import Office, open_office
+from scripts.sim.provider import SimulatedProvider
+
+PEPPER = "a pepper for the tests, long enough"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="soaks and fault campaigns in full")
+
+
+def pytest_configure() -> None:
+    for name in [name for name in os.environ if name.startswith("TUMA_")]:
+        del os.environ[name]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tuma-tests-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def postgres(folder: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(folder / "postgres", fast=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(folder / "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+async def template(postgres: EmbeddedPostgres) -> str:
+    """A migrated database, to copy for each test."""
+    database = Database(_settings(postgres_dsn=postgres.dsn("tuma"), redis_url="redis://127.0.0.1:1").postgres)
+    await migrate(database)
+    await database.close()
+    return "tuma"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+async def dsn(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    name = f"test_{next(_numbers)}"
+    admin = await asyncpg.connect(postgres.dsn("postgres"))
+    await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    await admin.close()
+    yield postgres.dsn(name)
+    admin = await asyncpg.connect(postgres.dsn("postgres"))
+    await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    await admin.close()
+
+
+@pytest.fixture
+async def redis_url(redis_server: EmbeddedRedis) -> str:
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(redis_server.url)
+    await client.flushall()
+    await client.aclose()
+    return redis_server.url
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[SimulatedProvider]:
+    async with SimulatedProvider() as provider:
+        yield provider
+
+
+def _settings(*, postgres_dsn: str, redis_url: str, upstream_url: str = "http://127.0.0.1:1/v1", **more: Any) -> Settings:
+    base: dict[str, Any] = {
+        "postgres": {"dsn": postgres_dsn},
+        "redis": {"url": redis_url},
+        "upstream": {"base_url": upstream_url, "api_key": "sk-sim", "generation_wait_s": 5},
+        "auth": {"key_pepper": PEPPER},
+        "holds": {"lease_s": 2, "renew_s": 0.5},
+        "sweep": {"period_s": 0.3, "worker_lease_s": 2},
+        "batch": {"open_wait_s": 2},
+        "port": 0,
+        "shutdown_s": 10,
+    }
+    for name, value in more.items():
+        base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
+    return load_settings(**base)
+
+
+@pytest.fixture
+def settings(dsn: str, redis_url: str, sim: SimulatedProvider) -> Settings:
+    return _settings(postgres_dsn=dsn, redis_url=redis_url, upstream_url=sim.base_url)
+
+
+@pytest.fixture
+async def office(settings: Settings) -> AsyncIterator[Office]:
+    async with open_office(settings) as opened:
+        yield opened
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """A wallet and a key that spends from it."""
+
+    user_id: UUID
+    wallet_id: UUID
+    key_id: UUID
+    secret: str
+
+
+_people = itertools.count(1)
+
+
+async def make_payer(
+    office: Office, *, amount: str = "10", currency: str = "USD", overdraft: str = "0", **limits: int
+) -> Payer:
+    user_id = await office.wallets.create_user(f"user{next(_people)}@example.com")
+    wallet_id = await office.wallets.create_wallet(
+        str(user_id), currency=currency, overdraft_nano=parse_amount(overdraft)
+    )
+    if parse_amount(amount):
+        await office.wallets.credit(wallet_id, parse_amount(amount), reason="test")
+    made = await Keys(office.database, office.settings.auth, office.settings.limits).create(wallet_id, **limits)
+    return Payer(user_id, wallet_id, made.id, made.secret)
+
+
+async def sync_models(office: Office) -> None:
+    priced, _ = read_listing(await office.upstream.list_models())
+    await PriceBook(office.database).set_prices(priced, source="openrouter")
+
+
+async def set_rate(office: Office, currency: str, rate: str, markup_bps: int = 0) -> None:
+    from decimal import Decimal
+
+    await FxBook(office.database, markup_bps=0).set_rate("USD", currency, Decimal(rate), markup_bps=markup_bps)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A proxy that runs in this process, over a real socket."""
+
+    base_url: str
+    services: Services
+    app: web.Application
+
+    async def quiet(self, timeout_s: float = 15) -> None:
+        async with asyncio.timeout(timeout_s):
+            while len(self.services.calls) or len(self.services.calls._endings):
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def run_proxy(settings: Settings) -> AsyncIterator[Running]:
+    app = init_app(settings)
+    runner = ClientRunner(app, write_timeout_s=settings.limits.write_timeout_s, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        await site.start()
+        port = runner.addresses[0][1]
+        yield Running(f"http://127.0.0.1:{port}", app[SERVICES], app)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def proxy(settings: Settings, office: Office) -> AsyncIterator[Running]:
+    await sync_models(office)
+    async with run_proxy(settings) as running:
+        yield running
+
+
+async def check_books(office: Office) -> dict[str, Check]:
+    """Assert I1 to I8 on a quiet system; return what the checks say."""
+    checks = await Books(office.database, office.holds, office.upstream, sweep_grace_s=5).check()
+    assert {name: check.detail for name, check in checks.items() if not check.ok} == {}
+    async with office.database.connection() as connection:
+        live = await connection.fetchval("SELECT count(*) FROM calls WHERE state = 'open'")
+        held = await connection.fetchval("SELECT coalesce(sum(held_nano), 0) FROM wallets")
+    assert live == 0
+    assert held == 0
+    assert await office.holds.find_leases(expired=False, limit=10) == []
+    return checks
