@@ -95,7 +95,7 @@ class Answer:
                 self._release_connection()
                 self._conclusion = self._end(evidence)
             else:
-                self._conclusion = self.services.tasks.start(
+                self._conclusion = self.services.conclusions.start(
                     self._conclude(), name=f"conclude {self.call.call_id}"
                 )
         return self._conclusion
@@ -126,9 +126,9 @@ class Answer:
     async def _conclude(self) -> Settlement | None:
         try:
             await self._let_the_provider_end()
-            evidence = self._reported() or await self._from_records()
         finally:
-            self._release_connection()
+            self._release_connection()  # before its records are asked: it bills until it notices
+        evidence = self._reported() or await self._from_records()
         ended = self._end(evidence)
         await asyncio.wait((ended,))
         return ended.result()

@@ -174,6 +174,9 @@ class _StreamRelay:
     async def run(self) -> web.StreamResponse:
         try:
             funded = await self._pass_all()
+        except asyncio.CancelledError:
+            self._answer.outcome = "shutdown"
+            raise
         except (ConnectionResetError, aiohttp.ClientConnectionResetError) as error:
             if self.watch.gone:
                 return self._left()

@@ -72,6 +72,7 @@ async def serve_worker(
         keepalive_timeout=settings.limits.keepalive_timeout_s,
         shutdown_timeout=1.0,  # by then the answers under way have ended
         handler_cancellation=False,
+        lingering_time=settings.limits.lingering_s,
     )
     await runner.setup()
     try:
@@ -90,7 +91,7 @@ async def serve_worker(
 
 
 async def _drain(app: web.Application, timeout_s: float) -> None:
-    """Let the calls under way end by themselves, as long as the settings allow; then hang up on the provider."""
+    """Let the calls under way end by themselves, as long as the settings allow; cleanup then cancels the rest."""
     calls = app[SERVICES].calls
     deadline = asyncio.get_running_loop().time() + timeout_s
     while len(calls) and asyncio.get_running_loop().time() < deadline:

@@ -50,7 +50,8 @@ class Services:
     counter: TokenCounter
     upstream: Upstream
     sweeper: Sweeper
-    tasks: TrackedTasks
+    tasks: TrackedTasks  # loops that run as long as the worker
+    conclusions: TrackedTasks  # ends of calls, which the worker waits for
 
 
 SERVICES = web.AppKey("services", Services)
@@ -100,14 +101,17 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         upstream=upstream,
         sweeper=Sweeper(database, holds, upstream, settings.sweep),
         tasks=TrackedTasks(),
+        conclusions=TrackedTasks(),
     )
     try:
         await _start(services)
         yield services
     finally:
+        # First the calls, while leases are still renewed; then what serves them.
+        await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
+        await calls.close(settings.shutdown_s)
         services.tasks.cancel()
         await services.tasks.drain(1.0)
-        await calls.close(settings.shutdown_s)
         await upstream.close()
         services.counter.close()
         await pipe.close()

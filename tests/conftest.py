@@ -175,6 +175,7 @@ class Running:
     base_url: str
     services: Services
     app: web.Application
+    server: Any
 
     async def quiet(self, timeout_s: float = 15) -> None:
         async with asyncio.timeout(timeout_s):
@@ -185,13 +186,13 @@ class Running:
 @asynccontextmanager
 async def run_proxy(settings: Settings) -> AsyncIterator[Running]:
     app = init_app(settings)
-    runner = ClientRunner(app, write_timeout_s=settings.limits.write_timeout_s, access_log=None, shutdown_timeout=1.0)
+    runner = ClientRunner(app, write_timeout_s=settings.limits.write_timeout_s, access_log=None, shutdown_timeout=1.0, lingering_time=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
         await site.start()
         port = runner.addresses[0][1]
-        yield Running(f"http://127.0.0.1:{port}", app[SERVICES], app)
+        yield Running(f"http://127.0.0.1:{port}", app[SERVICES], app, runner.server)
     finally:
         await runner.cleanup()
 

@@ -15,7 +15,24 @@ from scripts.sim.books import Generation
 from scripts.sim.exact import dumps, to_bytes, usd
 from scripts.sim.models import SimModel
 
-_WORDS = ("the", "a", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with")
+_WORDS = (
+    "the",
+    "a",
+    "of",
+    "to",
+    "and",
+    "in",
+    "is",
+    "it",
+    "you",
+    "that",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "with",
+)
 _WORD = re.compile(r"\s*\S+|\s+")
 _DISCONNECTED = {"code": 502, "message": "Provider disconnected"}
 
@@ -36,6 +53,7 @@ class Pause(NamedTuple):
 
 
 Step = Event | Pause
+Ending = Literal["whole", "error", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,7 @@ class Plan:
     reasoning_pieces: int
     tokens: int
     kept: int
-    ending: Literal["whole", "error", "cut"]
+    ending: Ending
     finish_reason: str
 
     def tokens_of(self, index: int, behaviour: Behaviour) -> int:
@@ -64,17 +82,26 @@ def plan_answer(ask: Ask, behaviour: Behaviour) -> Plan:
     wanted = (len(thoughts) + len(content)) * behaviour.tokens_per_chunk
     tokens = wanted if ask.bound is None else min(wanted, ask.bound)
     pieces = (*thoughts, *content)[: -(-tokens // behaviour.tokens_per_chunk)]
-    breaks = [(after, name) for name in ("cut", "error") if (after := getattr(behaviour, f"{name}_after")) is not None]
-    kept, ending = min(breaks, default=(len(pieces), "whole"))
+    kept, ending = _find_ending(behaviour, len(pieces))
     finish_reason = "tool_calls" if behaviour.tool_calls else "stop"
     return Plan(
         pieces=pieces,
         reasoning_pieces=min(len(thoughts), len(pieces)),
         tokens=tokens,
-        kept=min(kept, len(pieces)),
+        kept=kept,
         ending=ending,
         finish_reason="length" if tokens < wanted else finish_reason,
     )
+
+
+def _find_ending(behaviour: Behaviour, pieces: int) -> tuple[int, Ending]:
+    """Return how many pieces are generated and how the answer ends then; what comes first wins."""
+    error_after, cut_after = behaviour.error_after, behaviour.cut_after
+    if cut_after is not None and (error_after is None or cut_after <= error_after):
+        return min(cut_after, pieces), "cut"
+    if error_after is not None:
+        return min(error_after, pieces), "error"
+    return pieces, "whole"
 
 
 def _word(index: int) -> str:
@@ -172,7 +199,7 @@ class Answer:
         return to_bytes(f"{text}{self._line_end}{self._line_end}")
 
     def _chunk(self, index: int) -> Iterator[Event]:
-        delta = json.dumps(self._delta(index), ensure_ascii=False)
+        delta = dumps(self._delta(index))
         logprobs = dumps(self._logprobs_of(self.plan.pieces[index])) if self._logprobs else "null"
         rest = f'"delta":{delta},"finish_reason":null,"native_finish_reason":null,"logprobs":{logprobs}}}'
         tokens = self.plan.tokens_of(index, self.behaviour)

@@ -80,8 +80,15 @@ def _read_count(body: Mapping[str, Any], name: str, *, most: int | None = None) 
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
-        raise RefusedError(400, f"{name}: expected an integer of at least 1" + (f", at most {most}" if most else ""))
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < 1
+        or (most is not None and value > most)
+    ):
+        raise RefusedError(
+            400, f"{name}: expected an integer of at least 1" + (f", at most {most}" if most else "")
+        )
     return value
 
 

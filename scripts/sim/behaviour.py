@@ -23,6 +23,10 @@ def _is_whole(value: object, least: int, most: int = _COUNT_MAX) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def _is_usage_place(value: object) -> bool:
+    return isinstance(value, str) and value in get_args(UsagePlace)
+
+
 def _count(default: int, *, least: int = 0) -> int:
     return cast("int", _checked(default, lambda value: _is_whole(value, least)))
 
@@ -68,7 +72,9 @@ class Behaviour:
     # As if the request had asked for them.
     logprobs: bool = _flag()
     # An unknown field in every chunk and answer.
-    x_sim_extra: Mapping[str, Any] | None = _checked(None, lambda value: value is None or isinstance(value, Mapping))
+    x_sim_extra: Mapping[str, Any] | None = _checked(
+        None, lambda value: value is None or isinstance(value, Mapping)
+    )
 
     first_delay_ms: float = _time(0)
     chunk_delay_ms: float = _time(0)
@@ -82,14 +88,14 @@ class Behaviour:
     crlf: bool = _flag()
     # A comment at the start and after every so many chunks; 0 means none.
     comments: int = _count(0)
-    usage: UsagePlace = _checked("after_finish", lambda value: value in get_args(UsagePlace))
+    usage: UsagePlace = field(default="after_finish", metadata={"check": _is_usage_place})
     omit_cost: bool = _flag()
     # False leaves out ``[DONE]``.
     done: bool = _flag(default=True)
 
     # Refused before anything is generated; the body is JSON's value, or a text sent as it is.
     fail_status: int | None = _maybe(least=_FAIL_STATUS_LEAST, most=_FAIL_STATUS_MOST)
-    fail_body: Any = _checked(None, lambda _: True)
+    fail_body: Any = field(default=None, metadata={"check": lambda _: True})
     fail_headers: Mapping[str, str] | None = _checked(None, lambda value: value is None or _is_headers(value))
     # 200, and then nothing but an error, ``null`` or HTML.
     error_before_first: bool = _flag()

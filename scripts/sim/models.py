@@ -70,7 +70,9 @@ def _known_models() -> tuple[SimModel, ...]:
             context_tokens=1_048_576,
             completion_tokens_max=65_536,
         ),
-        SimModel("meta-llama/llama-3.3-70b-instruct", "Meta: Llama 3.3 70B Instruct", 130_000_000, 390_000_000),
+        SimModel(
+            "meta-llama/llama-3.3-70b-instruct", "Meta: Llama 3.3 70B Instruct", 130_000_000, 390_000_000
+        ),
         SimModel(
             "deepseek/deepseek-r1",
             "DeepSeek: R1",
@@ -88,7 +90,11 @@ def _known_models() -> tuple[SimModel, ...]:
 def _own_models() -> tuple[SimModel, ...]:
     return (
         SimModel(
-            "sim/echo", "Sim: repeats the user's last message", 234_567_891, 987_654_321, manners={"echo": True}
+            "sim/echo",
+            "Sim: repeats the user's last message",
+            234_567_891,
+            987_654_321,
+            manners={"echo": True},
         ),
         SimModel(
             "sim/slow",
@@ -98,10 +104,22 @@ def _own_models() -> tuple[SimModel, ...]:
             100_000_007,
             manners={"chunks": 40, "chunk_delay_ms": 50, "comments": 10},
         ),
-        SimModel("sim/stall", "Sim: silent after 3 chunks", 310_000_007, 620_000_021, manners={"stall_after": 3}),
-        SimModel("sim/error", "Sim: breaks off after 3 chunks", 320_000_017, 640_000_009, manners={"error_after": 3}),
         SimModel(
-            "sim/reasoning", "Sim: thinks in 10 chunks", 330_000_019, 660_000_031, manners={"reasoning_chunks": 10}
+            "sim/stall", "Sim: silent after 3 chunks", 310_000_007, 620_000_021, manners={"stall_after": 3}
+        ),
+        SimModel(
+            "sim/error",
+            "Sim: breaks off after 3 chunks",
+            320_000_017,
+            640_000_009,
+            manners={"error_after": 3},
+        ),
+        SimModel(
+            "sim/reasoning",
+            "Sim: thinks in 10 chunks",
+            330_000_019,
+            660_000_031,
+            manners={"reasoning_chunks": 10},
         ),
         SimModel("sim/tools", "Sim: calls a tool", 340_000_001, 680_000_003, manners={"tool_calls": True}),
         SimModel("sim/fee", "Sim: a fee per request", 350_000_011, 700_000_001, request_nanousd=1_234_567),

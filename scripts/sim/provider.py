@@ -6,65 +6,64 @@ import json
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
 
-from scripts.sim.answers import AnswerScript, dump, word
+from scripts.sim import views
+from scripts.sim.answers import Answer
+from scripts.sim.asks import Ask, RefusedError, read_ask
 from scripts.sim.behaviour import Behaviour, BehaviourError
-from scripts.sim.books import NANO, Books, Generation, SimModel
+from scripts.sim.books import Books
+from scripts.sim.delivery import Delivery, fail_early
+from scripts.sim.exact import dumps, to_bytes
+from scripts.sim.models import sim_models
 
-_PER_MILLION = 1_000_000
-_MODELS = (
-    SimModel("openai/gpt-4o-mini", "OpenAI: GPT-4o-mini", 150_000_000, 600_000_000, 75_000_000),
-    SimModel("openai/gpt-4o", "OpenAI: GPT-4o", 2_500_000_000, 10_000_000_000, 1_250_000_000),
-    SimModel(
-        "openai/gpt-4.1-nano", "OpenAI: GPT-4.1 Nano", 100_000_000, 400_000_000, 25_000_000, 1_000_000, 32_768
-    ),
-    SimModel(
-        "openai/o4-mini", "OpenAI: o4 Mini", 1_100_000_000, 4_400_000_000, 275_000_000, 200_000, 100_000
-    ),
-    SimModel(
-        "anthropic/claude-sonnet-4.5",
-        "Anthropic: Claude Sonnet 4.5",
-        3_000_000_000,
-        15_000_000_000,
-        300_000_000,
-        1_000_000,
-        64_000,
-    ),
-    SimModel(
-        "google/gemini-2.5-flash",
-        "Google: Gemini 2.5 Flash",
-        300_000_000,
-        2_500_000_000,
-        75_000_000,
-        1_048_576,
-        65_536,
-    ),
-    SimModel("meta-llama/llama-3.3-70b-instruct", "Meta: Llama 3.3 70B Instruct", 130_000_000, 390_000_000),
-    SimModel("deepseek/deepseek-r1", "DeepSeek: R1", 400_000_000, 2_000_000_000, None, 163_840, 163_840),
-    SimModel("mistralai/mistral-small-3.2", "Mistral: Small 3.2", 60_000_000, 180_000_000),
-    SimModel("qwen/qwen3-32b", "Qwen: Qwen3 32B", 51_000_000, 217_000_000),
-    SimModel("sim/echo", "Sim: repeats what was said last", 1_000_003, 3_000_007),
-    SimModel("sim/slow", "Sim: 40 chunks, 50 ms apart", 1_000_000_000, 2_000_000_000),
-)
+_API = "/api/v1"
+_BODY_BYTES_MAX = 64 * 1024 * 1024
+_BACKLOG = 2048
 _REQUESTS_KEPT = 200
-_POLL_S = 0.01
+_REQUEST_BYTES_KEPT = 256 * 1024
+_SHUTDOWN_S = 0.5
+_CLIENT_GONE = 499
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedRequest:
+    """A POST as it came. Header names are in lower case; a body above 256 KiB is not kept."""
+
+    path: str
+    headers: dict[str, str]
+    body_bytes: int
+    raw: bytes | None
+
+    @property
+    def body(self) -> Any:
+        """The body read as JSON; ``None`` if it is not JSON or was not kept."""
+        try:
+            return None if self.raw is None else json.loads(self.raw)
+        except (ValueError, RecursionError):
+            return None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``GET /sim/requests`` lists."""
+        return {"path": self.path, "headers": self.headers, "body_bytes": self.body_bytes, "body": self.body}
 
 
 class SimulatedProvider:
-    """A provider with books of its own.
+    """A provider with books of its own, as an asynchronous context: it serves inside.
 
     Args:
         api_key: what callers must send as a bearer token.
         host: loopback.
         port: 0 picks a free one.
         books_path: where the books survive a restart; in memory only, when left out.
-        credits_usd: what ``/credits`` says was bought.
+        credits_usd: what ``/credits`` says was bought; using more is not refused.
     """
 
     def __init__(
@@ -74,60 +73,68 @@ class SimulatedProvider:
         host: str = "127.0.0.1",
         port: int = 0,
         books_path: Path | None = None,
-        credits_usd: int = 1000,
+        credits_usd: Decimal | int = 1000,
     ) -> None:
         self.books = Books(books_path)
-        self.models = {model.id: model for model in _MODELS}
-        self.behaviours: dict[str, Behaviour] = {}
-        self.default = Behaviour()
-        self.requests: deque[dict[str, Any]] = deque(maxlen=_REQUESTS_KEPT)
+        self.models = sim_models()
+        self.requests: deque[ReceivedRequest] = deque(maxlen=_REQUESTS_KEPT)
+        self._default: dict[str, Any] = {}
+        self._by_model: dict[str, dict[str, Any]] = {}
+        self._standing: dict[str, Behaviour] = {}
         self._api_key = api_key
         self._host = host
         self._port = port
-        self._credits_usd = credits_usd
+        self._credits_usd = Decimal(credits_usd)
+        self._stopping = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
         self._runner: web.AppRunner | None = None
-        self._reset_models()
-
-    def _reset_models(self) -> None:
-        self.behaviours = {"sim/slow": Behaviour(chunks=40, chunk_delay_ms=50)}
 
     @property
     def origin(self) -> str:
-        """The server's URL, without path."""
+        """The server's URL without path, under which ``/sim/…`` is."""
         return f"http://{self._host}:{self._port}"
 
     @property
     def base_url(self) -> str:
         """The URL under which OpenRouter's paths are."""
-        return f"{self.origin}/api/v1"
+        return f"{self.origin}{_API}"
 
-    def set_behaviour(self, **changes: Any) -> None:
-        """Change how every answer behaves from now on; without arguments, as at the start."""
-        self.default = Behaviour().told(changes)
+    def set_behaviour(self, *, model: str | None = None, **changes: Any) -> None:
+        """Say how every answer, or every answer of one model, behaves from now on, in place of what was said before.
+
+        What a request says goes before what its model's behaviour says, and that before the server's. ``changes`` are
+        ``Behaviour``'s fields; without any, the server or model is as at the start.
+
+        Raises:
+            BehaviourError: an unknown field, or a value that it cannot have.
+        """
+        self._say(model, changes)
+
+    def _say(self, model: str | None, changes: Any) -> None:
+        Behaviour().told(changes)
+        self._standing.clear()
+        if model is None:
+            self._default = changes
+        else:
+            self._by_model[model] = changes
+
+    def reset_behaviour(self) -> None:
+        """Forget all that was said by ``set_behaviour``."""
+        self._default = {}
+        self._by_model.clear()
+        self._standing.clear()
 
     async def __aenter__(self) -> Self:
         self.books.load()
-        app = web.Application(client_max_size=64 * 1024 * 1024)
-        api = {
-            ("POST", "/chat/completions"): self._chat,
-            ("GET", "/models"): self._list_models,
-            ("GET", "/key"): self._key,
-            ("GET", "/credits"): self._credits,
-            ("GET", "/generation"): self._generation,
-            ("GET", "/activity"): self._activity,
-        }
-        for (method, path), handler in api.items():
-            app.router.add_route(method, f"/api/v1{path}", handler)
-        app.router.add_get("/sim/books", self._show_books)
-        app.router.add_get("/sim/books/{id}", self._show_entry)
-        app.router.add_get("/sim/requests", self._show_requests)
-        app.router.add_post("/sim/behaviour", self._tell)
-        app.router.add_delete("/sim/behaviour", self._untell)
-        app.router.add_get("/sim/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        app = web.Application(client_max_size=_BODY_BYTES_MAX, middlewares=[self._guard])
+        app.add_routes(self._routes())
+        app.on_shutdown.append(self._stop)
+        # Cancellation is how a caller's departure is noticed at once, also while nothing is written.
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_S
+        )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=2048)
-        await site.start()
+        await web.TCPSite(self._runner, self._host, self._port, backlog=_BACKLOG).start()
         self._port = self._runner.addresses[0][1]
         return self
 
@@ -138,373 +145,169 @@ class SimulatedProvider:
             await self._runner.cleanup()
         self.books.close()
 
+    async def _stop(self, _app: web.Application) -> None:
+        self._stopping.set()
+        for task in self._running:
+            task.cancel()
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.post(f"{_API}/chat/completions", self._chat),
+            web.get(f"{_API}/models", self._models),
+            web.get(f"{_API}/key", self._key),
+            web.get(f"{_API}/credits", self._credits),
+            web.get(f"{_API}/generation", self._generation),
+            web.get(f"{_API}/activity", self._activity),
+            web.get("/sim/books", self._show_books),
+            web.get("/sim/books/{id}", self._show_entry),
+            web.get("/sim/requests", self._show_requests),
+            web.post("/sim/behaviour", self._tell),
+            web.delete("/sim/behaviour", self._untell),
+            web.get("/sim/health", self._health),
+        ]
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Note what came, check the key, and give errors OpenRouter's shape."""
+        try:
+            if request.path.startswith(_API):
+                if request.method == "POST":
+                    self._note(request, await request.read())
+                # OpenRouter lists its models to everyone.
+                if request.path != f"{_API}/models":
+                    self._authenticate(request)
+            return await handler(request)
+        except RefusedError as error:
+            return _json({"error": {"code": error.status, "message": error.message}}, error.status)
+        except web.HTTPException as error:
+            return _json({"error": {"code": error.status, "message": error.reason}}, error.status)
+        except ConnectionResetError:
+            return web.Response(status=_CLIENT_GONE)
+
+    def _note(self, request: web.Request, raw: bytes) -> None:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        kept = raw if len(raw) <= _REQUEST_BYTES_KEPT else None
+        self.requests.append(ReceivedRequest(request.path, headers, len(raw), kept))
+
+    def _authenticate(self, request: web.Request) -> None:
+        given = request.headers.get("Authorization")
+        if given is None:
+            raise RefusedError(401, "No auth credentials found")
+        if given != f"Bearer {self._api_key}":
+            raise RefusedError(401, "Invalid credentials")
+
     # OpenRouter's protocol
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        if (refused := self._unauthorized(request)) is not None:
-            return refused
-        try:
-            body = json.loads(await request.read())
-        except ValueError:
-            return _error(400, "the body is not JSON")
-        self.requests.append({"headers": dict(request.headers), "body": body})
-        model = self.models.get(body.get("model"))
-        if model is None:
-            return _error(400, f"{body.get('model')} is not a valid model ID")
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return _error(400, "messages must be a non-empty array")
-        try:
-            behaviour = self.behaviours.get(model.id, self.default).told(body.get("sim") or {})
-        except BehaviourError as error:
-            return _error(400, str(error))
+        ask = read_ask(_parse(await request.read()), self.models)
+        behaviour = self._behaviour_of(ask)
         if behaviour.fails_early:
-            return await _fail(request, behaviour)
-        generation, script = self._begin(request, body, model, behaviour)
-        if body.get("stream"):
-            return await self._stream(request, generation, script)
-        return await self._plain(generation, script)
-
-    def _begin(
-        self, request: web.Request, body: dict[str, Any], model: SimModel, behaviour: Behaviour
-    ) -> tuple[Generation, AnswerScript]:
-        texts = [_text_of(message) for message in body["messages"]]
-        prompt_tokens = sum(max(len(text.encode()) // 6, 1) for text in texts) + len(texts)
+            return await fail_early(behaviour, stream=ask.stream)
         generation = self.books.begin(
-            model.id,
-            streamed=bool(body.get("stream")),
-            prompt_tokens=prompt_tokens,
+            ask.model.id,
+            streamed=ask.stream,
+            prompt_tokens=ask.prompt_tokens,
+            cached_tokens=behaviour.cached_tokens,
             request_id=request.headers.get("X-Request-Id"),
+            user=ask.user,
+            delay_s=float(behaviour.generation_delay_s),
+            missing=behaviour.generation_missing,
         )
-        generation.cached_tokens = min(behaviour.cached_tokens, prompt_tokens)
-        generation.delay_s = behaviour.generation_delay_s
-        generation.missing = behaviour.generation_missing
-        words = [word(index) for index in range(behaviour.chunks)]
-        if behaviour.text is not None:
-            words = [behaviour.text]
-        elif model.id == "sim/echo":
-            words = [f" {part}" for part in texts[-1].split()] or [""]
-        bound = (
-            body.get("max_completion_tokens")
-            or body.get("max_tokens")
-            or len(words) * behaviour.tokens_per_chunk
+        answer = Answer(generation, ask.model, ask, behaviour)
+        delivery = Delivery(
+            request, self.books, generation=generation, answer=answer, stopping=self._stopping
         )
-        kept = words[: max(bound // behaviour.tokens_per_chunk, 1)]
-        script = AnswerScript(
-            generation,
-            model,
-            behaviour,
-            words=kept,
-            choices=body.get("n") or 1,
-            finish_reason="length" if len(kept) < len(words) else "stop",
-        )
-        return generation, script
-
-    async def _plain(self, generation: Generation, script: AnswerScript) -> web.Response:
-        behaviour = script.behaviour
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a handler runs in a task")
+        self._running.add(task)
         try:
-            await asyncio.sleep(
-                (behaviour.first_delay_ms + behaviour.chunk_delay_ms * len(script.words)) / 1000
-            )
-            _count(generation, script, len(script.words))
-            generation.reasoning_tokens = min(behaviour.reasoning_chunks, generation.completion_tokens)
-            body = script.plain()
+            return await delivery.send()
         finally:
-            self.books.bill(generation, script.model, cancelled=False, finish_reason=script.finish_reason)
-        headers = {"X-Generation-Id": generation.id} if behaviour.generation_id_header else {}
-        return web.Response(body=body, content_type="application/json", headers=headers)
+            self._running.discard(task)
 
-    async def _stream(
-        self, request: web.Request, generation: Generation, script: AnswerScript
-    ) -> web.StreamResponse:
-        behaviour = script.behaviour
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        if behaviour.generation_id_header:
-            headers["X-Generation-Id"] = generation.id
-        response = web.StreamResponse(headers=headers)
-        writer = _Writer(request, response, behaviour)
-        cancelled = True
+    def _behaviour_of(self, ask: Ask) -> Behaviour:
+        model = ask.model
+        standing = self._standing.get(model.id)
+        if standing is None:
+            said = {**self._default, **model.manners, **self._by_model.get(model.id, {})}
+            standing = self._standing[model.id] = Behaviour().told(said)
         try:
-            await response.prepare(request)
-            cancelled = not await self._send_all(generation, script, writer)
-        except ConnectionResetError:
-            cancelled = True
-        finally:
-            if cancelled and not behaviour.cancellable:
-                _count(generation, script, len(script.words))
-            generation.reasoning_tokens = min(
-                behaviour.reasoning_chunks * script.choices, generation.completion_tokens
-            )
-            self.books.bill(
-                generation,
-                script.model,
-                cancelled=cancelled,
-                finish_reason=None if cancelled else script.finish_reason,
-            )
-        return response
+            return standing.told(ask.behaviour)
+        except BehaviourError as error:
+            raise RefusedError(400, str(error)) from error
 
-    async def _send_all(  # noqa: C901 - the script of an answer, read from top to bottom
-        self, generation: Generation, script: AnswerScript, writer: "_Writer"
-    ) -> bool:
-        """Send the answer; False when the client left it before its end."""
-        behaviour = script.behaviour
-        alive = await writer.pause(behaviour.first_delay_ms / 1000)
-        for index in range(len(script.words)):
-            if not alive and behaviour.cancellable:
-                return False
-            if behaviour.cut_after == index:
-                writer.cut()
-                return True
-            if behaviour.error_after == index:
-                await writer.write(script.error(), last=True)
-                return True
-            if behaviour.stall_after == index:
-                alive = await writer.pause(behaviour.stall_s)
-                continue
-            if behaviour.comments is not None and index % max(behaviour.comments, 1) == 0:
-                await writer.write(script.frame(": OPENROUTER PROCESSING"))
-            for event in script.chunk(index):
-                alive = await writer.write(event) and alive
-            if alive or not behaviour.cancellable:
-                _count(generation, script, index + 1)
-            alive = await writer.pause(behaviour.chunk_delay_ms / 1000) and alive
-        generation.reasoning_tokens = min(
-            behaviour.reasoning_chunks * script.choices, generation.completion_tokens
-        )
-        if not alive and behaviour.cancellable:
-            return False
-        # The answer is whole, so it is billed before its end is sent: whoever read [DONE] finds it in the books.
-        self.books.bill(generation, script.model, cancelled=not alive, finish_reason=script.finish_reason)
-        for event in script.ending():
-            await writer.write(event)
-        await writer.flush()
-        return True
+    async def _models(self, _request: web.Request) -> web.Response:
+        return _json(views.show_models(self.models.values()))
 
-    async def _list_models(self, _request: web.Request) -> web.Response:
-        data = []
-        for model in self.models.values():
-            pricing = {"prompt": _per_token(model.prompt), "completion": _per_token(model.completion)}
-            pricing |= dict.fromkeys(("request", "image", "web_search", "internal_reasoning"), "0")
-            if model.cached is not None:
-                pricing["input_cache_read"] = _per_token(model.cached)
-            data.append(
-                {
-                    "id": model.id,
-                    "canonical_slug": model.id,
-                    "name": model.name,
-                    "created": 1_700_000_000,
-                    "context_length": model.context_tokens,
-                    "architecture": {
-                        "modality": "text->text",
-                        "input_modalities": ["text"],
-                        "output_modalities": ["text"],
-                    },
-                    "pricing": pricing,
-                    "top_provider": {
-                        "context_length": model.context_tokens,
-                        "max_completion_tokens": model.completion_tokens_max,
-                        "is_moderated": False,
-                    },
-                    "supported_parameters": ["max_tokens", "temperature", "tools", "stop"],
-                }
-            )
-        return web.json_response({"data": data})
+    async def _key(self, _request: web.Request) -> web.Response:
+        return _json(views.show_key(self.books, self._credits_usd))
 
-    async def _key(self, request: web.Request) -> web.Response:
-        if (refused := self._unauthorized(request)) is not None:
-            return refused
-        data = {
-            "label": "sk-sim",
-            "usage": "@cost@",
-            "limit": None,
-            "limit_remaining": None,
-            "is_free_tier": False,
-        }
-        return _json(dump({"data": data}, self.books.total_nanousd))
-
-    async def _credits(self, request: web.Request) -> web.Response:
-        if (refused := self._unauthorized(request)) is not None:
-            return refused
-        return _json(
-            dump(
-                {"data": {"total_credits": self._credits_usd, "total_usage": "@cost@"}},
-                self.books.total_nanousd,
-            )
-        )
+    async def _credits(self, _request: web.Request) -> web.Response:
+        return _json(views.show_credits(self.books, self._credits_usd))
 
     async def _generation(self, request: web.Request) -> web.Response:
-        if (refused := self._unauthorized(request)) is not None:
-            return refused
         generation_id = request.query.get("id", "")
         found = self.books.find_record(generation_id)
         if found is None:
-            return _error(404, f"Generation {generation_id} not found")
-        data = {
-            "id": found.id,
-            "upstream_id": found.id.replace("gen", "chatcmpl"),
-            "model": found.model,
-            "streamed": found.streamed,
-            "cancelled": found.cancelled,
-            "provider_name": "Sim",
-            "finish_reason": found.finish_reason,
-            "native_finish_reason": found.finish_reason,
-            "tokens_prompt": found.prompt_tokens,
-            "tokens_completion": found.completion_tokens,
-            "native_tokens_prompt": found.prompt_tokens,
-            "native_tokens_completion": found.completion_tokens,
-            "native_tokens_reasoning": found.reasoning_tokens,
-            "native_tokens_cached": found.cached_tokens,
-            "total_cost": "@cost@",
-            "usage": "@cost@",
-        }
-        return _json(dump({"data": data}, found.cost_nanousd))
+            raise RefusedError(404, f"Generation {generation_id} not found")
+        return _json(views.show_generation(found))
 
     async def _activity(self, request: web.Request) -> web.Response:
-        if (refused := self._unauthorized(request)) is not None:
-            return refused
-        rows = [dump({**row, "usage": "@cost@"}, row["usage"]) for row in self.books.activity()]
-        return _json(f'{{"data":[{",".join(rows)}]}}')
-
-    def _unauthorized(self, request: web.Request) -> web.Response | None:
-        if request.headers.get("Authorization") == f"Bearer {self._api_key}":
-            return None
-        return _error(401, "No auth credentials found")
+        return _json(views.show_activity(self.books, request.query.get("date")))
 
     # What tests and people look at
 
     async def _show_books(self, _request: web.Request) -> web.Response:
-        entries = [generation.as_json() for generation in self.books.generations.values()]
-        total = self.books.total_nanousd
-        return web.json_response(
-            {"total_nanousd": total, "open": self.books.open_count, "generations": entries}
-        )
+        return _json(views.show_books(self.books))
 
     async def _show_entry(self, request: web.Request) -> web.Response:
         found = self.books.generations.get(request.match_info["id"])
-        return _error(404, "no such generation") if found is None else web.json_response(found.as_json())
+        if found is None:
+            raise RefusedError(404, "no such generation")
+        return _json(found.as_json())
 
     async def _show_requests(self, _request: web.Request) -> web.Response:
-        return web.json_response(list(self.requests))
+        return _json([received.as_json() for received in self.requests])
 
     async def _tell(self, request: web.Request) -> web.Response:
+        said = _parse(await request.read())
+        if not isinstance(said, dict):
+            raise RefusedError(400, "a behaviour is an object")
+        if "model" not in said:
+            model, changes = None, said
+        else:
+            model, changes = said["model"], said.get("behaviour", {})
+            if not (
+                isinstance(model, str) and model in self.models and said.keys() <= {"model", "behaviour"}
+            ):
+                raise RefusedError(400, 'expected {"model": a known model, "behaviour": {…}}')
         try:
-            changes = await request.json()
-            if "model" in changes:
-                self.behaviours[changes["model"]] = Behaviour().told(changes.get("behaviour") or {})
-            else:
-                self.default = Behaviour().told(changes)
-        except (ValueError, TypeError) as error:
-            return _error(400, str(error))
-        return web.json_response({"ok": True})
+            self._say(model, changes)
+        except BehaviourError as error:
+            raise RefusedError(400, str(error)) from error
+        return _json({"ok": True})
 
     async def _untell(self, _request: web.Request) -> web.Response:
-        self.default = Behaviour()
-        self._reset_models()
-        return web.json_response({"ok": True})
+        self.reset_behaviour()
+        return _json({"ok": True})
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return web.json_response({"ok": True})
+        return _json({"ok": True, "open": self.books.open_count})
 
 
-class _Writer:
-    """Writes events as the behaviour wants them written; knows when the client is gone."""
-
-    def __init__(self, request: web.Request, response: web.StreamResponse, behaviour: Behaviour) -> None:
-        self._request = request
-        self._response = response
-        self._behaviour = behaviour
-        self._waiting: list[bytes] = []
-
-    def _alive(self) -> bool:
-        return self._request.transport is not None and not self._request.transport.is_closing()
-
-    async def pause(self, seconds: float) -> bool:
-        """Wait, but no longer than the client stays (if that ends the answer); whether it is still there."""
-        if seconds <= 0:
-            return self._alive()
-        deadline = asyncio.get_running_loop().time() + seconds
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-            if not self._alive() and self._behaviour.cancellable:
-                return False
-            await asyncio.sleep(min(left, _POLL_S))
-        return self._alive()
-
-    async def write(self, event: bytes, *, last: bool = False) -> bool:
-        """Send an event, or keep it until there are enough for one write; whether the client is still there."""
-        self._waiting.append(event)
-        if last or len(self._waiting) >= self._behaviour.events_per_write:
-            await self.flush()
-        return self._alive()
-
-    async def flush(self) -> None:
-        """Send what is kept, in pieces if so told."""
-        data = b"".join(self._waiting)
-        self._waiting.clear()
-        try:
-            for piece in _pieces(data, self._behaviour.split_bytes):
-                await self._response.write(piece)
-                if self._behaviour.split_bytes:
-                    await asyncio.sleep(0)
-        except ConnectionResetError:
-            if self._behaviour.cancellable:
-                raise
-
-    def cut(self) -> None:
-        """Cut the connection without a word."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
+def _parse(raw: bytes) -> Any:
+    try:
+        # Exact numbers, so that an unknown field comes back as it was told.
+        return json.loads(raw, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "the body is not JSON") from error
 
 
-def _pieces(data: bytes, size: int | None) -> Iterator[bytes]:
-    step = size or len(data) or 1
-    for start in range(0, len(data), step):
-        yield data[start : start + step]
-
-
-def _count(generation: Generation, script: AnswerScript, chunks: int) -> None:
-    generation.completion_tokens = chunks * script.behaviour.tokens_per_chunk * script.choices
-
-
-def _text_of(message: object) -> str:
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else json.dumps(content)
-
-
-def _per_token(nanousd_per_million: int) -> str:
-    """Write a price per token in USD, as OpenRouter lists it."""
-    return f"{nanousd_per_million // (NANO * _PER_MILLION)}.{nanousd_per_million % (NANO * _PER_MILLION):015d}".rstrip(
-        "0"
-    )
-
-
-async def _fail(request: web.Request, behaviour: Behaviour) -> web.StreamResponse:
-    await asyncio.sleep(behaviour.first_delay_ms / 1000)
-    if behaviour.fail_status:
-        body = behaviour.fail_body or json.dumps(
-            {"error": {"code": behaviour.fail_status, "message": "simulated failure"}}
-        )
-        return web.Response(
-            status=behaviour.fail_status,
-            text=body,
-            content_type="application/json",
-            headers=behaviour.fail_headers,
-        )
-    if behaviour.null_body:
-        return web.Response(text="null", content_type="application/json")
-    if behaviour.html_body:
-        return web.Response(text="<html><body>Bad gateway</body></html>", content_type="text/html")
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    await response.write(b'data: {"error":{"code":502,"message":"Provider returned error"}}\n\n')
-    return response
-
-
-def _json(text: str) -> web.Response:
-    return web.Response(text=text, content_type="application/json")
-
-
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"code": status, "message": message}}, status=status)
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=to_bytes(dumps(value)), status=status, content_type="application/json")
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -525,17 +328,18 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(
-        description="A provider that bills by its own books, for tests and demos."
+        prog="python -m scripts.sim.provider",
+        description="A provider that bills by its own books, for tests and demos.",
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     parser.add_argument("--api-key", default="sk-sim")
     parser.add_argument(
         "--books", type=Path, default=None, help="a file in which the books survive a restart"
     )
-    parser.add_argument("--credits-usd", type=int, default=1000)
+    parser.add_argument("--credits-usd", type=Decimal, default=Decimal(1000))
     asyncio.run(_serve(parser.parse_args()))
 
 

@@ -66,7 +66,7 @@ async def test_stream_hides_usage_unless_asked(
         text += chunk.choices[0].delta.content or ""
     assert len(text.split()) == 20
     assert Decimal(10) - await balance(office, payer) == Decimal(sim.books.total_nanousd).scaleb(-9)
-    sent = sim.requests[-1]["body"]
+    sent = sim.requests[-1].body
     assert sent["stream_options"] == {"include_usage": True}
     await check_books(office)
 
@@ -113,7 +113,7 @@ async def test_the_same_with_the_synchronous_client(
         {"events_per_write": 6, "comments": 3},
         {"reasoning_chunks": 5, "cached_tokens": 2},
         {"tool_calls": True},
-        {"extra": True, "logprobs": True},
+        {"x_sim_extra": {"note": '"usage" [DONE]', "n": 1.5}, "logprobs": True},
         {"generation_id_header": True},
         {"usage": "missing", "generation_delay_s": 0.3},
     ],
@@ -142,7 +142,7 @@ async def test_every_dialect_is_settled_exactly(
 
 async def test_what_tuma_does_not_know_passes_both_ways(client: AsyncOpenAI, sim: SimulatedProvider) -> None:
     tools = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
-    extra = {"sim": {"extra": True}, "x_unknown": {"deep": [1, 2.50, None]}, "provider": {"order": ["x"]}}
+    extra = {"sim": {"x_sim_extra": {"number": 1.5}}, "x_unknown": {"deep": [1, 2.50, None]}, "provider": {"order": ["x"]}}
     answer = await client.chat.completions.create(
         model=MODEL,
         messages=[
@@ -159,14 +159,14 @@ async def test_what_tuma_does_not_know_passes_both_ways(client: AsyncOpenAI, sim
         logprobs=True,
         extra_body=extra,
     )
-    body = sim.requests[-1]["body"]
+    body = sim.requests[-1].body
     assert body["tools"] == tools
     assert body["x_unknown"] == extra["x_unknown"]
     assert body["response_format"] == {"type": "json_object"}
     assert body["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png")
     assert answer.x_sim_extra == {"number": 1.5}
-    headers = sim.requests[-1]["headers"]
-    assert headers["Authorization"] == "Bearer sk-sim"
+    headers = sim.requests[-1].headers
+    assert headers["authorization"] == "Bearer sk-sim"
     assert "sk-tuma" not in str(sim.requests[-1])
 
 

@@ -1,0 +1,206 @@
+"""Holds in real Redis: admission, leases, mirrors that come and go."""
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
+from billing.holds import Hold, Holds, Limits
+from billing.ids import new_id
+from billing.money import NANO
+from billing.redis_pipe import RedisPipe
+from config.settings import HoldSettings, RedisSettings
+from scripts.office import Office
+from tests.conftest import Payer, make_payer
+
+WIDE = Limits(requests_per_min=1_000_000, tokens_per_min=10**9)
+
+
+def hold_of(payer: Payer, amount_nano: int, *, limits: Limits = WIDE, tokens: int = 10) -> Hold:
+    return Hold(new_id(), payer.user_id, payer.wallet_id, payer.key_id, amount_nano, tokens, limits)
+
+
+async def available(office: Office, payer: Payer) -> int | None:
+    return await office.holds.find_available(payer.user_id, payer.wallet_id)
+
+
+async def test_a_hold_is_taken_and_given_back(office: Office) -> None:
+    payer = await make_payer(office)
+    hold = hold_of(payer, 3 * NANO)
+    state = await office.holds.reserve(hold)
+    assert await available(office, payer) == 7 * NANO
+    assert state.remaining_requests == WIDE.requests_per_min - 1
+    assert await office.holds.reserve(hold) is not None
+    assert await available(office, payer) == 7 * NANO, "the same call holds once"
+    assert await office.holds.release(hold, charge_nano=1 * NANO) == "released"
+    assert await available(office, payer) == 9 * NANO
+    assert await office.holds.release(hold, charge_nano=1 * NANO) == "cold", "a forgotten hold never credits twice"
+    assert await available(office, payer) is None
+
+
+async def test_refusals_change_nothing(office: Office) -> None:
+    payer = await make_payer(office, amount="1")
+    with pytest.raises(InsufficientFundsError):
+        await office.holds.reserve(hold_of(payer, NANO + 1))
+    assert await available(office, payer) == NANO
+    narrow = Limits(requests_per_min=1, tokens_per_min=100)
+    await office.holds.reserve(hold_of(payer, 1, limits=narrow))
+    with pytest.raises(RateLimitError) as caught:
+        await office.holds.reserve(hold_of(payer, 1, limits=narrow))
+    assert 50_000 < caught.value.retry_after_ms <= 60_000
+    with pytest.raises(RateLimitError):
+        await office.holds.reserve(hold_of(payer, 1, limits=Limits(10**6, 100), tokens=101))
+    single = Limits(10**6, 10**9, calls_in_flight=1)
+    other = await make_payer(office)
+    first = hold_of(other, 1, limits=single)
+    await office.holds.reserve(first)
+    with pytest.raises(RateLimitError):
+        await office.holds.reserve(hold_of(other, 1, limits=single))
+    await office.holds.release(first, charge_nano=0)
+    await office.holds.reserve(hold_of(other, 1, limits=single))
+
+
+async def test_a_frozen_wallet_holds_nothing(office: Office) -> None:
+    payer = await make_payer(office)
+    async with office.database.connection() as connection:
+        await connection.execute("UPDATE wallets SET status = 'frozen' WHERE id = $1", payer.wallet_id)
+    with pytest.raises(WalletFrozenError):
+        await office.holds.reserve(hold_of(payer, 1))
+
+
+async def test_integers_beyond_2_53_stay_exact(office: Office) -> None:
+    amount = 2**53 + 1
+    payer = await make_payer(office, amount=f"{amount // NANO}.{amount % NANO:09d}")
+    hold = hold_of(payer, 2**53)
+    await office.holds.reserve(hold)
+    assert await available(office, payer) == 1
+    with pytest.raises(InsufficientFundsError):
+        await office.holds.reserve(hold_of(payer, 2))
+    await office.holds.release(hold, charge_nano=2**53 - 1)
+    assert await available(office, payer) == 2
+
+
+async def test_overdraft_is_available(office: Office) -> None:
+    payer = await make_payer(office, amount="1", overdraft="2")
+    await office.holds.reserve(hold_of(payer, 3 * NANO))
+    assert await available(office, payer) == 0
+
+
+async def test_no_more_than_fits_is_admitted_under_any_concurrency(office: Office) -> None:
+    payer = await make_payer(office, amount="10")
+
+    async def attempt() -> bool:
+        try:
+            await office.holds.reserve(hold_of(payer, NANO))
+        except InsufficientFundsError:
+            return False
+        return True
+
+    admitted = await asyncio.gather(*(attempt() for _ in range(1000)))
+    assert sum(admitted) == 10
+    assert await available(office, payer) == 0
+
+
+async def test_extend(office: Office) -> None:
+    payer = await make_payer(office)
+    hold = hold_of(payer, 4 * NANO)
+    await office.holds.reserve(hold)
+    assert await office.holds.extend(hold, 8 * NANO)
+    assert await available(office, payer) == 2 * NANO
+    assert not await office.holds.extend(hold.extended_to(8 * NANO), 11 * NANO)
+    assert await available(office, payer) == 2 * NANO
+    await office.holds.release(hold, charge_nano=5 * NANO)
+    assert await available(office, payer) == 5 * NANO
+
+
+async def flush(office: Office) -> None:
+    await office.pipe.run("FLUSHALL")
+
+
+async def test_a_flush_costs_nobody_anything(office: Office) -> None:
+    payer = await make_payer(office)
+    hold = hold_of(payer, 4 * NANO)
+    await office.holds.reserve(hold)
+    await flush(office)
+    other = hold_of(payer, NANO)
+    await office.holds.reserve(other)
+    assert await available(office, payer) == 9 * NANO, "the mirror comes from Postgres, which knows of no open call"
+    assert await office.holds.renew(hold, {"generation_id": "gen-1"}) == "restored"
+    assert await available(office, payer) == 5 * NANO
+    assert await office.holds.renew(hold) == "renewed"
+    assert await available(office, payer) == 5 * NANO
+    assert await office.holds.find_notes(payer.user_id, hold.call_id) == {"generation_id": "gen-1"}
+    await office.holds.release(hold, charge_nano=0)
+    assert await available(office, payer) == 9 * NANO
+
+
+async def test_a_hold_is_extended_after_a_flush(office: Office) -> None:
+    payer = await make_payer(office)
+    hold = hold_of(payer, 4 * NANO)
+    await office.holds.reserve(hold)
+    await flush(office)
+    assert await office.holds.extend(hold, 6 * NANO)
+    assert await available(office, payer) == 4 * NANO
+    await flush(office)
+    assert not await office.holds.extend(hold.extended_to(6 * NANO), 11 * NANO)
+
+
+async def test_a_fill_that_was_overtaken_is_thrown_away(office: Office) -> None:
+    """Between the snapshot and the fill something else settles on the cold wallet: the snapshot is stale."""
+    payer = await make_payer(office)
+    read = office.holds._read_wallet
+    interfered = []
+
+    async def slow(wallet_id: UUID) -> object:
+        snapshot = await read(wallet_id)
+        if not interfered:
+            interfered.append(True)
+            await office.wallets.credit(wallet_id, 5 * NANO, reason="meanwhile")
+            await office.holds.cool(payer.user_id, wallet_id)
+        return snapshot
+
+    office.holds._read_wallet = slow  # type: ignore[assignment]
+    await office.holds.reserve(hold_of(payer, NANO))
+    assert interfered
+    assert await available(office, payer) == 14 * NANO
+
+
+async def test_redis_away_fails_closed_within_the_bound(office: Office) -> None:
+    payer = await make_payer(office)
+    pipe = RedisPipe(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.5))  # type: ignore[arg-type]
+    holds = Holds(pipe, HoldSettings(), office.holds._read_wallet)
+    async with asyncio.timeout(2):
+        with pytest.raises(RedisUnavailableError):
+            await holds.reserve(hold_of(payer, NANO))
+    await pipe.close()
+
+
+async def test_a_redis_that_does_not_answer_fails_closed(office: Office) -> None:
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    payer = await make_payer(office)
+    pipe = RedisPipe(RedisSettings(url=f"redis://127.0.0.1:{port}/0", timeout_s=0.3))  # type: ignore[arg-type]
+    holds = Holds(pipe, HoldSettings(), office.holds._read_wallet)
+    async with asyncio.timeout(2):
+        with pytest.raises(RedisUnavailableError):
+            await holds.reserve(hold_of(payer, NANO))
+    await pipe.close()
+    server.close()
+
+
+async def test_concurrent_commands_share_pipelines(office: Office) -> None:
+    sent: list[int] = []
+    exchange = office.pipe._exchange
+
+    async def counting(connection: object, commands: list) -> list:
+        sent.append(len(commands))
+        return await exchange(connection, commands)  # type: ignore[arg-type]
+
+    office.pipe._exchange = counting  # type: ignore[method-assign,assignment]
+    await asyncio.gather(*(office.pipe.run("PING") for _ in range(200)))
+    assert sum(sent) == 200
+    assert len(sent) <= 3
