@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from billing.errors import PostgresUnavailableError
+from billing.errors import InputError, PostgresUnavailableError
 from config.settings import PostgresSettings
 
 # What a connection raises when the server is away, restarting, or has cut us off (SQLSTATE classes 08, 53, 57P).
@@ -21,6 +21,12 @@ AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.InternalClientError,
+)
+# What Postgres answers to a DSN that names what is not there, or may not come in.
+MISCONFIGURED = (
+    asyncpg.ClientConfigurationError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
 )
 # What a transaction may be repeated after, as every posting is idempotent.
 REPEATABLE = (
@@ -46,6 +52,8 @@ class Database:
         self._opening = asyncio.Lock()
 
     async def _get_pool(self) -> Any:
+        if not self._settings.dsn.get_secret_value():
+            raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
@@ -70,6 +78,8 @@ class Database:
             pool = await self._get_pool()
             async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
                 yield connection
+        except MISCONFIGURED as error:
+            raise InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}") from None
         except AWAY as error:
             raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from billing.errors import BrokenInvariantError, RedisUnavailableError
+from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
@@ -54,13 +54,7 @@ class RedisPipe:
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
-        self._redis: Redis = Redis.from_url(
-            settings.url.get_secret_value(),
-            socket_timeout=None,  # one deadline over the whole pipeline instead
-            socket_connect_timeout=settings.timeout_s,
-            max_connections=settings.connections_max + 4,
-            retry=None,
-        )
+        self._redis: Redis | None = None
         self._queue: list[_Item] = []
         self._idle: list[AbstractConnection] = []
         self._running = 0
@@ -129,6 +123,8 @@ class RedisPipe:
             if connection is not None:
                 await connection.disconnect(nowait=True)
             self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {type(error).__name__}"))
+        except InputError as error:
+            self._fail(batch, error)
         except BaseException:
             if connection is not None:
                 await connection.disconnect(nowait=True)
@@ -141,9 +137,22 @@ class RedisPipe:
     async def _connect(self) -> AbstractConnection:
         if self._idle:
             return self._idle.pop()
+        if self._redis is None:
+            self._redis = self._make_client()
         connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()  # type: ignore[no-untyped-call]
         return connection
+
+    def _make_client(self) -> Redis:
+        try:
+            return Redis.from_url(
+                self._settings.url.get_secret_value(),
+                socket_timeout=None,  # one deadline over the whole pipeline instead
+                socket_connect_timeout=self._settings.timeout_s,
+                max_connections=self._settings.connections_max + 4,
+            )
+        except ValueError as error:
+            raise InputError(f"TUMA_REDIS__URL cannot be used: {error}") from None
 
     @staticmethod
     async def _exchange(connection: AbstractConnection, commands: list[tuple[Argument, ...]]) -> list[Any]:
@@ -185,7 +194,8 @@ class RedisPipe:
         for connection in self._idle:
             await connection.disconnect()
         self._idle.clear()
-        await self._redis.aclose()
+        if self._redis is not None:
+            await self._redis.aclose()
 
 
 def decode_map(reply: list[bytes] | Mapping[bytes, bytes]) -> dict[str, str]:

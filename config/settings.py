@@ -98,7 +98,9 @@ class LimitSettings(_Section):
     body_timeout_s: Positive = 30.0
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
     keepalive_timeout_s: Positive = 75.0
-    lingering_s: Positive = 3.0  # how long a refused body is still taken in, so that its sender reads the refusal
+    lingering_s: Positive = (
+        3.0  # how long a refused body is still taken in, so that its sender reads the refusal
+    )
     calls_in_flight: Count = 10_000  # per worker
     requests_per_min: Count = 600_000  # a key without limits of its own
     tokens_per_min: Count = 1_000_000_000

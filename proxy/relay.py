@@ -21,7 +21,10 @@ from proxy.meter import StreamMeter, error_event, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
 _GROWTH = 2
-_NO_STREAM = ("application/json", "text/html")  # a provider that does not stream, or whose front door answered
+_NO_STREAM = (
+    "application/json",
+    "text/html",
+)  # a provider that does not stream, or whose front door answered
 _REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
 

@@ -9,8 +9,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from billing.books import Books
 from billing.callbook import describe_call
@@ -58,23 +56,21 @@ def _run(work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], *, as_json: bo
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in result.items():
         if isinstance(value, dict):
             for key, inner in value.items():
-                table.add_row(f"{name} {key}", _text(inner))
+                click.echo(f"{name} {key:<6} {_text(inner)}")
         elif isinstance(value, list):
             for inner in value:
-                table.add_row(name, _text(inner))
+                click.echo(f"{name:<20} {_text(inner)}")
         else:
-            table.add_row(name, _text(value))
-    Console(soft_wrap=True, highlight=False).print(table)
+            click.echo(f"{name:<20} {_text(value)}")
 
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
         if {"ok", "detail"} <= value.keys():
-            return f"{'ok' if value['ok'] else 'NOT OK'}  {value.get('name', '')} {value['detail']}"
+            return f"{'ok    ' if value['ok'] else 'NOT OK'} {value.get('name', '')} {value['detail']}"
         return "  ".join(f"{key}={inner}" for key, inner in value.items())
     return "" if value is None else str(value)
 

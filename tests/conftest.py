@@ -66,7 +66,9 @@ def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
 @pytest.fixture(scope="session")
 async def template(postgres: EmbeddedPostgres) -> str:
     """A migrated database, to copy for each test."""
-    database = Database(_settings(postgres_dsn=postgres.dsn("tuma"), redis_url="redis://127.0.0.1:1").postgres)
+    database = Database(
+        _settings(postgres_dsn=postgres.dsn("tuma"), redis_url="redis://127.0.0.1:1").postgres
+    )
     await migrate(database)
     await database.close()
     return "tuma"
@@ -103,7 +105,9 @@ async def sim() -> AsyncIterator[SimulatedProvider]:
         yield provider
 
 
-def _settings(*, postgres_dsn: str, redis_url: str, upstream_url: str = "http://127.0.0.1:1/v1", **more: Any) -> Settings:
+def _settings(
+    *, postgres_dsn: str, redis_url: str, upstream_url: str = "http://127.0.0.1:1/v1", **more: Any
+) -> Settings:
     base: dict[str, Any] = {
         "postgres": {"dsn": postgres_dsn},
         "redis": {"url": redis_url},
@@ -145,7 +149,7 @@ _people = itertools.count(1)
 
 
 async def make_payer(
-    office: Office, *, amount: str = "10", currency: str = "USD", overdraft: str = "0", **limits: int
+    office: Office, *, amount: str = "10", currency: str = "USD", overdraft: str = "0", **limits: Any
 ) -> Payer:
     user_id = await office.wallets.create_user(f"user{next(_people)}@example.com")
     wallet_id = await office.wallets.create_wallet(
@@ -153,7 +157,9 @@ async def make_payer(
     )
     if parse_amount(amount):
         await office.wallets.credit(wallet_id, parse_amount(amount), reason="test")
-    made = await Keys(office.database, office.settings.auth, office.settings.limits).create(wallet_id, **limits)
+    made = await Keys(office.database, office.settings.auth, office.settings.limits).create(
+        wallet_id, **limits
+    )
     return Payer(user_id, wallet_id, made.id, made.secret)
 
 
@@ -165,7 +171,9 @@ async def sync_models(office: Office) -> None:
 async def set_rate(office: Office, currency: str, rate: str, markup_bps: int = 0) -> None:
     from decimal import Decimal
 
-    await FxBook(office.database, markup_bps=0).set_rate("USD", currency, Decimal(rate), markup_bps=markup_bps)
+    await FxBook(office.database, markup_bps=0).set_rate(
+        "USD", currency, Decimal(rate), markup_bps=markup_bps
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +194,13 @@ class Running:
 @asynccontextmanager
 async def run_proxy(settings: Settings) -> AsyncIterator[Running]:
     app = init_app(settings)
-    runner = ClientRunner(app, write_timeout_s=settings.limits.write_timeout_s, access_log=None, shutdown_timeout=1.0, lingering_time=1.0)
+    runner = ClientRunner(
+        app,
+        write_timeout_s=settings.limits.write_timeout_s,
+        access_log=None,
+        shutdown_timeout=1.0,
+        lingering_time=1.0,
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)

@@ -1,6 +1,7 @@
 """Holds in real Redis: admission, leases, mirrors that come and go."""
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -35,7 +36,9 @@ async def test_a_hold_is_taken_and_given_back(office: Office) -> None:
     assert await available(office, payer) == 7 * NANO, "the same call holds once"
     assert await office.holds.release(hold, charge_nano=1 * NANO) == "released"
     assert await available(office, payer) == 9 * NANO
-    assert await office.holds.release(hold, charge_nano=1 * NANO) == "cold", "a forgotten hold never credits twice"
+    assert await office.holds.release(hold, charge_nano=1 * NANO) == "cold", (
+        "a forgotten hold never credits twice"
+    )
     assert await available(office, payer) is None
 
 
@@ -125,7 +128,9 @@ async def test_a_flush_costs_nobody_anything(office: Office) -> None:
     await flush(office)
     other = hold_of(payer, NANO)
     await office.holds.reserve(other)
-    assert await available(office, payer) == 9 * NANO, "the mirror comes from Postgres, which knows of no open call"
+    assert await available(office, payer) == 9 * NANO, (
+        "the mirror comes from Postgres, which knows of no open call"
+    )
     assert await office.holds.renew(hold, {"generation_id": "gen-1"}) == "restored"
     assert await available(office, payer) == 5 * NANO
     assert await office.holds.renew(hold) == "renewed"
@@ -150,7 +155,7 @@ async def test_a_fill_that_was_overtaken_is_thrown_away(office: Office) -> None:
     """Between the snapshot and the fill something else settles on the cold wallet: the snapshot is stale."""
     payer = await make_payer(office)
     read = office.holds._read_wallet
-    interfered = []
+    interfered: list[bool] = []
 
     async def slow(wallet_id: UUID) -> object:
         snapshot = await read(wallet_id)
@@ -196,11 +201,11 @@ async def test_concurrent_commands_share_pipelines(office: Office) -> None:
     sent: list[int] = []
     exchange = office.pipe._exchange
 
-    async def counting(connection: object, commands: list) -> list:
+    async def counting(connection: object, commands: list[Any]) -> Any:
         sent.append(len(commands))
         return await exchange(connection, commands)  # type: ignore[arg-type]
 
-    office.pipe._exchange = counting  # type: ignore[method-assign,assignment]
+    office.pipe._exchange = counting  # type: ignore[method-assign]
     await asyncio.gather(*(office.pipe.run("PING") for _ in range(200)))
     assert sum(sent) == 200
     assert len(sent) <= 3

@@ -115,7 +115,9 @@ async def test_extensions_are_absolute_and_bounded(office: Office, ledger: Ledge
     for _ in range(2):
         assert await ledger.extend_calls([Extension(call.call_id, 4 * NANO, 4 * NANO)]) == ["extended"]
         assert await posted(office, payer) == (10 * NANO, 4 * NANO)
-    assert await ledger.extend_calls([Extension(call.call_id, 11 * NANO, 11 * NANO)]) == ["insufficient_funds"]
+    assert await ledger.extend_calls([Extension(call.call_id, 11 * NANO, 11 * NANO)]) == [
+        "insufficient_funds"
+    ]
     await ledger.settle_calls([ending(call.call_id, 5)])
     assert await ledger.extend_calls([Extension(call.call_id, 5 * NANO, 5 * NANO)]) == ["settled"]
     assert await posted(office, payer) == (10 * NANO - 5, 0)
@@ -135,7 +137,9 @@ async def test_void_and_review_and_house(office: Office, ledger: Ledger) -> None
     payer = await make_payer(office)
     calls = [opening(payer, 1000) for _ in range(3)]
     await ledger.open_calls(calls)
-    await ledger.settle_calls([Ending(calls[0].call_id, "void", "failed"), Ending(calls[1].call_id, "review", "lost")])
+    await ledger.settle_calls(
+        [Ending(calls[0].call_id, "void", "failed"), Ending(calls[1].call_id, "review", "lost")]
+    )
     assert await posted(office, payer) == (10 * NANO, 2000), "in review the hold stays"
     await ledger.settle_calls([ending(calls[1].call_id, 70)])
     await ledger.settle_calls([ending(calls[2].call_id, 90, charge_nano=0, house_nanousd=90)])
@@ -146,7 +150,9 @@ async def test_void_and_review_and_house(office: Office, ledger: Ledger) -> None
     assert await ledger.open_calls([late]) == ["opened"], "a loss on the house needs no funds"
     await ledger.settle_calls([ending(late.call_id, 30, charge_nano=0, house_nanousd=30)])
     async with office.database.connection() as connection:
-        loss = await connection.fetchval("SELECT -sum(amount_nano) FROM journal_entry WHERE account = 'house_loss'")
+        loss = await connection.fetchval(
+            "SELECT -sum(amount_nano) FROM journal_entry WHERE account = 'house_loss'"
+        )
     assert loss == 120
     await books_hold(office)
 
@@ -160,7 +166,7 @@ async def test_an_unbalanced_posting_is_refused_whole(office: Office, ledger: Le
     payer = await make_payer(office)
     call = opening(payer, 1000)
     await ledger.open_calls([call])
-    with pytest.raises(asyncpg.PostgresError, match="does not balance|check"):
+    with pytest.raises(asyncpg.PostgresError, match=r"does not balance|check"):
         async with office.database.transaction() as connection:
             await connection.execute(
                 "SELECT post_entries($1, $2, $3, $4, $5, $6)",
@@ -214,7 +220,9 @@ async def test_migrations_run_once_and_refuse_a_newer_schema(office: Office) -> 
     await asyncio.gather(migrate(office.database), migrate(office.database))
     await require_current(office.database)
     async with office.database.connection() as connection:
-        await connection.execute("INSERT INTO schema_migrations (number, name, digest) VALUES (9999, 'future', '')")
+        await connection.execute(
+            "INSERT INTO schema_migrations (number, name, digest) VALUES (9999, 'future', '')"
+        )
     for attempt in (migrate, require_current):
         with pytest.raises(MigrationError, match="newer"):
             await attempt(office.database)
@@ -225,7 +233,9 @@ async def test_calls_lie_in_the_partition_of_their_month(office: Office, ledger:
     call = opening(payer, 1)
     await ledger.open_calls([call])
     async with office.database.connection() as connection:
-        name = await connection.fetchval("SELECT tableoid::regclass::text FROM calls WHERE id = $1", call.call_id)
+        name = await connection.fetchval(
+            "SELECT tableoid::regclass::text FROM calls WHERE id = $1", call.call_id
+        )
         assert name == f"calls_{minted_at(call.call_id):%Y_%m}"
         assert await connection.fetchval("SELECT ensure_partitions(3)") == 0
     await ledger.settle_calls([Ending(call.call_id, "void", "test")])
@@ -255,7 +265,9 @@ async def test_the_batcher_waits_for_postgres_and_loses_nothing() -> None:
     away = False
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert isinstance(results[13], BrokenInvariantError)
-    assert [item for index, item in enumerate(results) if index != 13] == [n * 2 for n in range(30) if n != 13]
+    assert [item for index, item in enumerate(results) if index != 13] == [
+        n * 2 for n in range(30) if n != 13
+    ]
     assert sorted(committed) == [n for n in range(30) if n != 13], "one bad item does not hold up the others"
     assert await batcher.close(1) == []
 
@@ -269,9 +281,15 @@ def test_no_evidence_is_void_and_the_house_can_pay() -> None:
     call_id = new_id()
     nothing = assess(call_id, Evidence(), price=price, fx=usd_quote(), outcome="x")
     assert (nothing.state, nothing.charge_nano) == ("void", 0)
-    told = assess(call_id, Evidence(billed_usd=Decimal("0.0000000015")), price=price, fx=usd_quote(), outcome="x")
+    told = assess(
+        call_id, Evidence(billed_usd=Decimal("0.0000000015")), price=price, fx=usd_quote(), outcome="x"
+    )
     assert (told.cost_nanousd, told.charge_nano, told.accuracy) == (2, 2, "exact")
-    counted = assess(call_id, Evidence(usage=Usage(1, 1), counted=True), price=price, fx=usd_quote(), outcome="x")
+    counted = assess(
+        call_id, Evidence(usage=Usage(1, 1), counted=True), price=price, fx=usd_quote(), outcome="x"
+    )
     assert (counted.cost_nanousd, counted.accuracy, counted.source) == (3000, "estimated", "counted")
-    house = assess(call_id, Evidence(billed_usd=Decimal(1)), price=price, fx=usd_quote(), outcome="x", house=True)
+    house = assess(
+        call_id, Evidence(billed_usd=Decimal(1)), price=price, fx=usd_quote(), outcome="x", house=True
+    )
     assert (house.cost_nanousd, house.charge_nano, house.house_nanousd) == (NANO, 0, NANO)

@@ -63,8 +63,16 @@ async def serving(settings: Settings, **options: int) -> AsyncIterator[tuple[sub
 
 
 async def one_call(session: aiohttp.ClientSession, url: str, payer: Payer, dice: random.Random) -> None:
-    told = {"chunks": dice.randrange(1, 40), "chunk_delay_ms": dice.choice((0, 5, 20)), "cancellable": dice.random() < 0.5}
-    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": dice.random() < 0.8}
+    told = {
+        "chunks": dice.randrange(1, 40),
+        "chunk_delay_ms": dice.choice((0, 5, 20)),
+        "cancellable": dice.random() < 0.5,
+    }
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": dice.random() < 0.8,
+    }
     try:
         async with session.post(
             f"{url}/v1/chat/completions",
@@ -86,7 +94,9 @@ async def settle_down(office: Office, sim: SimulatedProvider, *, timeout_s: floa
     async with asyncio.timeout(timeout_s):
         while True:
             async with office.database.connection() as connection:
-                live = await connection.fetchval("SELECT count(*) FROM calls WHERE state IN ('open', 'review')")
+                live = await connection.fetchval(
+                    "SELECT count(*) FROM calls WHERE state IN ('open', 'review')"
+                )
             if not live and not await office.holds.find_leases(expired=False, limit=10):
                 return
             await asyncio.sleep(0.2)
@@ -106,7 +116,9 @@ async def house_and_unknown(office: Office, sim: SimulatedProvider) -> int:
     )
 
 
-async def test_kill_mid_stream_then_start_again(settings: Settings, office: Office, sim: SimulatedProvider) -> None:
+async def test_kill_mid_stream_then_start_again(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
     await sync_models(office)
     payer = await make_payer(office)
     headers = {"Authorization": f"Bearer {payer.secret}"}
@@ -164,7 +176,11 @@ async def test_random_kills_under_load(settings: Settings, office: Office, sim: 
     async with serving(settings, port=port):
         await settle_down(office, sim)
     async with office.database.connection() as connection:
-        ours = int(await connection.fetchval("SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost'"))
+        ours = int(
+            await connection.fetchval(
+                "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost'"
+            )
+        )
         count = await connection.fetchval("SELECT count(*) FROM calls WHERE state = 'settled'")
         inexact = await connection.fetchval("SELECT count(*) FROM calls WHERE accuracy = 'estimated'")
     unseen = await house_and_unknown(office, sim)
@@ -174,10 +190,14 @@ async def test_random_kills_under_load(settings: Settings, office: Office, sim: 
     by_id = {entry.id: entry.cost_nanousd for entry in sim.books.generations.values()}
     async with office.database.connection() as connection:
         rows = await connection.fetch("SELECT generation_id, charge_nano FROM calls WHERE state = 'settled'")
-    assert all(row["charge_nano"] == by_id[row["generation_id"]] for row in rows), "no wallet pays more than its calls cost"
+    assert all(row["charge_nano"] == by_id[row["generation_id"]] for row in rows), (
+        "no wallet pays more than its calls cost"
+    )
 
 
-async def test_workers_share_a_socket_and_are_replaced(settings: Settings, office: Office, sim: SimulatedProvider) -> None:
+async def test_workers_share_a_socket_and_are_replaced(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
     import psutil
 
     await sync_models(office)
@@ -189,7 +209,10 @@ async def test_workers_share_a_socket_and_are_replaced(settings: Settings, offic
         await asyncio.gather(*(one_call(session, url, payer, dice) for _ in range(40)))
         os.kill(children[0].pid, signal.SIGKILL)
         async with asyncio.timeout(15):
-            while len([child for child in psutil.Process(process.pid).children() if child.status() != "zombie"]) < 2:
+            while (
+                len([child for child in psutil.Process(process.pid).children() if child.status() != "zombie"])
+                < 2
+            ):
                 await asyncio.sleep(0.1)
         await asyncio.gather(*(one_call(session, url, payer, dice) for _ in range(40)))
         await settle_down(office, sim)

@@ -31,7 +31,9 @@ async def proxy(settings: Settings, office: Office) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def untouched(office: Office, payer: Payer, sim: SimulatedProvider, proxy: Running) -> AsyncIterator[None]:
+async def untouched(
+    office: Office, payer: Payer, sim: SimulatedProvider, proxy: Running
+) -> AsyncIterator[None]:
     """After the test: nothing went upstream, nothing is held, nothing was charged, no call was opened."""
     yield
     await proxy.quiet()
@@ -108,7 +110,12 @@ async def test_bad_bodies(proxy: Running, payer: Payer) -> None:
 
 @pytest.mark.usefixtures("untouched")
 async def test_unknown_models_are_refused_never_free(proxy: Running, payer: Payer) -> None:
-    for more in ({"model": "no/such"}, {"model": "gpt-4o-mini"}, {"models": ["no/such"]}, {"model": "x" * 5000}):
+    for more in (
+        {"model": "no/such"},
+        {"model": "gpt-4o-mini"},
+        {"models": ["no/such"]},
+        {"model": "x" * 5000},
+    ):
         status, error = await post(proxy, payer, json.dumps({**GOOD, **more}).encode())
         assert (status, error["code"]) == (404, "model_not_found")
         assert len(error["message"]) < 1000
@@ -131,7 +138,15 @@ async def test_a_body_too_large(proxy: Running, payer: Payer) -> None:
 @pytest.mark.usefixtures("untouched")
 async def test_wrong_keys(proxy: Running, payer: Payer, office: Office) -> None:
     body = json.dumps(GOOD).encode()
-    for value in ("Bearer wrong", "Bearer sk-tuma-wrong", "Bearer ", "Basic abc", "", f"Bearer {payer.secret}x", "Bearer \xe4"):
+    for value in (
+        "Bearer wrong",
+        "Bearer sk-tuma-wrong",
+        "Bearer ",
+        "Basic abc",
+        "",
+        f"Bearer {payer.secret}x",
+        "Bearer \xe4",
+    ):
         status, error = await post(proxy, payer, body, Authorization=value)
         assert (status, error["code"]) == (401, "invalid_api_key")
         assert "sk-tuma" not in error["message"] or "sk-tuma-…" in error["message"]
@@ -217,7 +232,9 @@ async def test_a_socket_closed_within_the_body(proxy: Running, payer: Payer) -> 
     assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
 
 
-async def test_pipelined_and_http_1_0(proxy: Running, payer: Payer, office: Office, sim: SimulatedProvider) -> None:
+async def test_pipelined_and_http_1_0(
+    proxy: Running, payer: Payer, office: Office, sim: SimulatedProvider
+) -> None:
     body = json.dumps(GOOD).encode()
     one = head(payer, len(body)) + body
     last = head(payer, len(body), "Connection: close") + body
@@ -227,7 +244,9 @@ async def test_pipelined_and_http_1_0(proxy: Running, payer: Payer, office: Offi
     answer = await raw(proxy, old, timeout_s=5)
     assert b" 200 OK" in answer.split(b"\r\n")[0]
     streamed = json.dumps({**GOOD, "stream": True}).encode()
-    answer = await raw(proxy, head(payer, len(streamed)).replace(b"HTTP/1.1", b"HTTP/1.0") + streamed, timeout_s=5)
+    answer = await raw(
+        proxy, head(payer, len(streamed)).replace(b"HTTP/1.1", b"HTTP/1.0") + streamed, timeout_s=5
+    )
     assert b"data: [DONE]" in answer
     await proxy.quiet()
     wallet = await office.wallets.get_wallet(payer.wallet_id)

@@ -18,7 +18,7 @@ from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, Running, check_books, make_payer, run_proxy, sync_models
 
 MODEL = "openai/gpt-4o"
-HELLO = [{"role": "user", "content": "Count to twenty, slowly."}]
+HELLO: Any = [{"role": "user", "content": "Count to twenty, slowly."}]
 
 
 def body(**told: Any) -> dict[str, Any]:
@@ -70,7 +70,9 @@ async def test_client_gone_after_every_chunk(
             assert (row["state"], row["accuracy"]) == ("settled", "exact")
             assert row["charge_nano"] == by_request[str(row["id"])] > 0
         if policy == "abort" and cancellable:
-            assert len(set(by_request.values())) > 5, "hanging up early is cheaper where the provider allows it"
+            assert len(set(by_request.values())) > 5, (
+                "hanging up early is cheaper where the provider allows it"
+            )
         await check_books(office)
 
 
@@ -105,8 +107,8 @@ async def test_a_stalled_stream_is_given_up_when_its_client_leaves(
 
 async def test_the_hold_grows_with_the_answer(proxy: Running, office: Office, sim: SimulatedProvider) -> None:
     payer = await make_payer(office)
-    client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
-    stream = await client.chat.completions.create(
+    client: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
+    stream: Any = await client.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, extra_body={"sim": {"chunks": 3000, "events_per_write": 50}}
     )
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
@@ -117,10 +119,12 @@ async def test_the_hold_grows_with_the_answer(proxy: Running, office: Office, si
     await check_books(office)
 
 
-async def test_an_empty_wallet_ends_the_answer_cleanly(proxy: Running, office: Office, sim: SimulatedProvider) -> None:
+async def test_an_empty_wallet_ends_the_answer_cleanly(
+    proxy: Running, office: Office, sim: SimulatedProvider
+) -> None:
     payer = await make_payer(office, amount="0.011")
-    client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
-    stream = await client.chat.completions.create(
+    client: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
+    stream: Any = await client.chat.completions.create(
         model=MODEL,
         messages=HELLO,
         stream=True,
@@ -140,7 +144,9 @@ async def test_an_empty_wallet_ends_the_answer_cleanly(proxy: Running, office: O
     await check_books(office)
 
 
-async def test_a_thousand_calls_on_a_wallet_for_ten(proxy: Running, office: Office, sim: SimulatedProvider) -> None:
+async def test_a_thousand_calls_on_a_wallet_for_ten(
+    proxy: Running, office: Office, sim: SimulatedProvider
+) -> None:
     probe = await make_payer(office)
     told = {**body(first_delay_ms=1500), "stream": False, "max_tokens": 20}
     async with aiohttp.ClientSession(
@@ -148,7 +154,9 @@ async def test_a_thousand_calls_on_a_wallet_for_ten(proxy: Running, office: Offi
     ) as session:
 
         async def attempt(payer: Payer) -> int:
-            async with session.post(f"{proxy.base_url}/v1/chat/completions", json=told, headers=auth(payer)) as response:
+            async with session.post(
+                f"{proxy.base_url}/v1/chat/completions", json=told, headers=auth(payer)
+            ) as response:
                 await response.read()
                 return response.status
 
@@ -162,7 +170,9 @@ async def test_a_thousand_calls_on_a_wallet_for_ten(proxy: Running, office: Offi
     await proxy.quiet()
     wallet = await office.wallets.get_wallet(payer.wallet_id)
     assert wallet.posted_nano >= 0
-    assert await charged(office, payer, of=format_amount(10 * hold)) + await charged(office, probe) == billed(sim)
+    assert await charged(office, payer, of=format_amount(10 * hold)) + await charged(office, probe) == billed(
+        sim
+    )
     await check_books(office)
 
 
@@ -217,7 +227,9 @@ async def test_redis_away_refuses_and_charges_nothing(
         async with open_office(own) as own_office:
             payer = await make_payer(own_office)
             async with run_proxy(own) as proxy:
-                client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
+                client: Any = AsyncOpenAI(
+                    base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0
+                )
                 await client.chat.completions.create(model=MODEL, messages=HELLO)
                 server.kill()
                 with pytest.raises(openai.InternalServerError) as caught:
@@ -248,11 +260,13 @@ async def test_postgres_away_and_back(settings: Settings, sim: SimulatedProvider
             await sync_models(office)
             payer = await make_payer(office)
             async with run_proxy(own) as proxy:
-                client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
-                stream = await client.chat.completions.create(
+                client: Any = AsyncOpenAI(
+                    base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0
+                )
+                stream: Any = await client.chat.completions.create(
                     model=MODEL, messages=HELLO, stream=True, extra_body={"sim": {"chunk_delay_ms": 40}}
                 )
-                chunks = [await anext(stream.__aiter__())]
+                chunks = [await anext(aiter(stream))]
                 server.kill()
                 chunks += [chunk async for chunk in stream]
                 assert len(chunks) >= 20
@@ -265,9 +279,13 @@ async def test_postgres_away_and_back(settings: Settings, sim: SimulatedProvider
                 await client.chat.completions.create(model=MODEL, messages=HELLO)
                 await proxy.quiet()
                 async with office.database.connection() as connection:
-                    states = await connection.fetch("SELECT state, outcome, charge_nano > 0 AS paid FROM calls ORDER BY id")
+                    states = await connection.fetch(
+                        "SELECT state, outcome, charge_nano > 0 AS paid FROM calls ORDER BY id"
+                    )
                 assert [row["paid"] for row in states].count(True) == 2
-                house = "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'house_loss'"
+                house = (
+                    "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'house_loss'"
+                )
                 async with office.database.connection() as connection:
                     loss = Decimal(int(await connection.fetchval(house))).scaleb(-9)
                 assert await charged(office, payer) + loss == billed(sim)
@@ -280,7 +298,9 @@ def _secret(text: str) -> Any:
     return SecretStr(text)
 
 
-async def test_shutdown_lets_streams_finish(settings: Settings, office: Office, sim: SimulatedProvider) -> None:
+async def test_shutdown_lets_streams_finish(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
     from proxy.server import bind, serve_worker
 
     await sync_models(office)
@@ -288,26 +308,29 @@ async def test_shutdown_lets_streams_finish(settings: Settings, office: Office, 
     listener = bind(settings)
     port = listener.getsockname()[1]
     ready, stop = asyncio.Event(), asyncio.Event()
-    serving = asyncio.get_running_loop().create_task(serve_worker(settings, listener, on_ready=ready.set, stop=stop))
+    serving = asyncio.get_running_loop().create_task(
+        serve_worker(settings, listener, on_ready=ready.set, stop=stop)
+    )
     await ready.wait()
-    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0)
-    stream = await client.chat.completions.create(
+    client: Any = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0)
+    stream: Any = await client.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, extra_body={"sim": {"chunk_delay_ms": 30}}
     )
-    await anext(stream.__aiter__())
+    await anext(aiter(stream))
     stop.set()
     rest = [chunk async for chunk in stream]
     assert len(rest) >= 19
     with pytest.raises(openai.APIConnectionError):
-        await AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0
-        ).chat.completions.create(model=MODEL, messages=HELLO)
+        late: Any = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0)
+        await late.chat.completions.create(model=MODEL, messages=HELLO)
     await serving
     assert await charged(office, payer) == billed(sim) > 0
     await check_books(office)
 
 
-async def test_shutdown_ends_what_does_not_finish(settings: Settings, office: Office, sim: SimulatedProvider) -> None:
+async def test_shutdown_ends_what_does_not_finish(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
     from proxy.server import bind, serve_worker
 
     await sync_models(office)
@@ -316,13 +339,15 @@ async def test_shutdown_ends_what_does_not_finish(settings: Settings, office: Of
     listener = bind(own)
     port = listener.getsockname()[1]
     ready, stop = asyncio.Event(), asyncio.Event()
-    serving = asyncio.get_running_loop().create_task(serve_worker(own, listener, on_ready=ready.set, stop=stop))
+    serving = asyncio.get_running_loop().create_task(
+        serve_worker(own, listener, on_ready=ready.set, stop=stop)
+    )
     await ready.wait()
-    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0)
-    stream = await client.chat.completions.create(
+    client: Any = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=payer.secret, max_retries=0)
+    stream: Any = await client.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, extra_body={"sim": {"stall_after": 3, "stall_s": 100}}
     )
-    await anext(stream.__aiter__())
+    await anext(aiter(stream))
     stop.set()
     with pytest.raises((openai.APIError, aiohttp.ClientError, Exception)):
         async for _ in stream:

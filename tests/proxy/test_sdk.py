@@ -1,6 +1,7 @@
 """The real OpenAI SDK against the running proxy, over sockets."""
 
 from decimal import Decimal
+from typing import Any
 
 import openai
 import pytest
@@ -13,7 +14,7 @@ from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, Running, check_books, make_payer, set_rate
 
 MODEL = "openai/gpt-4o-mini"
-HELLO = [{"role": "user", "content": "Say hello, please."}]
+HELLO: Any = [{"role": "user", "content": "Say hello, please."}]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ async def balance(office: Office, payer: Payer) -> Decimal:
 
 
 async def test_plain_call_is_paid_to_the_nano(
-    client: AsyncOpenAI, office: Office, payer: Payer, sim: SimulatedProvider
+    client: Any, office: Office, payer: Payer, sim: SimulatedProvider
 ) -> None:
     raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
     answer = raw.parse()
@@ -56,10 +57,10 @@ async def test_plain_call_is_paid_to_the_nano(
 
 
 async def test_stream_hides_usage_unless_asked(
-    client: AsyncOpenAI, office: Office, payer: Payer, sim: SimulatedProvider
+    client: Any, office: Office, payer: Payer, sim: SimulatedProvider
 ) -> None:
     text = ""
-    stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    stream: Any = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     async for chunk in stream:
         assert chunk.usage is None
         assert chunk.choices
@@ -71,7 +72,9 @@ async def test_stream_hides_usage_unless_asked(
     await check_books(office)
 
 
-async def test_stream_with_usage_carries_its_cost(client: AsyncOpenAI, office: Office, sim: SimulatedProvider) -> None:
+async def test_stream_with_usage_carries_its_cost(
+    client: Any, office: Office, sim: SimulatedProvider
+) -> None:
     chunks = [
         chunk
         async for chunk in await client.chat.completions.create(
@@ -121,9 +124,17 @@ async def test_the_same_with_the_synchronous_client(
 )
 @pytest.mark.parametrize("stream", [True, False])
 async def test_every_dialect_is_settled_exactly(
-    client: AsyncOpenAI, office: Office, payer: Payer, proxy: Running, sim: SimulatedProvider, told: dict, stream: bool
+    client: Any,
+    office: Office,
+    payer: Payer,
+    proxy: Running,
+    sim: SimulatedProvider,
+    told: dict[str, Any],
+    stream: bool,
 ) -> None:
-    answer = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream, n=2, extra_body={"sim": told})
+    answer: Any = await client.chat.completions.create(
+        model=MODEL, messages=HELLO, stream=stream, n=2, extra_body={"sim": told}
+    )
     if stream:
         parts: dict[int, str] = {0: "", 1: ""}
         async for chunk in answer:
@@ -131,7 +142,9 @@ async def test_every_dialect_is_settled_exactly(
             for choice in chunk.choices:
                 delta = choice.delta
                 calls = delta.tool_calls or []
-                parts[choice.index] += (delta.content or "") + "".join(call.function.arguments for call in calls)
+                parts[choice.index] += (delta.content or "") + "".join(
+                    call.function.arguments for call in calls
+                )
         assert parts[0] == parts[1] != ""
     await proxy.quiet()
     assert Decimal(10) - await balance(office, payer) == Decimal(sim.books.total_nanousd).scaleb(-9) > 0
@@ -140,10 +153,19 @@ async def test_every_dialect_is_settled_exactly(
     await check_books(office)
 
 
-async def test_what_tuma_does_not_know_passes_both_ways(client: AsyncOpenAI, sim: SimulatedProvider) -> None:
-    tools = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
-    extra = {"sim": {"x_sim_extra": {"number": 1.5}}, "x_unknown": {"deep": [1, 2.50, None]}, "provider": {"order": ["x"]}}
-    answer = await client.chat.completions.create(
+async def test_what_tuma_does_not_know_passes_both_ways(client: Any, sim: SimulatedProvider) -> None:
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}},
+        }
+    ]
+    extra = {
+        "sim": {"x_sim_extra": {"number": 1.5}},
+        "x_unknown": {"deep": [1, 2.50, None]},
+        "provider": {"order": ["x"]},
+    }
+    answer: Any = await client.chat.completions.create(
         model=MODEL,
         messages=[
             {
@@ -176,27 +198,30 @@ async def test_a_wallet_in_naira_pays_rate_and_markup(
     await set_rate(office, "NGN", "1600", markup_bps=250)
     await proxy.services.fx.load()
     payer = await make_payer(office, amount="5000", currency="NGN")
-    client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
+    client: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
     raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
     expected = Decimal(sim.books.total_nanousd).scaleb(-9) * 1600 * Decimal("1.025")
     assert Decimal(raw.headers["x-tuma-charge"].split()[0]) == expected
     assert raw.headers["x-tuma-charge"].endswith(" NGN")
     async with office.database.connection() as connection:
-        spread = await connection.fetchval("SELECT sum(amount_nano) FROM journal_entry WHERE account = 'fx_spread'")
+        spread = await connection.fetchval(
+            "SELECT sum(amount_nano) FROM journal_entry WHERE account = 'fx_spread'"
+        )
     assert Decimal(int(spread)).scaleb(-9) == expected - expected / Decimal("1.025")
     await check_books(office)
 
 
 async def test_errors_become_the_sdks_exceptions(
-    proxy: Running, office: Office, payer: Payer, client: AsyncOpenAI, sim: SimulatedProvider
+    proxy: Running, office: Office, payer: Payer, client: Any, sim: SimulatedProvider
 ) -> None:
-    async def fail(status: int, **more: object) -> openai.APIStatusError:
+    async def fail(status: int, **more: object) -> Any:
         with pytest.raises(openai.APIStatusError) as caught:
             await client.chat.completions.create(
                 model=MODEL, messages=HELLO, extra_body={"sim": {"fail_status": status, **more}}
             )
-        assert caught.value.body["message"]
-        assert {"message", "type", "param", "code"} <= caught.value.body.keys()
+        error: Any = caught.value.body
+        assert error["message"]
+        assert {"message", "type", "param", "code"} <= error.keys()
         return caught.value
 
     assert (await fail(400)).status_code == 400
@@ -207,14 +232,14 @@ async def test_errors_become_the_sdks_exceptions(
     assert (busy.status_code, busy.response.headers["retry-after"]) == (429, "7")
     assert ((await fail(500)).status_code, (await fail(503)).code) == (502, "upstream_error")
     assert (await fail(504)).code == "upstream_timeout"
-    wrong = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key="sk-tuma-wrong", max_retries=0)
+    wrong: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key="sk-tuma-wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         await wrong.chat.completions.create(model=MODEL, messages=HELLO)
     with pytest.raises(openai.NotFoundError) as missing:
         await client.chat.completions.create(model="no/such-model", messages=HELLO)
     assert missing.value.code == "model_not_found"
     poor = await make_payer(office, amount="0")
-    broke = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=poor.secret)
+    broke: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=poor.secret)
     with pytest.raises(openai.APIStatusError) as caught:
         await broke.chat.completions.create(model=MODEL, messages=HELLO)
     assert (caught.value.status_code, caught.value.code) == (402, "insufficient_funds")
@@ -224,13 +249,17 @@ async def test_errors_become_the_sdks_exceptions(
     await check_books(office)
 
 
-@pytest.mark.parametrize("told", [{"null_body": True}, {"html_body": True}, {"error_before_first": True}], ids=str)
+@pytest.mark.parametrize(
+    "told", [{"null_body": True}, {"html_body": True}, {"error_before_first": True}], ids=str
+)
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_is_none_costs_nothing(
-    client: AsyncOpenAI, office: Office, payer: Payer, proxy: Running, told: dict, stream: bool
+    client: Any, office: Office, payer: Payer, proxy: Running, told: dict[str, Any], stream: bool
 ) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
-        answer = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream, extra_body={"sim": told})
+        answer: Any = await client.chat.completions.create(
+            model=MODEL, messages=HELLO, stream=stream, extra_body={"sim": told}
+        )
         if stream:
             [chunk async for chunk in answer]
     assert caught.value.status_code == 502
@@ -241,9 +270,11 @@ async def test_an_answer_that_is_none_costs_nothing(
 
 @pytest.mark.parametrize("told", [{"error_after": 4}, {"cut_after": 4}], ids=str)
 async def test_a_stream_that_breaks_is_paid_as_far_as_it_was_billed(
-    client: AsyncOpenAI, office: Office, payer: Payer, proxy: Running, sim: SimulatedProvider, told: dict
+    client: Any, office: Office, payer: Payer, proxy: Running, sim: SimulatedProvider, told: dict[str, Any]
 ) -> None:
-    stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, extra_body={"sim": told})
+    stream: Any = await client.chat.completions.create(
+        model=MODEL, messages=HELLO, stream=True, extra_body={"sim": told}
+    )
     chunks = []
     with pytest.raises(openai.APIError):
         async for chunk in stream:
@@ -257,9 +288,11 @@ async def test_a_stream_that_breaks_is_paid_as_far_as_it_was_billed(
 async def test_the_default_retries_pay_only_for_answers(
     proxy: Running, office: Office, payer: Payer, sim: SimulatedProvider
 ) -> None:
-    client = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret)
+    client: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret)
     with pytest.raises(openai.InternalServerError):
-        await client.chat.completions.create(model=MODEL, messages=HELLO, extra_body={"sim": {"fail_status": 500}})
+        await client.chat.completions.create(
+            model=MODEL, messages=HELLO, extra_body={"sim": {"fail_status": 500}}
+        )
     assert len(sim.requests) == 3
     await proxy.quiet()
     assert await balance(office, payer) == 10
@@ -268,7 +301,7 @@ async def test_the_default_retries_pay_only_for_answers(
     await check_books(office)
 
 
-async def test_models_and_wallet(client: AsyncOpenAI, proxy: Running, payer: Payer) -> None:
+async def test_models_and_wallet(client: Any, proxy: Running, payer: Payer) -> None:
     import aiohttp
 
     models = [model async for model in client.models.list()]

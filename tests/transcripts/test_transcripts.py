@@ -137,7 +137,7 @@ def test_every_split_in_two(name: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), name=st.sampled_from(_NAMES), asked=st.booleans())
-def test_any_split(data: st.DataObject, name: str, asked: bool) -> None:  # noqa: FBT001 - made by Hypothesis
+def test_any_split(data: st.DataObject, name: str, asked: bool) -> None:
     whole = _bytes(name)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=12)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]

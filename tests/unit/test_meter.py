@@ -143,8 +143,8 @@ def _run(meter: StreamMeter, pieces: list[bytes]) -> dict[str, Any]:
 @given(events=_streams(), asked=st.booleans(), priced=st.booleans(), data=st.data())
 def test_a_glance_and_any_split_give_what_reading_everything_gives(
     events: list[bytes],
-    asked: bool,  # noqa: FBT001 - made by Hypothesis
-    priced: bool,  # noqa: FBT001 - made by Hypothesis
+    asked: bool,
+    priced: bool,
     data: st.DataObject,
 ) -> None:
     stream = b"".join(events)
@@ -419,7 +419,7 @@ def test_progress_sees_large_events() -> None:
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_clean_end(asked: bool) -> None:  # noqa: FBT001 - a parameter
+def test_clean_end(asked: bool) -> None:
     meter = StreamMeter(include_usage=asked)
     meter.feed(
         _event(_chunk("a", index=2))

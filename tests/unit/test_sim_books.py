@@ -36,7 +36,7 @@ def events_of(answer: Answer) -> list[Any]:
     data = b"".join(step.data for step in answer.content() if isinstance(step, Event)) + b"".join(
         answer.tail()
     )
-    lines = [line for line in data.decode().splitlines() if line.startswith("data: ")]
+    lines = [line for line in data.decode().split("\n") if line.startswith("data: ")]
     return [
         line[6:] if line == "data: [DONE]" else json.loads(line[6:], parse_float=Decimal) for line in lines
     ]
