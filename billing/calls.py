@@ -12,6 +12,7 @@ What can interrupt a call, and what then becomes of its money:
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -56,6 +57,7 @@ class LiveCall:
     rates: RateState
     opened: asyncio.Future[str] | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    progress: Callable[[], Mapping[str, str]] | None = None  # counts what passed so far, for the notes
     started_s: float = field(default_factory=time.monotonic)
     # One Redis command about this call at a time: a renewal that overtakes the release would bring the hold back.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -227,6 +229,8 @@ class Calls:
     async def _renew(self, call: LiveCall) -> None:
         async with call.turn:
             if call.call_id in self._live:
+                if call.progress is not None and call.generation_id is not None:
+                    call.notes.update(call.progress())
                 await self.holds.renew(call.hold, call.notes)
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:

@@ -35,6 +35,7 @@ from config.settings import SweepSettings
 _log = structlog.get_logger("tuma.sweeper")
 _LOCK = 0x73776565  # "swee"
 _PARTITIONS_AHEAD = 3
+_TOGETHER = 16  # orphans whose records are asked for at once
 _NO_KEY = UUID(int=0)
 
 
@@ -95,8 +96,11 @@ class Sweeper:
                 return None
             counts = SweepCounts()
             await lock.execute("SELECT ensure_partitions($1)", _PARTITIONS_AHEAD)
-            for row in await self._find_orphans():
-                await self._end_orphan(row, counts)
+            orphans = await self._find_orphans()
+            for start in range(0, len(orphans), _TOGETHER):
+                await asyncio.gather(
+                    *(self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER])
+                )
             await self._drop_stale_holds(counts)
             return counts
         finally:

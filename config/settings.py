@@ -135,7 +135,7 @@ class SweepSettings(_Section):
     period_s: Positive = 5.0
     worker_lease_s: Positive = 12.0
     rows: Count = 500
-    review_after_s: Positive = 600.0  # an id that the provider denies for so long goes to review
+    review_after_s: Positive = 120.0  # an id that the provider denies for so long goes to review
 
 
 class Settings(BaseSettings):

@@ -92,8 +92,9 @@ class Answer:
         if self._conclusion is None:
             evidence = self._reported()
             if evidence is not None:
-                self._release_connection()
                 self._conclusion = self._end(evidence)
+                # By then the provider's last bytes have come, and the connection can serve another call.
+                self._conclusion.add_done_callback(lambda _: self._release_connection())
             else:
                 self._conclusion = self.services.conclusions.start(
                     self._conclude(), name=f"conclude {self.call.call_id}"

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from billing.ids import new_id
 from proxy.errors import http_error_response
 
 _log = structlog.get_logger("tuma.connections")
@@ -73,7 +74,7 @@ class ClientProtocol(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun; an error cannot be sent")
         text = "The request is not valid HTTP." if status < 500 else "Something went wrong on our side."  # noqa: PLR2004 - HTTP
-        response = http_error_response(status, text)
+        response = http_error_response(status, text, headers={"x-request-id": str(new_id())})
         response.force_close()
         return response
 

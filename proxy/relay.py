@@ -145,6 +145,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         price_usage=_price_usage(answer),
     )
     relay = _StreamRelay(request, answer, answer.meter)
+    answer.call.progress = relay.progress
     with watch_client(request, on_gone=relay.client_left) as watch:
         relay.watch = watch
         return await relay.run()
@@ -173,6 +174,13 @@ class _StreamRelay:
         answer = self._answer
         if answer.services.upstream.on_client_gone == "abort" and answer.call.generation_id is not None:
             answer.response.close()  # type: ignore[union-attr]  # wakes the read under way
+
+    def progress(self) -> Mapping[str, str]:
+        """Count what passed so far: what the sweeper goes by where the provider keeps no records."""
+        return {
+            "prompt_tokens": str(self._answer.call.quote.prompt.tokens),
+            "completion_tokens": str(self._meter.fold(self._answer.count_text)),
+        }
 
     async def run(self) -> web.StreamResponse:
         try:

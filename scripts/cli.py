@@ -307,7 +307,8 @@ def books() -> None:
 @office_command(books, "check")
 async def books_check(office: Office) -> dict[str, Any]:
     """Prove I1 to I8; exits 1 with the differences if one does not hold."""
-    grace_s = office.settings.holds.lease_s + office.settings.sweep.period_s * 2
+    sweep_settings = office.settings.sweep
+    grace_s = office.settings.holds.lease_s + sweep_settings.period_s * 2 + sweep_settings.review_after_s
     found = await Books(office.database, office.holds, office.upstream, sweep_grace_s=grace_s).check()
     checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
     return {"ok": all(check.ok for check in found.values()), "checks": checks}

@@ -33,6 +33,7 @@ from proxy.upstream.listing import read_listing
 from scripts.dev_check import check
 from scripts.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, find_free_port
 from scripts.office import Office, open_office
+from scripts.processes import end_with_parent
 
 _HOME = Path(__file__).resolve().parent.parent / ".tuma"
 _DEMO_EMAIL = "demo@tuma.example"
@@ -225,6 +226,7 @@ def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - two system calls, no lock taken
     )
 
 

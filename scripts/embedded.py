@@ -3,12 +3,10 @@
 Both run as our own children on loopback TCP, in sessions of their own (a Ctrl-C in the terminal is ours to handle),
 and end with us even if we are killed. Their data lie in a folder, which one process at a time may use, and survive.
 
-On Linux the end with us is PR_SET_PDEATHSIG (prctl(2)), which the kernel ties to the *thread* that started the child:
-start a server from the main thread, or from one that lives as long as the server shall.
+Linux ties that end to the *thread* that started a server: use the main thread, or one that lives as long.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import importlib.util
 import os
@@ -19,12 +17,13 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from scripts.processes import end_with_parent, kill_tree, stop_if_ours
 
 _READY_S = 30.0
 _STOP_S = 20.0
@@ -34,7 +33,6 @@ _START_PAUSE_S = 0.1
 _LOG_BYTES_MAX = 10_000_000
 _LOG_TAIL_BYTES = 1_500
 _UNPRIVILEGED = "nobody"
-_PR_SET_PDEATHSIG = 1
 _ONES_OWN = "To use servers of your own, set TUMA_POSTGRES__DSN and TUMA_REDIS__URL."
 # libpq and the servers read many variables; what the caller has set is for the caller's own servers.
 _ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
@@ -143,7 +141,7 @@ class _Server:
         """Kill the server and its children with SIGKILL, as a crash would; the data stay."""
         process = self._process
         if process is not None and process.poll() is None:
-            _kill_tree(process)
+            kill_tree(process, timeout_s=_STOP_S)
         self._process = None
         if self._lock is not None:
             os.close(self._lock)
@@ -189,7 +187,7 @@ class _Server:
                 cwd="/",
                 env=_ENV,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(self.end_signal),  # noqa: PLW1509 - two system calls, no lock taken
+                preexec_fn=end_with_parent(self.end_signal),  # noqa: PLW1509 - two system calls, no lock taken
                 **self._identity(),
             )
         return self._process
@@ -347,7 +345,7 @@ class EmbeddedPostgres(_Server):
     def _stop_left_over(self) -> None:
         pid_file = self._cluster / "postmaster.pid"
         pid = _read_int(pid_file)
-        if pid is None or _stop_if_ours(pid, str(self._cluster), self.end_signal):
+        if pid is None or stop_if_ours(pid, str(self._cluster), self.end_signal, timeout_s=_STOP_S):
             return
         # Its number may belong to another process by now, and Postgres would take that one for a server on these data.
         pid_file.unlink(missing_ok=True)
@@ -394,7 +392,7 @@ class EmbeddedRedis(_Server):
     def _stop_left_over(self) -> None:
         pid = _read_int(self._pid_file)
         if pid is not None:
-            _stop_if_ours(pid, str(self._configuration), self.end_signal)
+            stop_if_ours(pid, str(self._configuration), self.end_signal, timeout_s=_STOP_S)
 
     def _command(self) -> Sequence[str]:
         settings = [
@@ -435,54 +433,6 @@ def _find_program(package: str, *path: str) -> Path:
     raise EmbeddedError(
         f"{path[-1]!r} is not there: the wheel of {package!r} is not installed, or not made for this platform. {_ONES_OWN}"
     )
-
-
-def _end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """Return what a child runs before its program, so that it gets ``number`` when its parent dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    return in_child
-
-
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child of ours and its children, which Postgres puts into sessions of their own, and wait for them."""
-    import psutil  # noqa: PLC0415 - comes with the embedded wheels, which an installation without them lacks
-
-    children = []
-    with contextlib.suppress(psutil.Error):
-        children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    psutil.wait_procs(children, timeout=_STOP_S)
-
-
-def _stop_if_ours(pid: int, mark: str, number: signal.Signals) -> bool:
-    """Stop a process of an earlier run and return True, if its command line names our data; touch nothing else."""
-    import psutil  # noqa: PLC0415 - comes with the embedded wheels, which an installation without them lacks
-
-    try:
-        process = psutil.Process(pid)
-        if mark not in process.cmdline():
-            return False
-        process.send_signal(number)
-        process.wait(_STOP_S)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(_STOP_S)
-    return True
 
 
 def _read_int(path: Path) -> int | None:

@@ -86,7 +86,6 @@ class Delivery:
             self._bill_whole()
             self._close()
             return response
-        self._check_connected()
         # Billed before its end is sent: whoever has read the end finds it in the books.
         self._bill_whole()
         for data in self._answer.tail():
@@ -133,11 +132,6 @@ class Delivery:
         self._sent_tokens += sum(event.tokens for event in self._waiting)
         self._sent_reasoning_tokens += sum(event.reasoning_tokens for event in self._waiting)
         self._waiting.clear()
-
-    def _check_connected(self) -> None:
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the caller left")
 
     def _close(self) -> None:
         # Not abort(): what counts as sent must reach the caller. The body's end is missing, and that is the cut.

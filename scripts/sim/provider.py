@@ -90,6 +90,11 @@ class SimulatedProvider:
         self._runner: web.AppRunner | None = None
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self._host, self._port
+
+    @property
     def origin(self) -> str:
         """The server's URL without path, under which ``/sim/…`` is."""
         return f"http://{self._host}:{self._port}"

@@ -176,19 +176,34 @@ async def test_a_thousand_calls_on_a_wallet_for_ten(
     await check_books(office)
 
 
-async def test_a_slow_client_does_not_grow_memory(proxy: Running, office: Office) -> None:
+async def test_a_slow_client_slows_the_provider(
+    proxy: Running, office: Office, sim: SimulatedProvider
+) -> None:
+    """Backpressure: what a client does not take is not read, so it is not kept in memory either."""
     payer = await make_payer(office)
     port = int(proxy.base_url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    data = json.dumps(body(text="x" * 20_000_000)).encode()
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    chunks = 200_000  # some 50 MB; the sockets' own buffers hold a few
+    data = json.dumps({**body(chunks=chunks, events_per_write=100), "max_tokens": chunks}).encode()
     writer.write(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {payer.secret}\r\n"
         f"Content-Length: {len(data)}\r\n\r\n".encode()
         + data
     )
-    await reader.read(100)
+    read = -1
+    for _ in range(50):
+        await asyncio.sleep(0.2)
+        live = list(proxy.services.calls._live.values())
+        progress = live[0].progress if live else None
+        now = int(progress()["completion_tokens"]) if progress is not None else 0
+        if read == now > 0:
+            break
+        read = now
+    assert 0 < read < chunks // 2
     writer.transport.abort()
     await proxy.quiet(20)
+    assert await charged(office, payer) == billed(sim) > 0
+    await check_books(office)
 
 
 async def test_a_client_that_takes_no_byte_is_let_go(
