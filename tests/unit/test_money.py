@@ -282,8 +282,12 @@ names = st.sampled_from(
         "prompt_tokens_details",
         "cost",
         "x",
+        "completion_tokens_details",
+        "cached_tokens",
+        "cache_write_tokens",
+        "reasoning_tokens",
+        "audio_tokens",
     ]
-    + ["completion_tokens_details", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "audio_tokens"]
 )
 
 
