@@ -6,6 +6,7 @@ provider (unless an upstream key is set), and ``tuma serve``. All of it stops wi
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
 import secrets
@@ -88,7 +89,6 @@ class DevServer:
         Raises:
             EmbeddedError, TumaError, SettingsError: a part does not start; what had started is for ``stop``.
         """
-        _HOME.mkdir(exist_ok=True)
         self._remembered = self._load_memory()
         self._env.setdefault("TUMA_AUTH__KEY_PEPPER", self._remembered["pepper"])
         self._env.setdefault("TUMA_ADMIN__TOKEN", self._remembered["admin_token"])
@@ -175,8 +175,7 @@ class DevServer:
         self._save_memory()
 
     def _start_server(self) -> None:
-        if not os.environ.get("TUMA_PORT"):
-            self._env["TUMA_PORT"] = str(find_free_port(self.settings.port))
+        self._env["TUMA_PORT"] = str(find_free_port(self.settings.port))
         self._spawn_server()
         self._stack.callback(self._end_server)
 
@@ -197,6 +196,10 @@ class DevServer:
         names = sorted(name for name in self._env if name.startswith("TUMA_"))
         path.write_text("".join(f"{name}={shlex.quote(self._env[name])}\n" for name in names))
 
+        running = _HOME / "running.json"
+        running.touch(mode=0o600)
+        running.write_text(json.dumps(self.details))
+
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a server that dies is started again."""
         stopped = threading.Event()
@@ -215,6 +218,33 @@ class DevServer:
         """Stop everything, in reverse order."""
         self._stopping = True
         self._stack.close()
+
+
+def _take_lock() -> IO[str] | None:
+    """Take the data folder for this process; None when another ``./scripts/dev`` has it."""
+    _HOME.mkdir(exist_ok=True)
+    lock = (_HOME / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _use_running(options: argparse.Namespace) -> int:
+    """Check the server that runs already, or say that it does."""
+    details = json.loads((_HOME / "running.json").read_text()) if (_HOME / "running.json").exists() else None
+    if not options.check or details is None:
+        print(f"./scripts/dev: another one runs on {_HOME}; stop it first, or use it", file=sys.stderr)
+        return 1
+    print(f"using the server that runs already: {details['base_url']}", file=sys.stderr)
+    return _report(check(details), as_json=options.json)
+
+
+def _report(result: dict[str, Any], *, as_json: bool) -> int:
+    print(json.dumps(result) if as_json else result["report"], flush=True)
+    return 0
 
 
 def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
@@ -295,11 +325,13 @@ def main() -> None:
     configure_logging(LogSettings(level="warning", format="console"))
     server = DevServer(say)
     status = 0
+    lock = _take_lock()
     try:
+        if lock is None:
+            sys.exit(_use_running(options))
         server.start()
         if options.check:
-            result: dict[str, Any] = check(server.details)
-            print(json.dumps(result) if options.json else result["report"], flush=True)
+            status = _report(check(server.details), as_json=options.json)
         else:
             ready = time.monotonic() - began
             print(json.dumps(server.details) if options.json else _welcome(server, ready), flush=True)
