@@ -91,8 +91,8 @@ def owned(folder: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]"
             owner.kill()
 
 
-async def test_postgres_keeps_its_data_its_port_and_its_password(place: Path) -> None:
-    with EmbeddedPostgres(place / "postgres", fast=True) as server:
+async def test_postgres_keeps_its_data_its_port_and_its_password(used: Path) -> None:
+    with EmbeddedPostgres(used / "postgres", fast=True) as server:
         dsn, pid = server.dsn(), server.pid
         await run(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
         server.create_database("other")
@@ -102,7 +102,7 @@ async def test_postgres_keeps_its_data_its_port_and_its_password(place: Path) ->
         assert server.pid != pid
         assert (await run(dsn, "SELECT answer FROM kept"))[0]["answer"] == 42
     began = time.monotonic()
-    with EmbeddedPostgres(place / "postgres", fast=True) as server:
+    with EmbeddedPostgres(used / "postgres", fast=True) as server:
         assert time.monotonic() - began < 5, "a server on data that are there is up at once"
         assert server.dsn() == dsn
         assert (await run(dsn, "SELECT answer FROM kept"))[0]["answer"] == 42
@@ -136,7 +136,7 @@ async def test_postgres_survives_kill_9(used: Path) -> None:
         assert (server.data_dir / "pgdata" / "postmaster.pid").exists()
         server.restart()
         assert server.dsn() == dsn
-        assert (await run(dsn, "SELECT answer FROM kept"))[0]["answer"] == 42
+        assert (await run(dsn, "SELECT answer FROM kept_too"))[0]["answer"] == 42
         busy.terminate()
 
 
@@ -251,10 +251,13 @@ def test_a_stale_pid_file_harms_no_other_process(used: Path) -> None:
     postgres, redis = EmbeddedPostgres(used / "postgres", fast=True), EmbeddedRedis(used / "redis")
     with postgres, redis:
         pass
-    # One whose command line merely begins like our folders: it must live on.
-    with subprocess.Popen(["sleep", "30"], **postgres._as) as bystander:
+    alike = [used / "postgres" / "pgdata.other", used / "redis" / "redis.conf.other"]
+    for path in alike:
+        path.touch()
+    # As the same user, with a command line that merely begins like ours.
+    with subprocess.Popen(["tail", "-f", *map(str, alike)], **postgres._as) as bystander:
         try:
-            (used / "postgres" / "pgdata" / "postmaster.pid").write_text(f"{bystander.pid}\n{place}\n")
+            (used / "postgres" / "pgdata" / "postmaster.pid").write_text(f"{bystander.pid}\n{used}\n")
             (used / "redis" / "redis.pid").write_text(f"{bystander.pid}\n")
             with postgres, redis:
                 assert bystander.poll() is None

@@ -372,3 +372,37 @@ async def test_shutdown_ends_what_does_not_finish(
         await serving
     assert await charged(office, payer) == billed(sim) > 0
     await check_books(office)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_no_byte_reaches_the_client_before_the_call_is_open(
+    proxy: Running, office: Office, sim: SimulatedProvider, stream: bool
+) -> None:
+    """Postgres goes away between the hold and the commit: 503, and what the provider billed is the house's loss."""
+    from billing.errors import PostgresUnavailableError
+
+    payer = await make_payer(office)
+    opens: Any = proxy.services.calls._opens
+    commit, away = opens._commit, True
+
+    async def failing(batch: Any) -> Any:
+        if away:
+            raise PostgresUnavailableError("away")
+        return await commit(batch)
+
+    opens._commit = failing
+    told = {**body(chunk_delay_ms=5), "stream": stream}
+    async with aiohttp.ClientSession(headers=auth(payer)) as session:
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", json=told) as response:
+            assert response.status == 503
+            assert (await response.json())["error"]["code"] == "metering_unavailable"
+            assert response.headers["Retry-After"]
+    away = False
+    await proxy.quiet()
+    assert await charged(office, payer) == 0
+    async with office.database.connection() as connection:
+        loss = await connection.fetchval(
+            "SELECT -sum(amount_nano) FROM journal_entry WHERE account = 'house_loss'"
+        )
+    assert loss == sim.books.total_nanousd > 0
+    await check_books(office)
