@@ -109,6 +109,10 @@ class Books:
                 ),
                 settled_nanousd=await connection.fetchval(
                     "SELECT coalesce(sum(cost_nanousd), 0) FROM calls WHERE state = 'settled'"
+                )
+                + await connection.fetchval(
+                    "SELECT coalesce(-sum(e.amount_nano), 0) FROM journal_tx t JOIN journal_entry e ON e.tx_id = t.id"
+                    " WHERE t.kind = 'house_loss' AND t.call_id IS NULL AND e.account = 'provider_cost'"
                 ),
                 shadow_nanousd=await connection.fetchval(
                     "SELECT coalesce(sum(amount_nanousd), 0) FROM shadow_usd_ledger WHERE kind <> 'opening'"

@@ -29,7 +29,10 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         if call is None:
             raise NotFoundError(f"there is no call {call_id}")
         entries = await connection.fetch(
-            "SELECT account, currency, amount_nano FROM journal_entry WHERE tx_id = $1 ORDER BY seq", call_id
+            "SELECT t.kind, t.memo, t.created_at, e.account, e.currency, e.amount_nano FROM journal_tx t"
+            " JOIN journal_entry e ON e.tx_id = t.id WHERE t.id = $1 OR (t.call_id = $1 AND t.kind <> 'settlement')"
+            " ORDER BY t.id, e.seq",
+            call_id,
         )
     return {
         "id": str(call["id"]),
@@ -66,9 +69,12 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         "duration_ms": call["duration_ms"],
         "postings": [
             {
+                "kind": row["kind"],
                 "account": row["account"],
                 "currency": row["currency"],
                 "amount": format_amount(row["amount_nano"]),
+                "memo": row["memo"],
+                "at": row["created_at"].isoformat(),
             }
             for row in entries
         ],

@@ -14,12 +14,14 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from uuid import UUID
 
 import structlog
 
 from billing.assessment import ending_as_note
 from billing.batcher import Batcher
+from billing.corrections import Corrections
 from billing.db import Database
 from billing.errors import (
     BrokenInvariantError,
@@ -32,6 +34,8 @@ from billing.errors import (
 from billing.holds import Hold, Holds, RateState
 from billing.keys import Caller
 from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
+from billing.money import NANO_DECIMALS
+from billing.provider import Bill
 from billing.quote import Quote
 from billing.tasks import TrackedTasks
 from config.settings import BatchSettings, HoldSettings, SweepSettings
@@ -122,6 +126,7 @@ class Calls:
             delay_ms=batch.settle_delay_ms,
             queue_max=batch.queue_rows,
         )
+        self._corrections = Corrections(database, charge_estimates_upward=True)
         self._live: dict[UUID, LiveCall] = {}
         self._endings = TrackedTasks()
 
@@ -299,7 +304,19 @@ class Calls:
         await asyncio.wait((answer,), timeout=self._batch.settle_wait_s)
         if not answer.done():
             await self.note(call, settlement=ending_as_note(ending))
-        return await answer
+        settlement = await answer
+        if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
+            await self._correct_late(ending, ending.provider_cost_nanousd)
+        return settlement
+
+    async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
+        """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
+        cost_usd = Decimal(provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        bill = Bill(ending.generation_id or "", cost_usd, ending.usage)
+        try:
+            await self._corrections.correct(ending.call_id, bill, late_settlement=True)
+        except TumaError as error:
+            _log.warning("correction.left_to_reconciliation", call_id=str(ending.call_id), error=str(error))
 
     async def run(self) -> None:
         """Renew the worker's lease and its calls' leases until cancelled."""

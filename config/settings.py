@@ -138,6 +138,14 @@ class SweepSettings(_Section):
     review_after_s: Positive = 120.0  # an id that the provider denies for so long goes to review
 
 
+class ReconcileSettings(_Section):
+    """How our books follow the provider's."""
+
+    charge_estimates_upward: bool = True  # whether a wallet pays more when an estimated charge proves too low
+    sample: Annotated[int, Field(ge=0)] = 50  # exactly settled calls that a run asks about again
+    rows: Count = 1_000  # calls of one run
+
+
 class Settings(BaseSettings):
     """All settings; ``load_settings`` is the way to get them."""
 
@@ -160,6 +168,7 @@ class Settings(BaseSettings):
     holds: HoldSettings = HoldSettings()
     batch: BatchSettings = BatchSettings()
     sweep: SweepSettings = SweepSettings()
+    reconcile: ReconcileSettings = ReconcileSettings()
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -12,12 +12,14 @@ import click
 
 from billing.books import Books
 from billing.callbook import describe_call
+from billing.corrections import Corrections
 from billing.errors import InputError, TumaError
 from billing.fxbook import FxBook
 from billing.keys import Keys
 from billing.migrate import migrate as run_migrations
-from billing.money import NANO_DECIMALS, parse_amount
+from billing.money import NANO_DECIMALS, format_amount, parse_amount
 from billing.pricebook import ModelPrice, PriceBook
+from billing.reconcile import Reconciler
 from billing.sweeper import SweepCounts, Sweeper
 from billing.wallets import parse_id
 from config.logging import configure_logging
@@ -290,6 +292,33 @@ def calls() -> None:
 async def calls_show(office: Office, *, call: str) -> dict[str, Any]:
     """Show everything known about a call."""
     return await describe_call(office.database, parse_id(call, "call"))
+
+
+@office_command(calls, "refund")
+@click.argument("call")
+@click.option("--amount", default=None, help="In the wallet's currency; all of the charge, when left out.")
+@click.option("--reason", required=True, help="Shown to the user.")
+@click.option("--key", default=None, help="Idempotency key: a repeat with it posts nothing.")
+async def calls_refund(
+    office: Office, *, call: str, amount: str | None, reason: str, key: str | None
+) -> dict[str, Any]:
+    """Give a call's charge back."""
+    call_id = parse_id(call, "call")
+    corrections = Corrections(office.database, charge_estimates_upward=True)
+    done = await corrections.refund(
+        call_id, amount_nano=None if amount is None else parse_amount(amount), reason=reason, key=key
+    )
+    shown = await describe_call(office.database, call_id)
+    await office.cool(parse_id(shown["wallet_id"], "wallet"))
+    refunded = format_amount(done.before.charge_nano - done.after.charge_nano)
+    return {"transaction_id": None if done.tx_id is None else str(done.tx_id), "refunded": refunded, **shown}
+
+
+@office_command(main, "reconcile")
+async def reconcile(office: Office) -> dict[str, Any]:
+    """Compare with the provider's own bill, call by call and in total, and post what differs as corrections."""
+    report = await Reconciler(office.database, office.upstream, office.settings.reconcile).run()
+    return report.as_json()
 
 
 @office_command(main, "sweep")

@@ -116,7 +116,9 @@ class _Server:
         except BaseException as error:
             self.kill()
             if isinstance(error, OSError):
-                raise EmbeddedError(f"{self.name} does not start in {self.data_dir}: {error}") from error
+                raise EmbeddedError(
+                    f"{self.name} does not start in {self.data_dir}: {error}. {_ONES_OWN}"
+                ) from error
             raise
 
     def restart(self) -> None:

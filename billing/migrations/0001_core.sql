@@ -121,6 +121,7 @@ CREATE TABLE calls (
     provider_cost_nanousd bigint CHECK (provider_cost_nanousd >= 0), -- what the provider says it billed
     charge_nano           bigint CHECK (charge_nano >= 0),
     spread_nano           bigint CHECK (spread_nano >= 0),
+    house_nanousd         bigint NOT NULL DEFAULT 0 CHECK (house_nanousd >= 0), -- the part of the cost the wallet did not pay
     PRIMARY KEY (id),
     CHECK (state NOT IN ('settled', 'void') OR (cost_nanousd IS NOT NULL AND charge_nano IS NOT NULL)),
     CHECK (state <> 'void' OR (cost_nanousd = 0 AND charge_nano = 0))
@@ -163,6 +164,7 @@ CREATE TABLE journal_entry (
     PRIMARY KEY (tx_id, seq),
     CHECK ((account = 'wallet') = (wallet_id IS NOT NULL))
 ) PARTITION BY RANGE (tx_id);
+CREATE INDEX journal_tx_call ON journal_tx (call_id) WHERE kind <> 'settlement'; -- corrections and refunds of a call
 CREATE INDEX journal_entry_wallet ON journal_entry (wallet_id, tx_id) WHERE wallet_id IS NOT NULL;
 
 -- The provider's USD as we see it: one row per settled batch, correction or observation of the provider's own total.

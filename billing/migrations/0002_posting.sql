@@ -112,12 +112,14 @@ BEGIN
     -- The guard: only a live call can end, and the update decides who ended it.
     WITH ends AS (
         SELECT DISTINCT ON (e.id) e.*
-        FROM unnest(p_id, p_state, p_outcome, p_accuracy, p_generation, p_cost, p_provider_cost, p_charge, p_spread)
-             AS e (id, state, outcome, accuracy, generation, cost, provider_cost, charge, spread)
+        FROM unnest(p_id, p_state, p_outcome, p_accuracy, p_generation, p_cost, p_provider_cost, p_charge, p_spread,
+                    p_house)
+             AS e (id, state, outcome, accuracy, generation, cost, provider_cost, charge, spread, house)
     ), ended AS (
         UPDATE calls c SET state = e.state, outcome = e.outcome, ended_at = now(),
                generation_id = coalesce(e.generation, c.generation_id), accuracy = e.accuracy,
-               cost_nanousd = e.cost, provider_cost_nanousd = e.provider_cost, charge_nano = e.charge, spread_nano = e.spread
+               cost_nanousd = e.cost, provider_cost_nanousd = e.provider_cost, charge_nano = e.charge, spread_nano = e.spread,
+               house_nanousd = e.house
         FROM ends e
         WHERE c.id = e.id AND (c.state = 'open' OR (c.state = 'review' AND e.state <> 'review'))
         RETURNING c.id
@@ -149,19 +151,18 @@ BEGIN
                              array_agg(l.currency), array_agg(l.amount))
         FROM (
             SELECT c.id AS tx, e.seq::smallint AS seq, e.account, e.wallet, e.currency, e.amount
-            FROM (SELECT DISTINCT ON (h.id) h.* FROM unnest(p_id, p_house) AS h (id, house) WHERE h.id = ANY (winners)) h
-            JOIN calls c ON c.id = h.id
+            FROM calls c
             CROSS JOIN LATERAL (VALUES
                 (1, 'wallet', c.wallet_id, c.currency, -c.charge_nano),
                 (2, 'fx_position', NULL, c.currency, c.charge_nano - c.spread_nano),
                 (3, 'fx_spread', NULL, c.currency, c.spread_nano),
-                (4, 'fx_position', NULL, 'USD', -(c.cost_nanousd - h.house)),
-                (5, 'house_loss', NULL, 'USD', -h.house),
+                (4, 'fx_position', NULL, 'USD', -(c.cost_nanousd - c.house_nanousd)),
+                (5, 'house_loss', NULL, 'USD', -c.house_nanousd),
                 (6, 'revenue', NULL, 'USD', c.cost_nanousd),
                 (7, 'provider_cost', NULL, 'USD', -c.cost_nanousd),
                 (8, 'provider_prepaid', NULL, 'USD', c.cost_nanousd)
             ) AS e (seq, account, wallet, currency, amount)
-            WHERE c.state = 'settled' AND e.amount <> 0
+            WHERE c.id = ANY (winners) AND c.state = 'settled' AND e.amount <> 0
         ) l
         HAVING count(*) > 0;
 

@@ -1,5 +1,6 @@
 """The embedded servers: what they keep, what they survive, and what they leave alone."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -127,7 +128,9 @@ async def test_postgres_survives_kill_9(used: Path) -> None:
     with EmbeddedPostgres(used / "postgres", fast=True) as server:
         dsn = server.dsn()
         await run(dsn, "CREATE TABLE kept_too AS SELECT 42 AS answer")
-        busy = await asyncpg.connect(dsn)
+        # A backend that computes does not see that its postmaster is dead.
+        busy = asyncio.create_task(run(dsn, "SELECT count(*) FROM generate_series(1, 10000000000) AS number"))
+        await asyncio.sleep(0.3)
         children = psutil.Process(server.pid).children(recursive=True)
         pid = server.pid
         server.kill()
@@ -137,7 +140,8 @@ async def test_postgres_survives_kill_9(used: Path) -> None:
         server.restart()
         assert server.dsn() == dsn
         assert (await run(dsn, "SELECT answer FROM kept_too"))[0]["answer"] == 42
-        busy.terminate()
+        with pytest.raises((OSError, asyncpg.PostgresConnectionError)):
+            await busy
 
 
 def test_redis_keeps_what_it_acknowledged(place: Path) -> None:
@@ -213,7 +217,9 @@ def test_a_port_that_was_asked_for_is_kept_or_refused(place: Path, monkeypatch: 
     port = find_free_port()
     with EmbeddedRedis(place / "r", port=port) as redis:
         assert redis.port == port
-        # Another server answers on the port: it must not pass for ours.
+        # Another server answers on the port, and even knows the password: it must not pass for ours.
+        (place / "s").mkdir()
+        (place / "s" / "redis.password").write_text((place / "r" / "redis.password").read_text())
         with (
             pytest.raises(EmbeddedError, match=r"(?s)Redis does not start.*in use"),
             EmbeddedRedis(place / "s", port=port),

@@ -1,0 +1,84 @@
+-- Later postings that repair an ended call: corrections towards the provider's figure, and refunds. What was posted
+-- stays; the difference is a transaction of its own, and the call's row shows how it stands now.
+
+CREATE TABLE reconciliation_runs (
+    id                     uuid PRIMARY KEY,
+    started_at             timestamptz NOT NULL DEFAULT now(),
+    ended_at               timestamptz,
+    calls_checked          integer,
+    our_total_nanousd      bigint,
+    drift_nanousd          bigint
+);
+CREATE TABLE reconciliation_diffs (
+    id               uuid PRIMARY KEY,
+    run_id           uuid NOT NULL REFERENCES reconciliation_runs,
+    call_id          uuid, -- NULL for what no call explains
+    cause            text NOT NULL,
+    ours_nanousd     bigint NOT NULL,
+    provider_nanousd bigint,
+    tx_id            uuid, -- the posting that repaired it
+    created_at       timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX reconciliation_diffs_run ON reconciliation_diffs (run_id);
+
+-- Bring an ended call to new figures by posting the difference. The caller says from which figures it computed them: if
+-- the call has moved on since, nothing is posted and 'stale' is returned. Idempotent by key, as grant_credit.
+CREATE FUNCTION adjust_call(
+    p_tx uuid, p_call uuid, p_kind text, p_memo text, p_key text, p_hash bytea,
+    p_seen_cost bigint, p_seen_charge bigint,
+    p_cost bigint, p_provider_cost bigint, p_charge bigint, p_spread bigint, p_house bigint, p_accuracy text,
+    p_generation text
+) RETURNS text LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    call  calls%ROWTYPE;
+    first record;
+    owner uuid;
+BEGIN
+    SELECT c.wallet_id INTO owner FROM calls c WHERE c.id = p_call;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no call %', p_call USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM 1 FROM wallets w WHERE w.id = owner FOR NO KEY UPDATE; -- the wallet first, as every posting does
+    SELECT * INTO call FROM calls c WHERE c.id = p_call FOR UPDATE;
+
+    SELECT k.input_hash INTO first FROM posting_keys k WHERE k.key = p_key;
+    IF FOUND THEN
+        IF first.input_hash <> p_hash THEN
+            RAISE EXCEPTION 'idempotency key % was used with another input', p_key USING ERRCODE = 'unique_violation';
+        END IF;
+        RETURN 'repeated';
+    END IF;
+    IF call.state NOT IN ('settled', 'void') OR call.cost_nanousd <> p_seen_cost OR call.charge_nano <> p_seen_charge THEN
+        RETURN 'stale';
+    END IF;
+
+    INSERT INTO posting_keys (key, input_hash, tx_id) VALUES (p_key, p_hash, p_tx);
+    INSERT INTO journal_tx (id, kind, call_id, wallet_id, memo) VALUES (p_tx, p_kind, p_call, call.wallet_id, p_memo);
+    PERFORM post_entries(array_agg(p_tx), array_agg(e.seq::smallint), array_agg(e.account), array_agg(e.wallet),
+                         array_agg(e.currency), array_agg(e.amount))
+    FROM (VALUES
+        (1, 'wallet', call.wallet_id, call.currency, -(p_charge - call.charge_nano)),
+        (2, 'fx_position', NULL, call.currency, (p_charge - p_spread) - (call.charge_nano - call.spread_nano)),
+        (3, 'fx_spread', NULL, call.currency, p_spread - call.spread_nano),
+        (4, 'fx_position', NULL, 'USD', -((p_cost - p_house) - (call.cost_nanousd - call.house_nanousd))),
+        (5, 'house_loss', NULL, 'USD', -(p_house - call.house_nanousd)),
+        (6, 'revenue', NULL, 'USD', p_cost - call.cost_nanousd),
+        (7, 'provider_cost', NULL, 'USD', -(p_cost - call.cost_nanousd)),
+        (8, 'provider_prepaid', NULL, 'USD', p_cost - call.cost_nanousd)
+    ) AS e (seq, account, wallet, currency, amount)
+    WHERE e.amount <> 0
+    HAVING count(*) > 0;
+    IF p_cost <> call.cost_nanousd THEN
+        INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, calls, memo)
+        VALUES (p_tx, 'correction', p_cost - call.cost_nanousd, 1, p_memo);
+    END IF;
+    UPDATE calls c SET state = CASE WHEN p_cost > 0 OR p_charge > 0 THEN 'settled' ELSE c.state END,
+           cost_nanousd = p_cost, provider_cost_nanousd = p_provider_cost, charge_nano = p_charge, spread_nano = p_spread,
+           house_nanousd = p_house, accuracy = p_accuracy, generation_id = coalesce(c.generation_id, p_generation)
+    WHERE c.id = p_call;
+    IF p_charge <> call.charge_nano THEN
+        PERFORM pg_notify('tuma', 'wallet:' || call.wallet_id);
+    END IF;
+    RETURN 'posted';
+END $$;
