@@ -131,11 +131,15 @@ def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
 def _count(fields: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = fields.get(name)
-        if isinstance(value, Decimal | float) and math.isfinite(value) and value == int(value):
+        if isinstance(value, Decimal | float) and _is_finite(value) and value == int(value):
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return min(value, TOKENS_MAX)
     return 0
+
+
+def _is_finite(value: Decimal | float) -> bool:
+    return value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
 
 
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -24,9 +24,15 @@ def check(details: dict[str, str]) -> dict[str, Any]:
     Raises:
         CheckError: an answer is empty, or the balance did not move by exactly what the calls cost.
     """
-    from openai import OpenAI  # noqa: PLC0415 - a development dependency
+    from openai import APIError, OpenAI  # noqa: PLC0415 - a development dependency
 
-    client = OpenAI(base_url=details["base_url"], api_key=details["api_key"])
+    try:
+        return _check(OpenAI(base_url=details["base_url"], api_key=details["api_key"]), details)
+    except (APIError, OSError) as error:
+        raise CheckError(f"{details['base_url']} does not answer as it should: {error}") from error
+
+
+def _check(client: Any, details: dict[str, str]) -> dict[str, Any]:
     model = (
         _MODEL
         if any(model.id == _MODEL for model in client.models.list())

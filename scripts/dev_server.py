@@ -89,6 +89,7 @@ class DevServer:
         Raises:
             EmbeddedError, TumaError, SettingsError: a part does not start; what had started is for ``stop``.
         """
+        (_HOME / "running.json").unlink(missing_ok=True)
         self._remembered = self._load_memory()
         self._env.setdefault("TUMA_AUTH__KEY_PEPPER", self._remembered["pepper"])
         self._env.setdefault("TUMA_ADMIN__TOKEN", self._remembered["admin_token"])
@@ -199,6 +200,7 @@ class DevServer:
         running = _HOME / "running.json"
         running.touch(mode=0o600)
         running.write_text(json.dumps(self.details))
+        self._stack.callback(running.unlink, missing_ok=True)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a server that dies is started again."""
@@ -234,8 +236,12 @@ def _take_lock() -> IO[str] | None:
 
 def _use_running(options: argparse.Namespace) -> int:
     """Check the server that runs already, or say that it does."""
-    details = json.loads((_HOME / "running.json").read_text()) if (_HOME / "running.json").exists() else None
-    if not options.check or details is None:
+    running = _HOME / "running.json"
+    deadline = time.monotonic() + _READY_S
+    while options.check and not running.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)  # it is starting
+    details = json.loads(running.read_text()) if options.check and running.exists() else None
+    if details is None:
         print(f"./scripts/dev: another one runs on {_HOME}; stop it first, or use it", file=sys.stderr)
         return 1
     print(f"using the server that runs already: {details['base_url']}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import hypothesis
 import pytest
 import structlog
 from aiohttp import web
@@ -42,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("TUMA_")]:
         del os.environ[name]
+    # Machines are shared: an example may take its time; pytest's own timeout ends what hangs.
+    hypothesis.settings.register_profile("tuma", deadline=None)
+    hypothesis.settings.load_profile("tuma")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
 
 

@@ -1,5 +1,6 @@
 """Corrections, refunds and reconciliation: the books follow the provider, the wallet by the policy."""
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -134,6 +135,13 @@ async def test_a_refund_is_idempotent_by_key(office: Office, ended: Ended) -> No
     assert await ended.stands() == (900, 1000, 100)
     with pytest.raises(InputError):
         await ended.refund(200, key="ticket-7")
+    await books_hold(office)
+
+
+async def test_concurrent_adjustments_see_each_other(office: Office, ended: Ended) -> None:
+    await ended.settle(1000)
+    await asyncio.gather(*(ended.refund(100, key=f"ticket-{number}") for number in range(5)))
+    assert await ended.stands() == (500, 1000, 500)
     await books_hold(office)
 
 

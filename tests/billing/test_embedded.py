@@ -85,11 +85,16 @@ def owned(folder: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]"
     command = [sys.executable, "-c", OWNER, str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as owner:
         assert owner.stdout is not None
+        servers: list[psutil.Process] = []
         try:
-            postgres_pid, redis_pid = map(int, owner.stdout.readline().split())
-            yield owner, postgres_pid, redis_pid
+            servers = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+            postgres, redis = servers
+            yield owner, postgres.pid, redis.pid
         finally:
             owner.kill()
+            for server in servers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    server.terminate()
 
 
 async def test_postgres_keeps_its_data_its_port_and_its_password(used: Path) -> None:
