@@ -35,6 +35,7 @@ from config.settings import SweepSettings
 _log = structlog.get_logger("tuma.sweeper")
 _LOCK = 0x73776565  # "swee"
 _PARTITIONS_AHEAD = 3
+_CLOSE_S = 5.0
 _TOGETHER = 16  # orphans whose records are asked for at once
 _NO_KEY = UUID(int=0)
 
@@ -104,7 +105,7 @@ class Sweeper:
             await self._drop_stale_holds(counts)
             return counts
         finally:
-            await lock.close()
+            await lock.close(timeout=_CLOSE_S)
 
     async def _find_orphans(self) -> list[Any]:
         async with self._database.connection() as connection:

@@ -1,12 +1,13 @@
 """Background tasks that are known by name, drained at shutdown, and whose failure is heard."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
 _log = structlog.get_logger("tuma.tasks")
+_AGAIN_S = 0.5
 
 
 class TrackedTasks:
@@ -24,6 +25,18 @@ class TrackedTasks:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def keep(self, work: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> asyncio.Task[Any]:
+        """Run ``work`` for as long as the process lives: one that fails is logged and begun anew."""
+        return self.start(self._again(work, name), name=name)
+
+    async def _again(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - a loop that leases or sweeps must not end while calls run
+                _log.error("loop.failed", loop=name, error=repr(error), exc_info=error)
+            await asyncio.sleep(_AGAIN_S)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -24,6 +24,7 @@ from proxy.meter import PlainAnswer, StreamMeter
 from proxy.services import Services
 
 _ERROR_BYTES_MAX = 64 * 1024
+_ID_LENGTH_MAX = 256
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
 _log = structlog.get_logger("tuma.calls")
@@ -75,8 +76,13 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
-        generation_id = self.services.upstream.generation_id(self.response)
-        if generation_id is not None:
+        await self.note_id(self.services.upstream.generation_id(self.response))
+
+    async def note_id(self, generation_id: str | None) -> None:
+        """Note the provider's id of the answer, once; an id that no record could be asked for by is none."""
+        if generation_id is None or self.call.generation_id is not None:
+            return
+        if generation_id.isascii() and generation_id.isprintable() and len(generation_id) <= _ID_LENGTH_MAX:
             await self.services.calls.note(self.call, generation_id=generation_id)
 
     def mark_first_byte(self) -> None:
@@ -155,8 +161,8 @@ class Answer:
         """
         assert self.meter is not None
         passed = self.meter.feed(chunk)
-        if self.meter.generation_id is not None and self.call.generation_id is None:
-            await self.services.calls.note(self.call, generation_id=self.meter.generation_id)
+        if self.call.generation_id is None:
+            await self.note_id(self.meter.generation_id)
         return passed
 
     async def _from_records(self) -> Evidence:

@@ -4,7 +4,7 @@
   - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
-  - ProviderQuotaError: the provider refuses *us* (401, 402, 403 for its key)
+  - ProviderQuotaError: the provider refuses *us* (401, 402 for its key)
 """
 
 import json
@@ -176,7 +176,7 @@ def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str])
 def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
     """Turn a provider's refusal into ours.
 
-    4xx for the caller's own input passes through; 401, 402 and a 403 without moderation are about our account.
+    4xx for the caller's own input passes through, moderation's 403 included; 401 and 402 are about our account.
 
     Args:
         status: the provider's.

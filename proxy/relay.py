@@ -42,9 +42,7 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     answer.mark_first_byte()
     answer.plain = plain = read_plain(body, price_usage=_price_usage(answer))
     answer.complete = True
-    calls = answer.services.calls
-    if plain.generation_id is not None and answer.call.generation_id is None:
-        await calls.note(answer.call, generation_id=plain.generation_id)
+    await answer.note_id(plain.generation_id)
     await _confirm_open(answer)
     if not plain.is_object:
         raise UpstreamError("The provider's answer is not a JSON object.")

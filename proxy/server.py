@@ -79,7 +79,7 @@ async def serve_worker(
         site = web.SockSite(runner, listener)
         await site.start()
         assert isinstance(runner.server, ClientServer)
-        app[SERVICES].tasks.start(runner.server.drop_stuck_clients(), name="stuck clients")
+        app[SERVICES].tasks.keep(runner.server.drop_stuck_clients, name="stuck clients")
         on_ready()
         await stop.wait()
         _log.info("server.stopping", calls=len(app[SERVICES].calls))

@@ -1,5 +1,6 @@
 """What a request handler calls: the rooms of the house, made once per worker and handed over by the application."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -13,7 +14,7 @@ from aiohttp import web
 from billing.calls import Calls
 from billing.changes import ChangeFeed
 from billing.db import Database
-from billing.errors import ProviderUnavailableError
+from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.fxbook import FxBook
 from billing.holds import Holds
 from billing.ids import new_id
@@ -26,11 +27,13 @@ from billing.redis_pipe import RedisPipe
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
-from billing.wallets import Wallets, parse_id
+from billing.wallets import Wallet, Wallets, parse_id
 from config.settings import Settings
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
+
+_COOL_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +140,9 @@ async def _start(services: Services) -> None:
     )
     with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
         await record_opening(services.database, services.upstream)
-    services.tasks.start(feed.run(), name="changes")
-    services.tasks.start(services.calls.run(), name="leases")
-    services.tasks.start(services.sweeper.run(), name="sweeper")
+    services.tasks.keep(feed.run, name="changes")
+    services.tasks.keep(services.calls.run, name="leases")
+    services.tasks.keep(services.sweeper.run, name="sweeper")
 
 
 async def cool_wallet(services: Services, wallet_id: str) -> None:
@@ -149,4 +152,15 @@ async def cool_wallet(services: Services, wallet_id: str) -> None:
     """
     if wallet_id != "*":
         wallet = await services.wallets.get_wallet(parse_id(wallet_id, "wallet"))
-        await services.holds.cool(wallet.user_id, wallet.id)
+        services.tasks.start(_cool(services, wallet), name=f"cool {wallet_id}")
+
+
+async def _cool(services: Services, wallet: Wallet) -> None:
+    """Drop a mirror, though Redis be away just now: it may come back with the stale one."""
+    while True:
+        try:
+            await services.holds.cool(wallet.user_id, wallet.id)
+        except RedisUnavailableError:
+            await asyncio.sleep(_COOL_AGAIN_S)
+        else:
+            return

@@ -159,8 +159,8 @@ MUTATIONS = (
     Mutation(
         "the answer's id is noted before its first byte",
         "proxy/answer.py",
-        "        if self.meter.generation_id is not None and self.call.generation_id is None:",
-        "        if False:",
+        "        if generation_id is None or self.call.generation_id is not None:",
+        "        if True:",
         "tests/faults/test_kill.py",
     ),
     Mutation(
