@@ -38,6 +38,10 @@ PEPPER = "a pepper for the tests, long enough"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="soaks and fault campaigns in full")
+    parser.addoption(
+        "--postgres", help="DSN, without database, of a server to use in place of the embedded Postgres"
+    )
+    parser.addoption("--redis", help="URL of a server to use (and to flush) in place of the embedded Redis")
 
 
 def pytest_configure() -> None:
@@ -55,36 +59,65 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnPostgres:
+    """A server that runs already."""
+
+    base: str
+
+    def dsn(self, database: str) -> str:
+        return f"{self.base.rstrip('/')}/{database}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRedis:
+    """A server that runs already."""
+
+    url: str
+
+
 @pytest.fixture(scope="session")
-def postgres(folder: Path) -> Iterator[EmbeddedPostgres]:
+def postgres(folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres | OwnPostgres]:
+    own = request.config.getoption("--postgres")
+    if own:
+        yield OwnPostgres(own)
+        return
     with EmbeddedPostgres(folder / "postgres", fast=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
+def redis_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis | OwnRedis]:
+    own = request.config.getoption("--redis")
+    if own:
+        yield OwnRedis(own)
+        return
     with EmbeddedRedis(folder / "redis") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-async def template(postgres: EmbeddedPostgres) -> str:
+async def template(postgres: EmbeddedPostgres | OwnPostgres) -> str:
     """A migrated database, to copy for each test."""
-    database = Database(
-        _settings(postgres_dsn=postgres.dsn("tuma"), redis_url="redis://127.0.0.1:1").postgres
-    )
+    admin = await asyncpg.connect(postgres.dsn("postgres"))
+    await admin.execute("DROP DATABASE IF EXISTS test_template")
+    await admin.execute("CREATE DATABASE test_template")
+    await admin.close()
+    dsn = postgres.dsn("test_template")
+    database = Database(_settings(postgres_dsn=dsn, redis_url="redis://127.0.0.1:1").postgres)
     await migrate(database)
     await database.close()
-    return "tuma"
+    return "test_template"
 
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture
-async def dsn(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+async def dsn(postgres: EmbeddedPostgres | OwnPostgres, template: str) -> AsyncIterator[str]:
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(postgres.dsn("postgres"))
+    await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     await admin.close()
     yield postgres.dsn(name)
@@ -94,7 +127,7 @@ async def dsn(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def redis_url(redis_server: EmbeddedRedis) -> str:
+async def redis_url(redis_server: EmbeddedRedis | OwnRedis) -> str:
     from redis.asyncio import Redis
 
     client = Redis.from_url(redis_server.url)
