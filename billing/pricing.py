@@ -131,15 +131,17 @@ def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
 def _count(fields: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = fields.get(name)
-        if isinstance(value, Decimal | float) and _is_finite(value) and value == int(value):
-            value = int(value)
+        if isinstance(value, Decimal | float) and _is_whole(value):
+            return int(value)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return min(value, TOKENS_MAX)
     return 0
 
 
-def _is_finite(value: Decimal | float) -> bool:
-    return value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+def _is_whole(value: Decimal | float) -> bool:
+    """Tell whether it is a sensible count; an int made of 1E+99999999 would fill the memory."""
+    finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+    return finite and 0 <= value <= TOKENS_MAX and value == int(value)
 
 
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -7,11 +7,12 @@ The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the obje
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
-_SPACE = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*+")
 _EXPONENT_MAX = 400  # beyond what a double holds; an int made of such a number would fill the memory
 
 
@@ -60,19 +61,21 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _EXACT_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_exact)
 
 
-def scan_object(text: str, *, exact_numbers: bool = False) -> list[Member]:
+def scan_object(text: str, *, exact_numbers: bool = False, unique_keys: bool = True) -> list[Member]:
     """Parse a JSON object once, and return its members in order with their values and places.
 
     Args:
         text: one object, white space around it allowed.
         exact_numbers: numbers with a fraction or an exponent become ``Decimal`` instead of ``float``.
+        unique_keys: refuse an object that names a key twice.
 
     Raises:
         DuplicateKeyError: a key of the object itself (not of one inside it) occurs twice.
         JsonSpanError: malformed, not an object, nested too deep, or a number that is out of range.
     """
     try:
-        return _scan(text, (_EXACT_DECODER if exact_numbers else _DECODER).raw_decode)
+        decoder = _EXACT_DECODER if exact_numbers else _DECODER
+        return _scan(text, decoder.raw_decode, unique_keys=unique_keys)
     except JsonSpanError:
         raise
     except json.JSONDecodeError as error:
@@ -85,7 +88,7 @@ def scan_object(text: str, *, exact_numbers: bool = False) -> list[Member]:
         ) from None  # int() refuses literals of thousands of digits
 
 
-def _scan(text: str, decode: Any) -> list[Member]:
+def _scan(text: str, decode: Any, *, unique_keys: bool) -> list[Member]:
     members: list[Member] = []
     keys: set[str] = set()
     at = _after_space(text, 0)
@@ -96,7 +99,7 @@ def _scan(text: str, decode: Any) -> list[Member]:
             start = at
             _expect(text, at, '"')
             key, at = decode(text, at)
-            if key in keys:
+            if unique_keys and key in keys:
                 raise DuplicateKeyError(key)
             keys.add(key)
             at = _after_space(text, at)
@@ -115,9 +118,9 @@ def _scan(text: str, decode: Any) -> list[Member]:
 
 
 def _after_space(text: str, at: int) -> int:
-    while text[at : at + 1] in _SPACE and at < len(text):
-        at += 1
-    return at
+    found = _SPACE.match(text, at)
+    assert found is not None  # it matches nothing at all, too
+    return found.end()
 
 
 def _expect(text: str, at: int, character: str) -> None:

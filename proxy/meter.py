@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
@@ -311,10 +310,10 @@ def _read_object(data: bytes) -> _Object | None:
 
 def _read_ambiguous(text: str) -> _Object | None:
     try:
-        fields = json.loads(text, parse_float=Decimal)
-    except (ValueError, ArithmeticError, RecursionError):
+        members = scan_object(text, exact_numbers=True, unique_keys=False)
+    except JsonSpanError:
         return None
-    return _Object(text, fields, None)
+    return _Object(text, {member.key: member.value for member in members}, None)
 
 
 def _with_cost(found: _Object, price_usage: Callable[[Mapping[str, Any]], str | None] | None) -> str | None:

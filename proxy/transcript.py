@@ -54,11 +54,24 @@ class Transcript:
             self._fresh_events += 1
             return
         self._fresh_events += count
-        envelope = size // count
         if choices is not None:
-            envelope = max(0, size - len(text_of_choices(choices).encode(errors="surrogatepass")))
-        if self._envelope_bytes is None or envelope < self._envelope_bytes:
-            self._envelope_bytes = envelope
+            self._note_envelope(size - len(text_of_choices(choices).encode(errors="surrogatepass")))
+        elif self._envelope_bytes is None:
+            self._note_first_envelope(events)
+        else:
+            self._note_envelope(size // count)
+
+    def _note_envelope(self, size: int) -> None:
+        if self._envelope_bytes is None or size < self._envelope_bytes:
+            self._envelope_bytes = max(0, size)
+
+    def _note_first_envelope(self, events: bytes) -> None:
+        """Read one event: taken whole for an envelope, it would hide that much of every later one."""
+        event = next(iter(EventSplitter(len(events)).feed(events)), b"")
+        fields = _read_fields(event_data(event) or b"")
+        if fields is not None:
+            text = text_of_choices(fields.get("choices"))
+            self._note_envelope(len(event) - len(text.encode(errors="surrogatepass")))
 
     def estimate(self, bytes_per_token: int) -> int:
         """Return about how many tokens there are: at least one per event, and more where events are large.
@@ -113,11 +126,8 @@ class Transcript:
                 self._read_event(data)
 
     def _read_event(self, data: bytes) -> None:
-        try:
-            fields = json.loads(data.decode())
-        except (ValueError, RecursionError):
-            fields = None
-        if not isinstance(fields, dict):
+        fields = _read_fields(data)
+        if fields is None:
             self._events += 1
             return
         choices = fields.get("choices")
@@ -130,6 +140,14 @@ class Transcript:
                 known = self._choices.setdefault(index if isinstance(index, int) else position, _Choice())
                 known.pieces.extend(_texts_of_choice(choice))
                 known.finished = known.finished or choice.get("finish_reason") is not None
+
+
+def _read_fields(data: bytes) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def text_of_choices(choices: Any) -> str:

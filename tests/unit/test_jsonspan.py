@@ -1,6 +1,7 @@
 """Reading an object with the places of its members, and changing some."""
 
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -147,6 +148,19 @@ def test_a_key_named_twice_is_refused_at_the_top_only() -> None:
         scan_object('{"model":"a","\\u006dodel":"b"}')
     assert caught.value.key == "model"
     assert scan_object('{"a":{"b":1,"b":2}}')[0].value == {"b": 2}
+
+
+def test_a_key_named_twice_is_read_where_that_is_allowed() -> None:
+    members = scan_object('{"a":1,"b":2,"a":3}', unique_keys=False)
+    assert [(member.key, member.value) for member in members] == [("a", 1), ("b", 2), ("a", 3)]
+
+
+def test_white_space_costs_next_to_nothing() -> None:
+    space = " \n" * 2_000_000
+    text = f'{space}{{{space}"a"{space}:{space}1{space},{space}"b":2{space}}}{space}'
+    started_s = time.process_time()
+    assert [member.key for member in scan_object(text)] == ["a", "b"]
+    assert time.process_time() - started_s < 1.0
 
 
 def test_exact_numbers() -> None:

@@ -335,6 +335,16 @@ def test_a_key_named_twice_is_metered_but_not_touched() -> None:
     assert read_plain(inner, price_usage=lambda _: "1").body == inner
 
 
+@pytest.mark.parametrize("number", ["1e999999999", "1e99999999999999999999", "NaN", "9" * 5_000])
+def test_a_key_named_twice_is_no_way_around_the_bound_on_numbers(number: str) -> None:
+    body = f'{{"id":"g","id":"g","usage":{{"prompt_tokens":{number}}}}}'.encode()
+    assert not read_plain(body).is_object
+    meter = StreamMeter(include_usage=False)
+    event = b"data: " + body + b"\n\n"
+    assert meter.feed(event) == event
+    assert meter.usage is None
+
+
 def test_an_event_has_a_bound() -> None:
     meter = StreamMeter(include_usage=False, event_bytes_max=300)
     many = _event(_chunk()) * 10
@@ -416,6 +426,22 @@ def test_progress_sees_large_events() -> None:
     assert meter.progress_tokens() >= 400
     meter.feed(b": OPENROUTER PROCESSING\n\n" * 1000)
     assert meter.progress_tokens() < 1000
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        _event({"id": "gen-1", "choices": []}),
+        b'data: {"id":"gen-1","choices":[{"cut":"' + b"x" * 900 + b"\n\n",
+    ],
+)
+def test_progress_sees_large_events_from_the_first_on(before: bytes) -> None:
+    meter = StreamMeter(include_usage=False)
+    meter.feed(before)
+    for _ in range(5):
+        meter.feed(_event({"choices": [{"index": 0, "delta": {"content": "word " * 100}}]}))
+    assert meter.progress_tokens() >= 500
 
 
 @pytest.mark.parametrize("asked", [False, True])
