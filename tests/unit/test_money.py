@@ -316,3 +316,10 @@ def test_usage_by_example() -> None:
     assert reported_cost_usd({"cost": 0.1}) == Decimal("0.1")
     for bad in (True, None, "0.1", -1, float("nan"), Decimal("Infinity")):
         assert reported_cost_usd({"cost": bad}) is None
+
+
+def test_a_count_beyond_all_sense_is_none() -> None:
+    for huge in (Decimal("1E+99999999"), Decimal("-1E+99999999"), Decimal("NaN"), float("inf"), 1e300):
+        assert usage_from_openai({"prompt_tokens": huge, "completion_tokens": Decimal("12.0")}) == Usage(
+            0, 12
+        )
