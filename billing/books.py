@@ -5,15 +5,38 @@ calls are in flight, differences that they explain are allowed for, and the chec
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from billing.daybook import NOTHING_PROVED, DayBook, Proved, read_proved
 from billing.db import Database
-from billing.errors import ProviderUnavailableError, RedisUnavailableError
+from billing.errors import BrokenInvariantError, ProviderUnavailableError, RedisUnavailableError
 from billing.holds import Holds
-from billing.money import attousd_from_decimal, format_amount, format_usd, nanousd_from_attousd
+from billing.money import format_amount, format_usd
 from billing.provider import Provider
+from billing.totals import compare_totals
 
+_TIMEOUT_S = 3600.0
+_UNBALANCED = """
+SELECT tx_id, currency, sum(amount_nano) AS off FROM journal_entry
+WHERE tx_id >= $1 OR ($1::uuid > '00000000-0000-0000-0000-000000000000' AND tx_id IN (SELECT tx_id FROM late_postings))
+GROUP BY tx_id, currency HAVING sum(amount_nano) <> 0 LIMIT 20
+"""
+# posted = what its entries sum to: in proved days, posted late into them, and since.
+_WALLETS_OFF = """
+SELECT w.id, w.currency, w.posted_nano, coalesce(v.amount_nano, 0) + coalesce(e.total, 0) AS entries
+FROM wallets w
+LEFT JOIN (SELECT * FROM verified_wallets WHERE $1::uuid > '00000000-0000-0000-0000-000000000000') v ON v.wallet_id = w.id
+LEFT JOIN (SELECT wallet_id, sum(amount_nano) AS total, min(currency) AS lowest, max(currency) AS highest
+           FROM (SELECT wallet_id, currency, amount_nano FROM journal_entry WHERE wallet_id IS NOT NULL AND tx_id >= $1
+                 UNION ALL
+                 SELECT wallet_id, currency, amount_nano FROM journal_entry
+                 WHERE wallet_id IS NOT NULL AND tx_id < $1 AND tx_id IN (SELECT tx_id FROM late_postings)) rows
+           GROUP BY wallet_id) e ON e.wallet_id = w.id
+WHERE w.posted_nano <> coalesce(v.amount_nano, 0) + coalesce(e.total, 0)
+   OR e.lowest <> w.currency OR e.highest <> w.currency LIMIT 20
+"""
 _NAMED = 5  # differences that a detail names
 _TRIES = 3
 _PAUSE_S = 0.3
@@ -29,6 +52,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
+    proved: Proved
     unbalanced: list[Any]
     totals: list[Any]
     wallets_off: list[Any]
@@ -36,8 +60,8 @@ class _Snapshot:
     stale: list[Any]
     settled_nanousd: int
     shadow_nanousd: int
+    quota_nanousd: int
     cost_nanousd: int
-    opening_nanousd: int | None
     psp_nano: list[Any]
     held_off: list[Any]
     over: list[Any]
@@ -49,8 +73,8 @@ class Books:
 
     Args:
         database: the truth.
-        holds: what Redis admits by; None when Redis is not to be asked.
-        provider: whose own bill I8 compares with; None when it is not to be asked.
+        holds: what Redis admits by.
+        provider: whose own bill I8 compares with.
         sweep_grace_s: how long past its worker's lease a call may stay open.
     """
 
@@ -60,13 +84,21 @@ class Books:
         self._provider = provider
         self._grace_s = sweep_grace_s
 
-    async def check(self) -> dict[str, Check]:
+    async def check(self, *, full: bool = False) -> dict[str, Check]:
         """Evaluate I1 to I8.
+
+        Days that were proved before are not read again; those that are over and were not are proved first.
+
+        Args:
+            full: read everything all the same.
 
         Raises:
             PostgresUnavailableError: there is nothing to check against.
         """
-        snapshot = await self._read()
+        if not full:
+            with contextlib.suppress(BrokenInvariantError):  # such a day stays among what is read below
+                await DayBook(self._database).verify_all()
+        snapshot = await self._read(full=full)
         return {
             "I1": _check_balance(snapshot),
             "I2": _check_wallets(snapshot),
@@ -75,31 +107,34 @@ class Books:
             "I5": _check_payments(snapshot),
             "I6": await self._check_mirrors(snapshot),
             "I7": _check_admission(snapshot),
-            "I8": await self._check_provider(snapshot.opening_nanousd),
+            "I8": await self._check_provider(),
         }
 
-    async def _read(self) -> _Snapshot:
+    async def _read(self, *, full: bool) -> _Snapshot:
         async with self._database.transaction(isolation="repeatable_read", readonly=True) as connection:
-            states = await connection.fetch("SELECT state, count(*) AS calls FROM calls GROUP BY state")
+            proved = NOTHING_PROVED if full else await read_proved(connection)
+            cut = proved.cut
+
+            async def fetch(query: str, *args: object) -> list[Any]:
+                return list(await connection.fetch(query, *args, timeout=_TIMEOUT_S))
+
+            async def total(query: str, *args: object) -> int:
+                return int(await connection.fetchval(query, *args, timeout=_TIMEOUT_S))
+
+            states = await fetch(
+                "SELECT state, count(*) AS calls FROM calls WHERE id >= $1 OR state IN ('open', 'review') GROUP BY state",
+                cut,
+            )
             return _Snapshot(
-                unbalanced=await connection.fetch(
-                    "SELECT tx_id, currency, sum(amount_nano) AS off FROM journal_entry"
-                    " GROUP BY tx_id, currency HAVING sum(amount_nano) <> 0 LIMIT 20"
+                proved=proved,
+                unbalanced=await fetch(_UNBALANCED, cut),
+                totals=await fetch(
+                    "SELECT currency, sum(amount_nano) AS total FROM journal_entry WHERE tx_id >= $1 GROUP BY currency",
+                    cut,
                 ),
-                totals=await connection.fetch(
-                    "SELECT currency, sum(amount_nano) AS total FROM journal_entry GROUP BY currency"
-                ),
-                wallets_off=await connection.fetch(
-                    """
-                    SELECT w.id, w.currency, w.posted_nano, coalesce(e.total, 0) AS entries
-                    FROM wallets w LEFT JOIN (SELECT wallet_id, currency, sum(amount_nano) AS total FROM journal_entry
-                                              WHERE wallet_id IS NOT NULL GROUP BY wallet_id, currency) e
-                         ON e.wallet_id = w.id
-                    WHERE w.posted_nano <> coalesce(e.total, 0) OR (e.currency IS NOT NULL AND e.currency <> w.currency) LIMIT 20
-                    """
-                ),
+                wallets_off=await fetch(_WALLETS_OFF, cut),
                 states={row["state"]: row["calls"] for row in states},
-                stale=await connection.fetch(
+                stale=await fetch(
                     """
                     SELECT c.id FROM calls c LEFT JOIN workers w ON w.id = c.worker_id
                     WHERE c.state = 'open' AND coalesce(w.stopped_at, w.lease_until, c.opened_at)
@@ -107,26 +142,29 @@ class Books:
                     """,
                     self._grace_s,
                 ),
-                settled_nanousd=await connection.fetchval(
-                    "SELECT coalesce(sum(cost_nanousd), 0) FROM calls WHERE state = 'settled'"
+                settled_nanousd=proved.settled_nanousd
+                + await total(
+                    "SELECT coalesce(sum(cost_nanousd), 0) FROM calls WHERE state = 'settled' AND id >= $1",
+                    cut,
                 )
-                + await connection.fetchval(
+                + await total(
                     "SELECT coalesce(-sum(e.amount_nano), 0) FROM journal_tx t JOIN journal_entry e ON e.tx_id = t.id"
-                    " WHERE t.kind = 'house_loss' AND t.call_id IS NULL AND e.account = 'provider_cost'"
+                    " WHERE t.kind = 'house_loss' AND t.call_id IS NULL AND e.account = 'provider_cost' AND t.id >= $1",
+                    cut,
                 ),
-                shadow_nanousd=await connection.fetchval(
+                shadow_nanousd=await total(
                     "SELECT coalesce(sum(amount_nanousd), 0) FROM shadow_usd_ledger WHERE kind <> 'opening'"
                 ),
-                cost_nanousd=await connection.fetchval(
-                    "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost'"
+                quota_nanousd=await total("SELECT sum(spent_nanousd) FROM quota_slabs"),
+                cost_nanousd=proved.cost_nanousd
+                + await total(
+                    "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost' AND tx_id >= $1",
+                    cut,
                 ),
-                opening_nanousd=await connection.fetchval(
-                    "SELECT amount_nanousd FROM shadow_usd_ledger WHERE kind = 'opening'"
-                ),
-                psp_nano=await connection.fetch(
+                psp_nano=await fetch(
                     "SELECT currency, sum(amount_nano) AS total FROM journal_entry WHERE account = 'psp_clearing' GROUP BY currency"
                 ),
-                held_off=await connection.fetch(
+                held_off=await fetch(
                     """
                     SELECT w.id, w.held_nano, coalesce(c.holds, 0) AS holds
                     FROM wallets w LEFT JOIN (SELECT wallet_id, sum(hold_nano) AS holds FROM calls
@@ -134,10 +172,12 @@ class Books:
                     WHERE w.held_nano <> coalesce(c.holds, 0) LIMIT 20
                     """
                 ),
-                over=await connection.fetch(
-                    "SELECT id FROM calls WHERE available_after_nano < 0 OR (available_after_nano IS NULL AND hold_nano > 0) LIMIT 20"
+                over=await fetch(
+                    "SELECT id FROM calls WHERE id >= $1 AND (available_after_nano < 0"
+                    " OR (available_after_nano IS NULL AND hold_nano > 0)) LIMIT 20",
+                    cut,
                 ),
-                wallets=await connection.fetch(
+                wallets=await fetch(
                     "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"
                 ),
             )
@@ -195,38 +235,21 @@ class Books:
             )
         return {row["id"]: row for row in found}
 
-    async def _check_provider(self, opening_nanousd: int | None) -> Check:
+    async def _check_provider(self) -> Check:
         """I8: our provider cost is the provider's own bill, as far as calls in flight allow to say."""
         check = Check(False, "never asked")
         for attempt in range(_TRIES):
             try:
-                total_usd = await self._provider.find_total_usd()
+                sums = await compare_totals(self._database, self._provider)
             except ProviderUnavailableError as error:
                 return Check(False, str(error))
-            if total_usd is None:
+            if sums is None:
                 return Check(True, "this provider does not say what it billed in total")
-            if opening_nanousd is None:
-                return Check(False, "what the provider had billed before our first call was never recorded")
-            check = await self._compare_bill(
-                nanousd_from_attousd(attousd_from_decimal(total_usd)) - opening_nanousd
-            )
+            check = Check(sums.agree, str(sums))
             if check.ok or attempt == _TRIES - 1:
                 break
             await asyncio.sleep(_PAUSE_S)
         return check
-
-    async def _compare_bill(self, billed_nanousd: int) -> Check:
-        async with self._database.connection() as connection:
-            ours = await connection.fetchrow(
-                "SELECT (SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost') AS cost,"
-                " (SELECT count(*) FROM calls WHERE state IN ('open', 'review')) AS live"
-            )
-        drift = billed_nanousd - ours["cost"]
-        detail = (
-            f"ours {format_usd(int(ours['cost']))} USD, the provider's {format_usd(billed_nanousd)} USD,"
-            f" drift {format_usd(int(drift))} USD, {ours['live']} calls not ended"
-        )
-        return Check(drift == 0 or (drift > 0 and ours["live"] > 0), detail)
 
 
 def _names(rows: list[Any]) -> str:
@@ -237,7 +260,10 @@ def _check_balance(snapshot: _Snapshot) -> Check:
     off = [row for row in snapshot.totals if row["total"] != 0]
     if snapshot.unbalanced or off:
         return Check(False, "not balanced: " + _names([*snapshot.unbalanced, *off]))
-    return Check(True, f"every transaction sums to zero, in {len(snapshot.totals)} currencies")
+    detail = f"every transaction sums to zero, in {len(snapshot.totals)} currencies"
+    if snapshot.proved.days:
+        detail += f", after {snapshot.proved.days} days with {snapshot.proved.calls} calls proved before"
+    return Check(True, detail)
 
 
 def _check_wallets(snapshot: _Snapshot) -> Check:
@@ -256,11 +282,11 @@ def _check_states(snapshot: _Snapshot) -> Check:
 
 
 def _check_usd(snapshot: _Snapshot) -> Check:
-    sums = (snapshot.settled_nanousd, snapshot.shadow_nanousd, snapshot.cost_nanousd)
-    texts = [format_usd(int(value)) for value in sums]
+    sums = (snapshot.settled_nanousd, snapshot.shadow_nanousd, snapshot.cost_nanousd, snapshot.quota_nanousd)
+    texts = [format_usd(value) for value in sums]
     return Check(
         len(set(sums)) == 1,
-        f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD",
+        f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD, quota {texts[3]} USD",
     )
 
 

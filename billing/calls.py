@@ -36,9 +36,10 @@ from billing.keys import Caller
 from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
 from billing.money import NANO_DECIMALS
 from billing.provider import Bill
+from billing.quota import Quota
 from billing.quote import Quote
 from billing.tasks import TrackedTasks
-from config.settings import BatchSettings, HoldSettings, SweepSettings
+from config.settings import Settings
 
 _log = structlog.get_logger("tuma.calls")
 _AWAY_POLL_S = 0.05
@@ -59,6 +60,7 @@ class LiveCall:
     hold: Hold
     hold_nanousd: int
     rates: RateState
+    quota_nanousd: int  # taken of the provider's quota
     opened: asyncio.Future[str] | None = None
     notes: dict[str, str] = field(default_factory=dict)
     progress: Callable[[], Mapping[str, str]] | None = None  # counts what passed so far, for the notes
@@ -79,31 +81,28 @@ class Calls:
     Args:
         database: where the truth is.
         holds: where calls are admitted.
+        quota: this worker's part of the provider's quota.
         worker_id: whose calls these are; its lease in Postgres keeps the sweeper off them.
-        batch: group commit.
-        hold_settings: leases.
-        sweep: the worker's own lease.
-        calls_max: calls in flight; more are refused.
+        settings: of group commit, leases and corrections.
     """
 
     def __init__(
         self,
         database: Database,
         holds: Holds,
+        quota: Quota,
         *,
         worker_id: UUID,
-        batch: BatchSettings,
-        hold_settings: HoldSettings,
-        sweep: SweepSettings,
-        calls_max: int,
+        settings: Settings,
     ) -> None:
         self.holds = holds
+        self.quota = quota
         self._database = database
         self._worker_id = worker_id
-        self._batch = batch
-        self._renew_s = hold_settings.renew_s
-        self._worker_lease_s = sweep.worker_lease_s
-        self._calls_max = calls_max
+        self._batch = batch = settings.batch
+        self._renew_s = settings.holds.renew_s
+        self._worker_lease_s = settings.sweep.worker_lease_s
+        self._calls_max = settings.limits.calls_in_flight
         ledger = Ledger(database, worker_id=worker_id)
         self._opens = Batcher[Opening, str](
             ledger.open_calls,
@@ -126,7 +125,9 @@ class Calls:
             delay_ms=batch.settle_delay_ms,
             queue_max=batch.queue_rows,
         )
-        self._corrections = Corrections(database, charge_estimates_upward=True)
+        self._corrections = Corrections(
+            database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
+        )
         self._live: dict[UUID, LiveCall] = {}
         self._endings = TrackedTasks()
 
@@ -155,10 +156,26 @@ class Calls:
 
         Raises:
             InsufficientFundsError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
+            ProviderQuotaError: the provider's quota does not cover it, or the provider refuses us.
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
-        await self._wait_for_postgres()
+        self.quota.admit(call_id)
+        taken_nanousd = 0
+        try:
+            await self._wait_for_postgres()
+            taken_nanousd = await self.quota.take(quote.hold_nanousd)
+            return await self._reserve(
+                caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
+            )
+        except BaseException:
+            self.quota.give_back(taken_nanousd, spent_nanousd=0)
+            self.quota.ended(call_id)
+            raise
+
+    async def _reserve(
+        self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int
+    ) -> LiveCall:
         hold = Hold(
             call_id=call_id,
             user_id=caller.user_id,
@@ -174,7 +191,7 @@ class Calls:
             # Whether the hold exists is unknown. Its lease would end it; this ends it sooner.
             self._endings.start(self._drop_later(hold), name=f"drop {call_id}")
             raise
-        call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates)
+        call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates, taken_nanousd)
         self._live[call_id] = call
         return call
 
@@ -239,11 +256,12 @@ class Calls:
                 await self.holds.renew(call.hold, call.notes)
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
-        """Enlarge the hold, in Redis and in Postgres; False when the wallet cannot bear it, or nobody can tell."""
+        """Enlarge the hold, in Redis and in Postgres; False when wallet or quota cannot bear it, or nobody can tell."""
         if hold_nano <= call.hold.amount_nano:
             return True
         async with call.turn:
             try:
+                call.quota_nanousd += await self.quota.take(hold_nanousd - call.hold_nanousd)
                 if not await self.holds.extend(call.hold, hold_nano):
                     return False
             except TumaError as error:
@@ -271,10 +289,14 @@ class Calls:
         return call.ended
 
     async def _end(self, call: LiveCall, ending: Ending) -> Settlement | None:
+        settlement = None
         try:
             settlement = await self._settle(call, ending)
         finally:
             self._live.pop(call.call_id, None)
+            spent_nanousd = 0 if settlement is None else ending.cost_nanousd
+            self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
+            self.quota.ended(call.call_id)
         if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
             await self._release(call, charge_nano=0)
         elif settlement.state != "review":

@@ -14,6 +14,7 @@
     - RedisUnavailableError
     - FxUnavailableError
     - ProviderUnavailableError
+    - ProviderQuotaError
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
 
@@ -90,6 +91,10 @@ class FxUnavailableError(UnavailableError):
 
 class ProviderUnavailableError(UnavailableError):
     """The provider's own records cannot be read now."""
+
+
+class ProviderQuotaError(UnavailableError):
+    """The provider's quota does not cover the call, or the provider refuses our key or account: ours to mend."""
 
 
 class BrokenInvariantError(TumaError):

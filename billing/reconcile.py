@@ -1,13 +1,23 @@
-"""Reconciliation: our books beside the provider's, call by call and in total; differences are rows with a cause.
+"""Reconciliation: our books beside the provider's, by call, by day and model, and in total; differences have a cause.
 
 Our cost follows the provider's bill always; the wallet is corrected downward always, upward only where its charge was
-an estimate. What the provider billed beyond all calls (an answer of which no byte ever came back) is the house's loss.
+an estimate. What the provider billed beyond all calls (an answer of which no byte ever came back) is the house's loss,
+booked when nothing is in flight.
+
+What can interrupt it: every correction is a transaction of its own, and idempotent; a run that dies is repeated by the
+next. One runs at a time among all processes, by an advisory lock, since two would book the same loss twice.
 """
 
 import asyncio
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+import structlog
 
 from billing.corrections import Corrections
 from billing.db import Database
@@ -15,21 +25,40 @@ from billing.errors import ProviderUnavailableError
 from billing.ids import new_id
 from billing.money import attousd_from_decimal, format_usd, nanousd_from_attousd
 from billing.provider import Provider
+from billing.totals import Totals, compare_totals
 from config.settings import ReconcileSettings
 
+_LOCK = 0x7265636F  # "reco"
+_LOCK_POLL_S = 0.2
+_CLOSE_S = 5.0
 _TOGETHER = 8
 _QUIET_PAUSE_S = 0.5
+_ACTIVITY_DAYS = 30  # how far back /activity reaches
+_log = structlog.get_logger("tuma.reconcile")
+
+_WORDS = {
+    "estimated": "charged by an estimate",
+    "changed": "billed otherwise than the answer had said",
+    "void_but_billed": "void, yet billed",
+    "unknown_to_provider": "not known to the provider",
+    "billed_without_an_answer": "billed without an answer that reached us",
+    "billed_less_than_settled": "billed less in total than we settled",
+    "billed_beyond_calls_in_flight": "billed more in total than settled and running calls explain",
+    "account_used_elsewhere": "billed to the account by other keys than ours, or credited to it",
+    "day_and_model": "another sum for a day and model",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference found; nano-dollars. ``tx_id`` is the posting that repaired it."""
+    """One difference found; nano-dollars. ``tx_id`` is the posting that repaired it, ``note`` says where it lies."""
 
     call_id: UUID | None
     cause: str
     ours_nanousd: int
     provider_nanousd: int | None
     tx_id: UUID | None = None
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's shape."""
@@ -39,7 +68,14 @@ class Difference:
             "ours_usd": format_usd(self.ours_nanousd),
             "provider_usd": None if self.provider_nanousd is None else format_usd(self.provider_nanousd),
             "corrected": self.tx_id is not None,
+            "note": self.note,
         }
+
+    def __str__(self) -> str:
+        theirs = "nothing" if self.provider_nanousd is None else f"{format_usd(self.provider_nanousd)} USD"
+        where = f"call {self.call_id}" if self.call_id is not None else (self.note or "in total")
+        done = "; corrected" if self.tx_id is not None else ""
+        return f"{where}: {_WORDS[self.cause]}: ours {format_usd(self.ours_nanousd)} USD, the provider's {theirs}{done}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +83,37 @@ class Report:
     """What a run found. ``drift_nanousd``: the provider's total less ours, after corrections; None where it has no total."""
 
     calls_checked: int
-    differences: list[Difference]
-    drift_nanousd: int | None
-    live_calls: int
+    days_checked: int
+    differences: list[Difference] = field(default_factory=list)
+    drift_nanousd: int | None = None
+    live_calls: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the contract's shape."""
+        """Return the contract's shape, and the report in words."""
         return {
             "drift_usd": None if self.drift_nanousd is None else format_usd(self.drift_nanousd),
             "differences": [item.as_json() for item in self.differences],
             "calls_checked": self.calls_checked,
+            "days_checked": self.days_checked,
             "calls_in_flight": self.live_calls,
+            "report": str(self),
         }
+
+    def __str__(self) -> str:
+        corrected = sum(item.tx_id is not None for item in self.differences)
+        asked = f"Asked the provider about {self.calls_checked} calls and {self.days_checked} days: "
+        lines = [asked + f"{len(self.differences)} differences, {corrected} of them corrected."]
+        lines += [f"- {item}" for item in self.differences]
+        if self.drift_nanousd is None:
+            lines.append("The provider does not say what it billed in total.")
+        elif self.drift_nanousd == 0:
+            lines.append("In total our books and the provider's agree to the nano-dollar.")
+        else:
+            lines.append(
+                f"In total the provider's books differ from ours by {format_usd(self.drift_nanousd)} USD,"
+                f" with {self.live_calls} calls in flight."
+            )
+        return "\n".join(lines)
 
 
 class Reconciler:
@@ -76,40 +131,84 @@ class Reconciler:
         self._settings = settings
         self._corrections = Corrections(database, charge_estimates_upward=settings.charge_estimates_upward)
 
-    async def run(self) -> Report:
-        """Reconcile once; repeating it posts nothing new.
+    async def run(self, *, now: datetime | None = None) -> Report:
+        """Reconcile once, after a run of another process has ended; repeating it posts nothing new.
+
+        Args:
+            now: the time to go by for days that are over; the clock's, when None.
 
         Raises:
             ProviderUnavailableError: the provider cannot be asked; what was corrected stays.
-            PostgresUnavailableError: Postgres is away.
+            PostgresUnavailableError: Postgres is away, or another run does not end.
         """
+        async with self._alone():
+            return await self._run((now or datetime.now(UTC)).date())
+
+    async def run_quietly(self) -> None:
+        """Reconcile as a routine: the report goes to the log, as an alarm where something stays unexplained.
+
+        Raises:
+            ProviderUnavailableError, PostgresUnavailableError: as ``run``.
+        """
+        report = await self.run()
+        left = [item for item in report.differences if item.tx_id is None]
+        log = _log.error if left else _log.info
+        log("reconciled", report=str(report), differences=len(report.differences), not_corrected=len(left))
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        lock = await self._database.connect_alone()
+        try:
+            deadline = time.monotonic() + self._settings.wait_s
+            while not await lock.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+                if time.monotonic() > deadline:
+                    raise ProviderUnavailableError("another reconciliation is running")
+                await asyncio.sleep(_LOCK_POLL_S)
+            yield
+        finally:
+            await lock.close(timeout=_CLOSE_S)
+
+    async def _run(self, today: date) -> Report:
         run_id = new_id()
         async with self._database.connection() as connection:
             await connection.execute("INSERT INTO reconciliation_runs (id) VALUES ($1)", run_id)
-        rows = await self._find_calls() if self._provider.keeps_bills else []
         differences: list[Difference] = []
-        for start in range(0, len(rows), _TOGETHER):
-            found = await asyncio.gather(*(self._compare(row) for row in rows[start : start + _TOGETHER]))
-            differences += [item for item in found if item is not None]
-        drift, live, rest = await self._compare_totals()
-        if rest is not None:
-            differences.append(rest)
-        await self._record(run_id, len(rows), differences, drift)
-        return Report(len(rows), differences, drift, live)
+        checked = 0
+        if self._provider.keeps_bills:
+            rows = await self._find_doubtful() + await self._find_sample()
+            checked += len(rows)
+            differences += await self._compare_all(rows)
+        days, off = await self._compare_days(today)
+        if off and self._provider.keeps_bills:
+            rows = await self._find_calls_of(off)
+            checked += len(rows)
+            differences += await self._compare_all(rows)
+            days, off = await self._compare_days(today)
+        differences += off
+        totals, found = await self._compare_totals()
+        differences += found
+        drift = None if totals is None else totals.drift
+        report = Report(checked, days, differences, drift, totals.live if totals else 0)
+        await self._record(run_id, report)
+        return report
 
-    async def _find_calls(self) -> list[Any]:
-        """Return every ended call that is not exact, and a sample of those that are."""
+    async def _find_doubtful(self) -> list[Any]:
+        """Return the ended calls that are not exact; those of which the provider may know something."""
         async with self._database.connection() as connection:
-            doubtful: list[Any] = await connection.fetch(
+            rows: list[Any] = await connection.fetch(
                 """
                 SELECT id, state, accuracy, generation_id, cost_nanousd FROM calls
-                WHERE generation_id IS NOT NULL
-                  AND ((state = 'settled' AND (accuracy = 'estimated' OR provider_cost_nanousd IS NULL)) OR state = 'void')
+                WHERE ((state = 'settled' AND (accuracy = 'estimated' OR provider_cost_nanousd IS NULL)) OR state = 'void')
+                  AND generation_id IS NOT NULL
                 ORDER BY id DESC LIMIT $1
                 """,
                 self._settings.rows,
             )
-            sample: list[Any] = await connection.fetch(
+        return rows
+
+    async def _find_sample(self) -> list[Any]:
+        async with self._database.connection() as connection:
+            rows: list[Any] = await connection.fetch(
                 """
                 SELECT id, state, accuracy, generation_id, cost_nanousd FROM (
                     SELECT * FROM calls WHERE state = 'settled' AND accuracy = 'exact' AND generation_id IS NOT NULL
@@ -119,7 +218,29 @@ class Reconciler:
                 self._settings.rows,
                 self._settings.sample,
             )
-        return [*doubtful, *sample]
+        return rows
+
+    async def _find_calls_of(self, off: list[Difference]) -> list[Any]:
+        """Return the calls of the days and models whose sums differ."""
+        async with self._database.connection() as connection:
+            rows: list[Any] = await connection.fetch(
+                """
+                SELECT id, state, accuracy, generation_id, cost_nanousd FROM calls
+                WHERE state IN ('settled', 'void') AND generation_id IS NOT NULL AND id >= uuid_floor($1)
+                  AND to_char(uuid_moment(id) AT TIME ZONE 'UTC', 'YYYY-MM-DD ') || model = ANY ($2)
+                ORDER BY id LIMIT $3
+                """,
+                datetime.now(UTC) - timedelta(days=_ACTIVITY_DAYS + 1),
+                [item.note for item in off],
+                self._settings.rows,
+            )
+        return rows
+
+    async def _compare_all(self, rows: list[Any]) -> list[Difference]:
+        found: list[Difference | None] = []
+        for start in range(0, len(rows), _TOGETHER):
+            found += await asyncio.gather(*(self._compare(row) for row in rows[start : start + _TOGETHER]))
+        return [item for item in found if item is not None]
 
     async def _compare(self, row: Any) -> Difference | None:
         bill = await self._provider.find_bill(row["generation_id"])
@@ -137,46 +258,69 @@ class Reconciler:
         )
         return Difference(row["id"], cause, ours, theirs, done.tx_id)
 
-    async def _compare_totals(self) -> tuple[int | None, int, Difference | None]:
-        """Return the drift, how many calls are live, and what no call explains, booked as the house's loss."""
-        drift, live = await self._drift()
-        if drift is None or drift == 0 or live:
-            return drift, live, None
+    async def _compare_days(self, today: date) -> tuple[int, list[Difference]]:
+        """Compare each day that is over, model by model; how many days, and what differs.
+
+        A call belongs to the day on which it arrived here, at the provider to that on which it arrived there; so one
+        that crosses midnight in between shows on two days with opposite signs.
+        """
+        activity = await self._provider.find_activity()
+        if activity is None:
+            return 0, []
+        theirs = {
+            (item.day, item.model): nanousd_from_attousd(attousd_from_decimal(item.cost_usd))
+            for item in activity
+            if today - timedelta(days=_ACTIVITY_DAYS) <= item.day < today
+        }
+        days = sorted({day for day, _ in theirs})
+        if not days:
+            return 0, []
+        begin = datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC)
+        end = datetime(today.year, today.month, today.day, tzinfo=UTC)
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model, sum(cost_nanousd)::bigint AS cost
+                FROM calls WHERE state = 'settled' AND id >= uuid_floor($1) AND id < uuid_floor($2) GROUP BY 1, 2
+                """,
+                begin,
+                end,
+            )
+        ours = {(row["day"], row["model"]): row["cost"] for row in rows}
+        off = [
+            Difference(
+                None, "day_and_model", ours.get(place, 0), theirs.get(place, 0), note=f"{place[0]} {place[1]}"
+            )
+            for place in sorted(ours.keys() | theirs.keys())
+            if ours.get(place, 0) != theirs.get(place, 0)
+        ]
+        return len(days), off
+
+    async def _compare_totals(self) -> tuple[Totals | None, list[Difference]]:
+        """Compare the totals, and book what no call explains as the house's loss if nothing is in flight."""
+        totals = await compare_totals(self._database, self._provider)
+        if totals is None:
+            return None, []
+        found = _elsewhere(totals)
+        if totals.agree and totals.drift == 0:
+            return totals, found
+        if not totals.is_quiet:
+            if not totals.agree:
+                cause = "billed_beyond_calls_in_flight" if totals.drift > 0 else "billed_less_than_settled"
+                found.append(Difference(None, cause, totals.after, totals.billed[totals.source]))
+            return totals, found
         await asyncio.sleep(_QUIET_PAUSE_S)
-        again, live = await self._drift()
-        if again != drift or live:
-            return again, live, None  # not quiet: the next run tells
-        ours = await self._our_cost()
-        if drift < 0:
-            return drift, live, Difference(None, "billed_less_than_settled", ours, ours + drift)
-        tx_id = await self._book_loss(drift)
-        return 0, live, Difference(None, "billed_without_an_answer", ours, ours + drift, tx_id)
-
-    async def _drift(self) -> tuple[int | None, int]:
-        total_usd = await self._provider.find_total_usd()
-        async with self._database.connection() as connection:
-            live: int = await connection.fetchval(
-                "SELECT count(*) FROM calls WHERE state IN ('open', 'review')"
-            )
-            opening = await connection.fetchval(
-                "SELECT amount_nanousd FROM shadow_usd_ledger WHERE kind = 'opening'"
-            )
-        if total_usd is None:
-            return None, live
-        if opening is None:
-            raise ProviderUnavailableError(
-                "what the provider had billed before our first call was never recorded"
-            )
-        billed = nanousd_from_attousd(attousd_from_decimal(total_usd)) - opening
-        return billed - await self._our_cost(), live
-
-    async def _our_cost(self) -> int:
-        async with self._database.connection() as connection:
-            return int(
-                await connection.fetchval(
-                    "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost'"
-                )
-            )
+        again = await compare_totals(self._database, self._provider)
+        if again is None or not again.is_quiet or again.drift != totals.drift:
+            return again, found  # not quiet after all: the next run tells
+        billed = totals.billed[totals.source]
+        if totals.drift < 0:
+            found.append(Difference(None, "billed_less_than_settled", totals.after, billed))
+        else:
+            tx_id = await self._book_loss(totals.drift)
+            found.append(Difference(None, "billed_without_an_answer", totals.after, billed, tx_id))
+            again = await compare_totals(self._database, self._provider)
+        return again, found
 
     async def _book_loss(self, drift_nanousd: int) -> UUID:
         tx_id = new_id()
@@ -203,14 +347,11 @@ class Reconciler:
             )
         return tx_id
 
-    async def _record(
-        self, run_id: UUID, checked: int, differences: list[Difference], drift: int | None
-    ) -> None:
-        ours = await self._our_cost()
+    async def _record(self, run_id: UUID, report: Report) -> None:
         async with self._database.transaction() as connection:
             await connection.executemany(
-                "INSERT INTO reconciliation_diffs (id, run_id, call_id, cause, ours_nanousd, provider_nanousd, tx_id)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO reconciliation_diffs (id, run_id, call_id, cause, ours_nanousd, provider_nanousd, tx_id, note)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
                 [
                     (
                         new_id(),
@@ -220,15 +361,26 @@ class Reconciler:
                         item.ours_nanousd,
                         item.provider_nanousd,
                         item.tx_id,
+                        item.note,
                     )
-                    for item in differences
+                    for item in report.differences
                 ],
             )
             await connection.execute(
-                "UPDATE reconciliation_runs SET ended_at = now(), calls_checked = $2, our_total_nanousd = $3, drift_nanousd = $4"
-                " WHERE id = $1",
+                "UPDATE reconciliation_runs SET ended_at = now(), calls_checked = $2, drift_nanousd = $3,"
+                " our_total_nanousd = (SELECT sum(spent_nanousd) FROM quota_slabs) WHERE id = $1",
                 run_id,
-                checked,
-                ours,
-                drift,
+                report.calls_checked,
+                report.drift_nanousd,
             )
+
+
+def _elsewhere(totals: Totals) -> list[Difference]:
+    """Return what the account was billed that our key was not, where both are known."""
+    if len(totals.billed) < 2 or totals.billed["credits"] == totals.billed["key"]:  # noqa: PLR2004 - both
+        return []
+    return [
+        Difference(
+            None, "account_used_elsewhere", totals.billed["key"], totals.billed["credits"], note="account"
+        )
+    ]

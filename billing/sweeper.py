@@ -9,7 +9,8 @@ Rules (DESIGN section 3), for a call that is live in Postgres while neither its 
 * no id is known: no byte of the answer reached the client, so the call is void. Should the provider have billed it
   all the same, that shows in the totals.
 
-Then holds left in Redis whose calls ended, or never began, are dropped. Everything may be repeated, and may race with a
+Then holds left in Redis whose calls ended, or never began, are dropped, and what ended workers had leased of the
+provider's quota is returned. Everything may be repeated, and may race with a
 late settlement of the original worker: exactly one wins.
 """
 
@@ -30,6 +31,7 @@ from billing.ids import minted_at, new_id
 from billing.ledger import Ending, Ledger, Settlement
 from billing.pricing import Price, Usage
 from billing.provider import Provider
+from billing.quota import return_slabs
 from config.settings import SweepSettings
 
 _log = structlog.get_logger("tuma.sweeper")
@@ -103,6 +105,7 @@ class Sweeper:
                     *(self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER])
                 )
             await self._drop_stale_holds(counts)
+            await return_slabs(self._database, grace_s=self._settings.worker_lease_s)
             return counts
         finally:
             await lock.close(timeout=_CLOSE_S)

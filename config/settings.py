@@ -5,6 +5,7 @@ Units are in the names (``_s`` seconds, ``_ms`` milliseconds, ``_bytes``, ``_bps
 secrets are ``SecretStr`` and never printed. This module alone reads the environment.
 """
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
 
 
 class SettingsError(ValueError):
@@ -46,6 +48,9 @@ class UpstreamSettings(_Section):
     kind: Literal["openrouter", "openai"] = "openrouter"
     base_url: str = "https://openrouter.ai/api/v1"
     api_key: SecretStr = SecretStr("")
+    management_key: SecretStr = SecretStr(
+        ""
+    )  # OpenRouter's, for /credits and /activity; else the api_key is tried
     on_client_gone: Literal["abort", "drain"] | None = None  # None: abort for openrouter, drain for openai
     connect_timeout_s: Positive = 10.0
     first_byte_timeout_s: Positive = 300.0
@@ -138,9 +143,25 @@ class SweepSettings(_Section):
     review_after_s: Positive = 120.0  # an id that the provider denies for so long goes to review
 
 
+class QuotaSettings(_Section):
+    """How the provider's quota is shared by the workers, and watched."""
+
+    slab_usd: Usd = Decimal(1)  # what a worker leases at a time, if there is as much
+    idle_s: Positive = 10.0  # a slab that lies idle for so long is given back
+    observe_s: Positive = 30.0  # how often the provider is asked what is left
+    low_usd: Usd = Decimal(5)  # less than this raises the alarm
+    budget_usd: Usd | None = None  # consumed by us in all, at most; for providers that name no limit
+    pause_s: Positive = (
+        5.0  # no calls after the provider refused our key or account; doubled while it goes on
+    )
+    pause_max_s: Positive = 60.0
+
+
 class ReconcileSettings(_Section):
     """How our books follow the provider's."""
 
+    period_s: Positive = 3600.0  # `tuma serve` reconciles by itself so often
+    wait_s: Positive = 60.0  # for a run of another process to end
     charge_estimates_upward: bool = True  # whether a wallet pays more when an estimated charge proves too low
     sample: Annotated[int, Field(ge=0)] = 50  # exactly settled calls that a run asks about again
     rows: Count = 1_000  # calls of one run
@@ -168,6 +189,7 @@ class Settings(BaseSettings):
     holds: HoldSettings = HoldSettings()
     batch: BatchSettings = BatchSettings()
     sweep: SweepSettings = SweepSettings()
+    quota: QuotaSettings = QuotaSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
 
 

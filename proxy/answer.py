@@ -7,6 +7,7 @@ cost, and hands that to ``Calls.end``. It runs as a tracked task, so that nobody
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 
 import aiohttp
 import structlog
@@ -19,7 +20,13 @@ from billing.money import format_amount, format_usd
 from billing.pricing import Usage, reported_cost_usd, usage_from_openai
 from billing.provider import Bill
 from proxy.ask import Ask
-from proxy.errors import ProxyError, UpstreamError, UpstreamTimeoutError, upstream_error
+from proxy.errors import (
+    ProxyError,
+    UpstreamError,
+    UpstreamRefusesUsError,
+    UpstreamTimeoutError,
+    upstream_error,
+)
 from proxy.meter import PlainAnswer, StreamMeter
 from proxy.services import Services
 
@@ -57,14 +64,14 @@ class Answer:
         """Send the request; on return the provider has accepted it with 200 and its body is still to be read.
 
         Raises:
-            UpstreamRefusedError, UpstreamError, UpstreamTimeoutError, UpstreamBusyError, ProviderQuotaError.
+            UpstreamRefusedError, UpstreamError, UpstreamTimeoutError, UpstreamBusyError, UpstreamRefusesUsError.
         """
         try:
             self.response = await self.services.upstream.send(self.ask, call_id=self.call.call_id)
             if self.response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True
                 body = await self.response.content.read(_ERROR_BYTES_MAX)
-                raise upstream_error(self.response.status, body, self.response.headers)
+                raise self.refusal(self.response.status, body, self.response.headers)
         except ProxyError as error:
             self.outcome = (
                 "upstream_refused" if isinstance(error, UpstreamError) is False else "upstream_error"
@@ -76,7 +83,15 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
+        self.services.quota.served(self.call.call_id)
         await self.note_id(self.services.upstream.generation_id(self.response))
+
+    def refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
+        """Return the error for a provider's refusal; if it is us that it refuses, others may be spared the same."""
+        error = upstream_error(status, body, headers)
+        if isinstance(error, UpstreamRefusesUsError):
+            self.services.quota.refused(self.call.call_id, error.reason)
+        return error
 
     async def note_id(self, generation_id: str | None) -> None:
         """Note the provider's id of the answer, once; an id that no record could be asked for by is none."""

@@ -4,7 +4,7 @@
   - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
-  - ProviderQuotaError: the provider refuses *us* (401, 402 for its key)
+  - UpstreamRefusesUsError: the provider refuses *us* (401, 402 for its key)
 """
 
 import json
@@ -68,10 +68,18 @@ class UpstreamBusyError(ProxyError):
         self.retry_after = retry_after
 
 
-class ProviderQuotaError(ProxyError):
-    """The provider refuses our key or our account: ours to mend, not the caller's."""
+class UpstreamRefusesUsError(ProxyError):
+    """The provider refuses our key or our account: ours to mend, not the caller's.
 
-    retry_after_s = 60
+    Args:
+        reason: the provider's own, for the operator alone.
+    """
+
+    retry_after_s = 5
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The provider does not serve us now; the operator has been told.")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,14 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.RefusalError: Shape(400, "invalid_request_error", None),
     UpstreamError: Shape(502, "api_error", "upstream_error"),
     billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
-    ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),
+    billing.ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),
+    UpstreamRefusesUsError: Shape(503, "api_error", "provider_quota_exhausted"),
     UpstreamTimeoutError: Shape(504, "api_error", "upstream_timeout"),
     billing.BrokenInvariantError: Shape(500, "api_error", "internal_error"),
     ProxyError: Shape(500, "api_error", "internal_error"),
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
+_REASON_LENGTH_MAX = 200
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
 
 
@@ -186,7 +196,7 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
     error = _parse_error(body)
     match status:
         case 401 | 402:
-            return ProviderQuotaError("The provider does not serve us now; the operator has been told.")
+            return UpstreamRefusesUsError(f"{status}: {error['message'][:_REASON_LENGTH_MAX]}")
         case 408 | 504:
             return UpstreamTimeoutError("The provider did not answer in time.")
         case 429:

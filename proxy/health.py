@@ -18,11 +18,12 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Readiness: Postgres and Redis answer, there are prices to quote with, and the worker is not shutting down."""
+    """Readiness: Postgres and Redis answer, the provider serves us, there are prices to quote with, and the worker is not shutting down."""
     services = request.app[SERVICES]
     checks = {
         "postgres": await _check(_ask_postgres(services)),
         "redis": await _check(_ask_redis(services)),
+        "provider": services.quota.state,
         "prices": "ok" if services.prices.models else "no model has a price: run `tuma models sync`",
         "accepting": "shutting down" if request.app[DRAINING].is_set() else "ok",
     }

@@ -16,7 +16,7 @@ from billing.quote import quote_call
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
-from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object, upstream_error
+from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
 from proxy.meter import StreamMeter, error_event, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
@@ -47,7 +47,7 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     if not plain.is_object:
         raise UpstreamError("The provider's answer is not a JSON object.")
     if plain.error is not None and not plain.completion_text:
-        raise upstream_error(_error_status(plain.error.code), plain.body, {})
+        raise answer.refusal(_error_status(plain.error.code), plain.body, {})
     answer.outcome = "completed" if _still_there(request) else "client_gone"
     settlement = await _settled(answer)
     return web.Response(
@@ -240,7 +240,7 @@ class _StreamRelay:
         error = self._meter.error
         if self._client is None and error is not None and self._meter.events == 0:
             self._answer.complete = True
-            raise upstream_error(
+            raise self._answer.refusal(
                 _error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {}
             )
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from billing.calls import Calls
 from billing.changes import ChangeFeed
+from billing.daybook import DayBook
 from billing.db import Database
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.fxbook import FxBook
@@ -21,9 +22,12 @@ from billing.ids import new_id
 from billing.keys import Keys
 from billing.ledger import Ledger
 from billing.migrate import require_current
-from billing.opening import record_opening
+from billing.opening import record_openings
 from billing.pricebook import PriceBook
+from billing.quota import Quota, QuotaWatch
+from billing.reconcile import Reconciler
 from billing.redis_pipe import RedisPipe
+from billing.routine import Routine
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
@@ -34,6 +38,7 @@ from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
 
 _COOL_AGAIN_S = 1.0
+_DAYS_PERIOD_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Services:
     pipe: RedisPipe
     holds: Holds
     calls: Calls
+    quota: Quota
     keys: Keys
     wallets: Wallets
     prices: PriceBook
@@ -79,16 +85,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     database = Database(settings.postgres, name="tuma serve")
     pipe = RedisPipe(settings.redis)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_wallet)
-    calls = Calls(
-        database,
-        holds,
-        worker_id=worker_id,
-        batch=settings.batch,
-        hold_settings=settings.holds,
-        sweep=settings.sweep,
-        calls_max=settings.limits.calls_in_flight,
-    )
     upstream = make_upstream(settings)
+    quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
+    calls = Calls(database, holds, quota, worker_id=worker_id, settings=settings)
     services = Services(
         settings=settings,
         worker_id=worker_id,
@@ -96,6 +95,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         pipe=pipe,
         holds=holds,
         calls=calls,
+        quota=quota,
         keys=Keys(database, settings.auth, settings.limits),
         wallets=Wallets(database),
         prices=PriceBook(database),
@@ -113,6 +113,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         # First the calls, while leases are still renewed; then what serves them.
         await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
         await calls.close(settings.shutdown_s)
+        await quota.close()
         services.tasks.cancel()
         await services.tasks.drain(1.0)
         await upstream.close()
@@ -136,13 +137,32 @@ async def _start(services: Services) -> None:
             "wallet": lambda wallet_id: cool_wallet(services, wallet_id),
             "prices": services.prices.load,
             "fx": services.fx.load,
+            "quota": services.quota.load,
         },
     )
     with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
-        await record_opening(services.database, services.upstream)
+        await record_openings(services.database, services.upstream)
+    routines = make_routines(services)
+    await routines[0].take_turn()  # the quota, before the first call is admitted by it
+    await services.quota.load()
     services.tasks.keep(feed.run, name="changes")
     services.tasks.keep(services.calls.run, name="leases")
+    services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.sweeper.run, name="sweeper")
+    for routine in routines:
+        services.tasks.keep(routine.run, name=routine.name)
+
+
+def make_routines(services: Services) -> list[Routine]:
+    """Return what one worker among all does now and then; the provider's quota is watched by the first."""
+    settings, database, provider = services.settings, services.database, services.upstream
+    watch = QuotaWatch(database, provider, settings.quota)
+    reconciler = Reconciler(database, provider, settings.reconcile)
+    return [
+        Routine(database, "quota", period_s=settings.quota.observe_s, work=watch.observe),
+        Routine(database, "reconcile", period_s=settings.reconcile.period_s, work=reconciler.run_quietly),
+        Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
+    ]
 
 
 async def cool_wallet(services: Services, wallet_id: str) -> None:

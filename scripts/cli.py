@@ -304,7 +304,8 @@ async def calls_refund(
 ) -> dict[str, Any]:
     """Give a call's charge back."""
     call_id = parse_id(call, "call")
-    corrections = Corrections(office.database, charge_estimates_upward=True)
+    policy = office.settings.reconcile
+    corrections = Corrections(office.database, charge_estimates_upward=policy.charge_estimates_upward)
     done = await corrections.refund(
         call_id, amount_nano=None if amount is None else parse_amount(amount), reason=reason, key=key
     )
@@ -334,11 +335,14 @@ def books() -> None:
 
 
 @office_command(books, "check")
-async def books_check(office: Office) -> dict[str, Any]:
+@click.option("--full", is_flag=True, help="Read also the days that were proved before.")
+async def books_check(office: Office, *, full: bool) -> dict[str, Any]:
     """Prove I1 to I8; exits 1 with the differences if one does not hold."""
     sweep_settings = office.settings.sweep
     grace_s = office.settings.holds.lease_s + sweep_settings.period_s * 2 + sweep_settings.review_after_s
-    found = await Books(office.database, office.holds, office.upstream, sweep_grace_s=grace_s).check()
+    found = await Books(office.database, office.holds, office.upstream, sweep_grace_s=grace_s).check(
+        full=full
+    )
     checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
     return {"ok": all(check.ok for check in found.values()), "checks": checks}
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import aiohttp
 
 from billing.errors import ProviderUnavailableError
-from billing.provider import Bill
+from billing.provider import Activity, Bill, Source
 from config.settings import UpstreamSettings
 from proxy.ask import Ask
 
@@ -26,6 +26,7 @@ class Upstream:
     """
 
     keeps_bills: ClassVar[bool] = False
+    knows_account: ClassVar[bool] = False
     bills_by_price_book: ClassVar[bool] = True
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "drain"
 
@@ -37,6 +38,8 @@ class Upstream:
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",  # the meter looks at the bytes as they pass
         }
+        account_key = settings.management_key.get_secret_value() or settings.api_key.get_secret_value()
+        self._account_headers = {**self._headers, "Authorization": f"Bearer {account_key}"}
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
 
@@ -93,8 +96,16 @@ class Upstream:
         """Return the provider's record of an answer; this kind of provider has none."""
         raise ProviderUnavailableError(f"{self._settings.kind} keeps no record per answer ({generation_id})")
 
-    async def find_total_usd(self) -> Decimal | None:
+    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
         """Return what the provider billed in total; this kind of provider does not say."""
+        return {}
+
+    async def find_left_usd(self) -> Decimal | None:
+        """Return how much more the provider lets us consume; this kind of provider does not say."""
+        return None
+
+    async def find_activity(self) -> list[Activity] | None:
+        """Return what it billed per day and model; this kind of provider does not say."""
         return None
 
     async def list_models(self) -> list[Mapping[str, Any]]:
@@ -109,8 +120,13 @@ class Upstream:
             raise ProviderUnavailableError(f"the provider's /models answered {status}")
         return [model for model in models if isinstance(model, Mapping)]
 
-    async def get_record(self, path: str, **params: str) -> tuple[int, Any]:
+    async def get_record(self, path: str, *, account: bool = False, **params: str) -> tuple[int, Any]:
         """GET a JSON document of the provider's own; amounts come as ``Decimal``.
+
+        Args:
+            path: below the base URL.
+            account: it is the whole account's, for which a provider may want another key.
+            params: of the query.
 
         Raises:
             ProviderUnavailableError: no usable answer.
@@ -120,7 +136,9 @@ class Upstream:
             async with (
                 asyncio.timeout(_RECORD_TIMEOUT_S),
                 self._session.get(
-                    f"{self._base_url}{path}", params=params, headers=self._headers
+                    f"{self._base_url}{path}",
+                    params=params,
+                    headers=self._account_headers if account else self._headers,
                 ) as response,
             ):
                 body = await response.content.read(RECORD_BYTES_MAX)

@@ -1,20 +1,25 @@
 """OpenRouter: reports the cost of each answer, and keeps a record of it (https://openrouter.ai/docs/api-reference)."""
 
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
 from typing import ClassVar, Literal
 
 from billing.errors import ProviderUnavailableError
 from billing.pricing import Usage
-from billing.provider import Bill
+from billing.provider import Activity, Bill, Source
 from proxy.ask import Ask
 from proxy.upstream.adapter import Upstream
+
+# /credits and /activity are for management keys: https://openrouter.ai/docs/api-reference/credits/get-credits
+_NOT_OURS_TO_KNOW = (401, 403)
 
 
 class OpenRouterUpstream(Upstream):
     """OpenRouter. Closing the connection cancels most of its providers' billing; ``/generation`` knows what was billed."""
 
     keeps_bills: ClassVar[bool] = True
+    knows_account: ClassVar[bool] = True
     bills_by_price_book: ClassVar[bool] = False  # it routes to providers at prices of their own
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "abort"
 
@@ -43,25 +48,91 @@ class OpenRouterUpstream(Upstream):
         )
         return Bill(generation_id, cost_usd, usage)
 
-    async def find_total_usd(self) -> Decimal | None:
-        """Return the account's total usage in USD.
+    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
+        """Return what this key used, and what the whole account did where we may know that; in USD.
 
         Raises:
             ProviderUnavailableError: it cannot be asked now.
         """
-        status, answer = await self.get_record("/credits")
+        totals: dict[Source, Decimal] = {"key": _amount(await self._key(), "usage", path="/key")}
+        account = await self._credits()
+        if account is not None:
+            totals["credits"] = _amount(account, "total_usage", path="/credits")
+        return totals
+
+    async def find_left_usd(self) -> Decimal | None:
+        """Return the less of what this key's limit and the account's credits leave, in USD; None if neither is known.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        key = await self._key()
+        remaining = _number(key.get("limit_remaining"))  # null: this key has no limit; may be below zero
+        left = [] if remaining is None else [remaining]
+        account = await self._credits()
+        if account is not None:
+            bought = _amount(account, "total_credits", path="/credits")
+            left.append(bought - _amount(account, "total_usage", path="/credits"))
+        return min(left, default=None)
+
+    async def find_activity(self) -> list[Activity] | None:
+        """Return what was billed per UTC day and model, in USD; None where we may not know.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        status, answer = await self.get_record("/activity", account=True)
+        if status in _NOT_OURS_TO_KNOW:
+            return None
+        rows = answer.get("data") if isinstance(answer, Mapping) else None
+        if status != 200 or not isinstance(rows, list):  # noqa: PLR2004 - HTTP
+            raise ProviderUnavailableError(f"the provider's /activity answered {status}")
+        sums: dict[tuple[date, str], Decimal] = {}
+        for row in rows:
+            try:
+                place = date.fromisoformat(str(row["date"])[:10]), str(row["model"])
+                sums[place] = sums.get(place, Decimal(0)) + _amount(row, "usage", path="/activity")
+            except (KeyError, TypeError, ValueError) as error:
+                raise ProviderUnavailableError(
+                    f"the provider's /activity cannot be read: {error!r}"
+                ) from None
+        return [Activity(day, model, cost_usd) for (day, model), cost_usd in sorted(sums.items())]
+
+    async def _key(self) -> Mapping[str, object]:
+        status, answer = await self.get_record("/key")
         data = answer.get("data") if isinstance(answer, Mapping) else None
-        total = _decimal(data.get("total_usage")) if isinstance(data, Mapping) else None
-        if status != 200 or total is None:  # noqa: PLR2004 - HTTP
+        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
+            raise ProviderUnavailableError(f"the provider's /key answered {status}")
+        return data
+
+    async def _credits(self) -> Mapping[str, object] | None:
+        """Return the account's credits; None if our key is none that may know."""
+        status, answer = await self.get_record("/credits", account=True)
+        if status in _NOT_OURS_TO_KNOW:
+            return None
+        data = answer.get("data") if isinstance(answer, Mapping) else None
+        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
             raise ProviderUnavailableError(f"the provider's /credits answered {status}")
-        return total
+        return data
+
+
+def _amount(data: Mapping[str, object], name: str, *, path: str) -> Decimal:
+    amount = _decimal(data.get(name))
+    if amount is None:
+        raise ProviderUnavailableError(f"the provider's {path} names no {name}")
+    return amount
 
 
 def _decimal(value: object) -> Decimal | None:
+    exact = _number(value)
+    return exact if exact is not None and exact >= 0 else None
+
+
+def _number(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return None
     exact = Decimal(value)
-    return exact if exact.is_finite() and exact >= 0 else None
+    return exact if exact.is_finite() else None
 
 
 def _count(data: Mapping[str, object], *names: str) -> int:

@@ -12,6 +12,7 @@ from billing.errors import BrokenInvariantError, InputError, NotFoundError
 from billing.ids import new_id
 from billing.ledger import Ending, Ledger
 from billing.money import NANO
+from billing.opening import record_openings
 from billing.pricing import Usage
 from billing.provider import Bill
 from billing.reconcile import Reconciler
@@ -176,10 +177,7 @@ async def test_a_live_or_unknown_call_is_not_adjusted(office: Office, ended: End
 
 async def test_reconciliation_finds_and_repairs(office: Office, sim: SimulatedProvider, ended: Ended) -> None:
     await sync_models(office)
-    async with office.database.connection() as connection:
-        await connection.execute(
-            "INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd) VALUES ($1, 'opening', 0)", new_id()
-        )
+    await record_openings(office.database, office.upstream)
     reconciler = Reconciler(office.database, office.upstream, office.settings.reconcile)
     low, high, right, void = [await generate(sim, chunks=chunks) for chunks in (5, 10, 15, 20)]
     billed = {name: sim.books.generations[name].cost_nanousd for name in (low, high, right, void)}

@@ -11,6 +11,7 @@ from billing.assessment import ending_as_note
 from billing.holds import Hold, Limits
 from billing.ids import new_id
 from billing.ledger import Ending, Ledger, Opening, Settlement
+from billing.opening import record_openings
 from billing.pricing import Usage
 from billing.sweeper import SweepCounts, Sweeper
 from proxy.upstream.openai import OpenAIUpstream
@@ -62,10 +63,7 @@ class Abandoned:
 @pytest.fixture
 async def abandoned(office: Office, sim: SimulatedProvider) -> Abandoned:
     await sync_models(office)
-    async with office.database.connection() as connection:
-        await connection.execute(
-            "INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd) VALUES ($1, 'opening', 0)", new_id()
-        )
+    await record_openings(office.database, office.upstream)
     return Abandoned(office, await make_payer(office))
 
 
