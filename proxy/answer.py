@@ -83,8 +83,11 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
-        self.services.quota.served(self.call.call_id)
         await self.note_id(self.services.upstream.generation_id(self.response))
+
+    def accept(self) -> None:
+        """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
+        self.services.quota.served(self.call.call_id)
 
     def refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
         """Return the error for a provider's refusal; if it is us that it refuses, others may be spared the same."""

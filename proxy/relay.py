@@ -48,6 +48,7 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
         raise UpstreamError("The provider's answer is not a JSON object.")
     if plain.error is not None and not plain.completion_text:
         raise answer.refusal(_error_status(plain.error.code), plain.body, {})
+    answer.accept()
     answer.outcome = "completed" if _still_there(request) else "client_gone"
     settlement = await _settled(answer)
     return web.Response(
@@ -246,6 +247,7 @@ class _StreamRelay:
 
     async def _begin(self) -> web.StreamResponse:
         """Send the response's head; no byte reaches the client before the call is open in Postgres."""
+        self._answer.accept()
         await _confirm_open(self._answer)
         response = web.StreamResponse(
             headers={

@@ -97,8 +97,11 @@ class Behaviour:
     fail_status: int | None = _maybe(least=_FAIL_STATUS_LEAST, most=_FAIL_STATUS_MOST)
     fail_body: Any = field(default=None, metadata={"check": lambda _: True})
     fail_headers: Mapping[str, str] | None = _checked(None, lambda value: value is None or _is_headers(value))
-    # 200, and then nothing but an error, ``null`` or HTML.
+    # 200, and then nothing but an error with this code, ``null`` or HTML.
     error_before_first: bool = _flag()
+    error_code: int = cast(
+        "int", _checked(502, lambda value: _is_whole(value, _FAIL_STATUS_LEAST, _FAIL_STATUS_MOST))
+    )
     null_body: bool = _flag()
     html_body: bool = _flag()
     # An error event, or the connection's end, after so many chunks.

@@ -191,7 +191,7 @@ async def fail_early(behaviour: Behaviour, *, stream: bool) -> web.Response:
         return _respond("null")
     if behaviour.html_body:
         return _respond("<html><body>Bad gateway</body></html>", content_type="text/html")
-    error = dumps({"error": {"code": 502, "message": "Provider returned error"}})
+    error = dumps({"error": {"code": behaviour.error_code, "message": "Provider returned error"}})
     if not stream:
         return _respond(error)
     line_end = "\r\n" if behaviour.crlf else "\n"

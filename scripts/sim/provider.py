@@ -104,6 +104,10 @@ class SimulatedProvider:
         """The URL under which OpenRouter's paths are."""
         return f"{self.origin}{_API}"
 
+    def set_credits(self, credits_usd: Decimal | int) -> None:
+        """Say what ``/credits`` and ``/key`` say was bought, in all."""
+        self._credits_usd = Decimal(credits_usd)
+
     def set_behaviour(self, *, model: str | None = None, **changes: Any) -> None:
         """Say how every answer, or every answer of one model, behaves from now on, in place of what was said before.
 
