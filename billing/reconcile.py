@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -51,7 +51,13 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference found; nano-dollars. ``tx_id`` is the posting that repaired it, ``note`` says where it lies."""
+    """One difference found; nano-dollars.
+
+    Args:
+        tx_id: the posting that repaired it.
+        note: where it lies, if that is no call.
+        known: an earlier run reported the same.
+    """
 
     call_id: UUID | None
     cause: str
@@ -59,6 +65,12 @@ class Difference:
     provider_nanousd: int | None
     tx_id: UUID | None = None
     note: str = ""
+    known: bool = False
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What makes it the same as another run's."""
+        return self.call_id, self.cause, self.ours_nanousd, self.provider_nanousd, self.note
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's shape."""
@@ -69,12 +81,13 @@ class Difference:
             "provider_usd": None if self.provider_nanousd is None else format_usd(self.provider_nanousd),
             "corrected": self.tx_id is not None,
             "note": self.note,
+            "known": self.known,
         }
 
     def __str__(self) -> str:
         theirs = "nothing" if self.provider_nanousd is None else f"{format_usd(self.provider_nanousd)} USD"
         where = f"call {self.call_id}" if self.call_id is not None else (self.note or "in total")
-        done = "; corrected" if self.tx_id is not None else ""
+        done = "; corrected" if self.tx_id is not None else "; known before" if self.known else ""
         return f"{where}: {_WORDS[self.cause]}: ours {format_usd(self.ours_nanousd)} USD, the provider's {theirs}{done}"
 
 
@@ -151,7 +164,7 @@ class Reconciler:
             ProviderUnavailableError, PostgresUnavailableError: as ``run``.
         """
         report = await self.run()
-        left = [item for item in report.differences if item.tx_id is None]
+        left = [item for item in report.differences if item.tx_id is None and not item.known]
         log = _log.error if left else _log.info
         log("reconciled", report=str(report), differences=len(report.differences), not_corrected=len(left))
 
@@ -179,18 +192,31 @@ class Reconciler:
             checked += len(rows)
             differences += await self._compare_all(rows)
         days, off = await self._compare_days(today)
-        if off and self._provider.keeps_bills:
-            rows = await self._find_calls_of(off)
+        news = [item for item in await self._recall(off) if not item.known]
+        if news and self._provider.keeps_bills:
+            rows = await self._find_calls_of(news)
             checked += len(rows)
             differences += await self._compare_all(rows)
             days, off = await self._compare_days(today)
-        differences += off
         totals, found = await self._compare_totals()
-        differences += found
+        differences = await self._recall([*differences, *off, *found])
         drift = None if totals is None else totals.drift
         report = Report(checked, days, differences, drift, totals.live if totals else 0)
         await self._record(run_id, report)
         return report
+
+    async def _recall(self, differences: list[Difference]) -> list[Difference]:
+        """Mark what an earlier run reported and could not repair either."""
+        if not differences:
+            return []
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT call_id, cause, ours_nanousd, provider_nanousd, note FROM reconciliation_diffs"
+                " WHERE tx_id IS NULL AND cause = ANY ($1)",
+                list({item.cause for item in differences}),
+            )
+        known = {tuple(row) for row in rows}
+        return [replace(item, known=item.tx_id is None and item.place in known) for item in differences]
 
     async def _find_doubtful(self) -> list[Any]:
         """Return the ended calls that are not exact; those of which the provider may know something."""
@@ -364,6 +390,7 @@ class Reconciler:
                         item.note,
                     )
                     for item in report.differences
+                    if not item.known
                 ],
             )
             await connection.execute(
