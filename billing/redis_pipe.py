@@ -21,6 +21,9 @@ from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
 Argument = bytes | str | int
+# States of a server, which Redis before 7 hides inside the error of the script that met them.
+_NOT_THE_PRIMARY = ("READONLY", "MASTERDOWN", "read only replica", "UNBLOCKED")
+_STATES = (*_NOT_THE_PRIMARY, "OOM", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,10 @@ class RedisPipe:
             self._fail(batch, RedisUnavailableError("Redis pipeline was stopped"))
             raise
         else:
-            self._idle.append(connection)
+            if any(_is_of_another_time(reply) for reply in replies):
+                await connection.disconnect(nowait=True)  # a new one finds who is the primary now
+            else:
+                self._idle.append(connection)
             self._answer(batch, replies)
 
     async def _connect(self) -> AbstractConnection:
@@ -183,6 +189,7 @@ class RedisPipe:
                 # LOADING, READONLY, OOM…: Redis answers but cannot serve; a script's own error is a bug of ours.
                 what = item.script.name if item.script else str(item.command[0])
                 broken = str(reply).startswith(("ERR Error running script", "ERR user_script", "user_script"))
+                broken = broken and not any(state in str(reply) for state in _STATES)
                 kind: type[Exception] = BrokenInvariantError if broken else RedisUnavailableError
                 item.answer.set_exception(kind(f"Redis refused {what}: {reply}"))
             else:
@@ -196,6 +203,11 @@ class RedisPipe:
         self._idle.clear()
         if self._redis is not None:
             await self._redis.aclose()
+
+
+def _is_of_another_time(reply: object) -> bool:
+    """Tell whether a server says that it is no longer, or not yet, the one to be asked."""
+    return isinstance(reply, ResponseError) and any(state in str(reply) for state in _NOT_THE_PRIMARY)
 
 
 def decode_map(reply: list[bytes] | Mapping[bytes, bytes]) -> dict[str, str]:

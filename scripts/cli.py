@@ -58,6 +58,9 @@ def _run(work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], *, as_json: bo
 
 
 def _print(result: dict[str, Any]) -> None:
+    if "report" in result:  # in words already
+        click.echo(result["report"])
+        return
     for name, value in result.items():
         if isinstance(value, dict):
             for key, inner in value.items():

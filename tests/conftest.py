@@ -33,6 +33,9 @@ from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
 from scripts.sim.provider import SimulatedProvider
 
+# The oldest PostgreSQL that is supported, and Redis as Debian has it; CI installs both.
+DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
+DEBIAN_REDIS = Path("/usr/bin/redis-server")
 PEPPER = "a pepper for the tests, long enough"
 
 
@@ -40,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="soaks and fault campaigns in full")
     parser.addoption(
         "--postgres", help="DSN, without database, of a server to use in place of the embedded Postgres"
+    )
+    parser.addoption(
+        "--servers",
+        choices=("wheels", "debian"),
+        default="wheels",
+        help="whose Postgres and Redis the tests start: those of the wheels, or of Debian's packages",
     )
     parser.addoption("--redis", help="URL of a server to use (and to flush) in place of the embedded Redis")
 
@@ -82,7 +91,8 @@ def postgres(folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedP
     if own:
         yield OwnPostgres(own)
         return
-    with EmbeddedPostgres(folder / "postgres", fast=True) as server:
+    programs = DEBIAN_POSTGRES if request.config.getoption("--servers") == "debian" else None
+    with EmbeddedPostgres(folder / "postgres", fast=True, programs=programs) as server:
         yield server
 
 
@@ -92,7 +102,8 @@ def redis_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[Embed
     if own:
         yield OwnRedis(own)
         return
-    with EmbeddedRedis(folder / "redis") as server:
+    program = DEBIAN_REDIS if request.config.getoption("--servers") == "debian" else None
+    with EmbeddedRedis(folder / "redis", program=program) as server:
         yield server
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
 from billing.holds import Hold, Holds, Limits
@@ -209,3 +210,48 @@ async def test_concurrent_commands_share_pipelines(office: Office) -> None:
     await asyncio.gather(*(office.pipe.run("PING") for _ in range(200)))
     assert sum(sent) == 200
     assert len(sent) <= 3
+
+
+async def test_a_failover_to_an_empty_replica(office: Office, redis_url: str) -> None:
+    """While the server is a replica nothing is admitted; promoted, and empty, it admits by Postgres."""
+    payer = await make_payer(office)
+    hold = hold_of(payer, 4 * NANO)
+    await office.holds.reserve(hold)
+    admin: Any = Redis.from_url(redis_url)
+    try:
+        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+        for attempt in (
+            office.holds.reserve(hold_of(payer, 1)),
+            office.holds.release(hold, charge_nano=1),
+            office.holds.renew(hold),
+        ):
+            with pytest.raises(RedisUnavailableError):
+                await attempt
+        assert not office.pipe._idle, "its connections are dropped: the next one finds the primary"
+    finally:
+        await admin.execute_command("REPLICAOF", "NO", "ONE")
+        await admin.flushall()
+        await admin.aclose()
+    assert await office.holds.renew(hold) == "cold"
+    await office.holds.reserve(hold_of(payer, 6 * NANO))
+    with pytest.raises(InsufficientFundsError):
+        await office.holds.reserve(hold_of(payer, 5 * NANO))
+    assert await office.holds.renew(hold) == "restored"
+    assert await available(office, payer) == 0
+
+
+@pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "1")])
+async def test_a_redis_that_may_not_write_fails_closed(
+    office: Office, redis_url: str, setting: tuple[str, str]
+) -> None:
+    payer = await make_payer(office)
+    admin: Any = Redis.from_url(redis_url)
+    try:
+        await admin.config_set(*setting)
+        with pytest.raises(RedisUnavailableError):
+            await office.holds.reserve(hold_of(payer, NANO))
+    finally:
+        await admin.config_set(setting[0], "0")
+        await admin.aclose()
+    await office.holds.reserve(hold_of(payer, NANO))
+    assert await available(office, payer) == 9 * NANO
