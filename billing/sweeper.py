@@ -4,17 +4,18 @@ Rules (DESIGN section 3), for a call that is live in Postgres while neither its 
 
 * a settlement noted in Redis is posted as it is: its worker died waiting for Postgres;
 * the provider's id of the answer is known: its record settles the call exactly. While it denies the id the call is
-  asked for again; past a limit it goes to ``review``, its hold kept, and is asked for at every later sweep;
+  asked for again, less and less often; past a limit it goes to ``review``, its hold kept, and is still asked for;
 * the id is known but this provider keeps no records: settled as estimated, at the progress noted;
 * no id is known: no byte of the answer reached the client, so the call is void. Should the provider have billed it
   all the same, that shows in the totals.
 
 Then holds left in Redis whose calls ended, or never began, are dropped, and what ended workers had leased of the
-provider's quota is returned. Everything may be repeated, and may race with a
-late settlement of the original worker: exactly one wins.
+provider's quota is returned. Everything may be repeated, and may race with a late settlement of the original worker:
+exactly one wins.
 """
 
 import asyncio
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +41,14 @@ _PARTITIONS_AHEAD = 3
 _CLOSE_S = 5.0
 _TOGETHER = 16  # orphans whose records are asked for at once
 _NO_KEY = UUID(int=0)
+
+
+@dataclass(slots=True)
+class _Later:
+    """When a call's record is asked for again, as the provider did not know it yet; monotonic seconds."""
+
+    at_s: float
+    pause_s: float
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ class Sweeper:
         self._provider = provider
         self._settings = settings
         self._ledger = Ledger(database, worker_id=new_id())
+        self._later: dict[UUID, _Later] = {}
 
     async def run(self) -> None:
         """Sweep at the set pace until cancelled."""
@@ -100,6 +110,8 @@ class Sweeper:
             counts = SweepCounts()
             await lock.execute("SELECT ensure_partitions($1)", _PARTITIONS_AHEAD)
             orphans = await self._find_orphans()
+            known = {row["id"] for row in orphans}
+            self._later = {call_id: later for call_id, later in self._later.items() if call_id in known}
             for start in range(0, len(orphans), _TOGETHER):
                 await asyncio.gather(
                     *(self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER])
@@ -161,6 +173,8 @@ class Sweeper:
             return _assess(
                 row, Evidence(generation_id=generation_id, usage=usage, counted=True), outcome="worker_lost"
             )
+        if not self._is_due(row["id"]):
+            return None
         try:
             bill = await self._provider.find_bill(generation_id)
         except ProviderUnavailableError as error:
@@ -169,9 +183,20 @@ class Sweeper:
         if bill is not None:
             evidence = Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
             return _assess(row, evidence, outcome="worker_lost")
+        self._put_off(row["id"])
         if (datetime.now(UTC) - minted_at(row["id"])).total_seconds() < self._settings.review_after_s:
             return None
         return Ending(row["id"], "review", "worker_lost", generation_id=generation_id)
+
+    def _is_due(self, call_id: UUID) -> bool:
+        later = self._later.get(call_id)
+        return later is None or time.monotonic() >= later.at_s
+
+    def _put_off(self, call_id: UUID) -> None:
+        before = self._later.get(call_id)
+        pause_s = self._settings.period_s if before is None else before.pause_s * 2
+        pause_s = min(pause_s, self._settings.ask_again_max_s)
+        self._later[call_id] = _Later(time.monotonic() + pause_s, pause_s)
 
     @staticmethod
     def _count(ending: Ending, counts: SweepCounts) -> None:

@@ -140,6 +140,7 @@ class SweepSettings(_Section):
     period_s: Positive = 5.0
     worker_lease_s: Positive = 12.0
     rows: Count = 500
+    ask_again_max_s: Positive = 60.0  # between two questions about an id that the provider does not know yet
     review_after_s: Positive = 120.0  # an id that the provider denies for so long goes to review
 
 

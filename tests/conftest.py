@@ -44,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres", help="DSN, without database, of a server to use in place of the embedded Postgres"
     )
+    parser.addoption("--minutes", type=float, help="the fault campaign for so long, instead of one round")
     parser.addoption(
         "--servers",
         choices=("wheels", "debian"),
@@ -115,7 +116,7 @@ async def template(postgres: EmbeddedPostgres | OwnPostgres) -> str:
     await admin.execute("CREATE DATABASE test_template")
     await admin.close()
     dsn = postgres.dsn("test_template")
-    database = Database(_settings(postgres_dsn=dsn, redis_url="redis://127.0.0.1:1").postgres)
+    database = Database(make_settings(postgres_dsn=dsn, redis_url="redis://127.0.0.1:1").postgres)
     await migrate(database)
     await database.close()
     return "test_template"
@@ -153,7 +154,7 @@ async def sim() -> AsyncIterator[SimulatedProvider]:
         yield provider
 
 
-def _settings(
+def make_settings(
     *, postgres_dsn: str, redis_url: str, upstream_url: str = "http://127.0.0.1:1/v1", **more: Any
 ) -> Settings:
     base: dict[str, Any] = {
@@ -174,7 +175,7 @@ def _settings(
 
 @pytest.fixture
 def settings(dsn: str, redis_url: str, sim: SimulatedProvider) -> Settings:
-    return _settings(postgres_dsn=dsn, redis_url=redis_url, upstream_url=sim.base_url)
+    return make_settings(postgres_dsn=dsn, redis_url=redis_url, upstream_url=sim.base_url)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ async def _add_calls(connection: Any, begin: int, end: int, first_ms: int, step_
     wallet = f"('00000000-0000-7000-9000-' || lpad(to_hex(1 + (i * 7919) % {_WALLETS}), 12, '0'))::uuid"
     user = f"('00000000-0000-7000-8000-' || lpad(to_hex(1 + (i * 7919) % {_WALLETS}), 12, '0'))::uuid"
     cost = "(20000 + i % 9000)"
-    series = f"generate_series({begin + 1}, {end}) i"
+    series = f"generate_series({begin + 1}::bigint, {end}) i"
     nobody = "'00000000-0000-0000-0000-000000000000'::uuid"
     for statement in (
         f"""

@@ -278,11 +278,11 @@ class BooksMachine(RuleBasedStateMachine):
 
 
 def test_the_books_hold_whatever_happens(dsn: str, redis_url: str, request: pytest.FixtureRequest) -> None:
-    from tests.conftest import _settings
+    from tests.conftest import make_settings
 
     long = request.config.getoption("--long")
     with asyncio.Runner() as runner:
-        BooksMachine.configuration = _settings(postgres_dsn=dsn, redis_url=redis_url)
+        BooksMachine.configuration = make_settings(postgres_dsn=dsn, redis_url=redis_url)
         BooksMachine.runner = runner
         run_state_machine_as_test(
             BooksMachine,
