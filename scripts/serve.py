@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from proxy.server import address_of, bind, serve_worker
 _log = structlog.get_logger("tuma.server")
 _PARENT_POLL_S = 1.0
 _RESTART_PAUSE_S = 0.5
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_server(settings: Settings) -> None:
@@ -48,7 +50,7 @@ class _Master:
         self._stopping = False
 
     def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._stop)
         ready, tell_ready = os.pipe()
         for _ in range(self._settings.workers):
@@ -65,13 +67,18 @@ class _Master:
 
     def _wait_ready(self, ready: int) -> None:
         """Announce when every worker accepts; stop all if one cannot start."""
-        for _ in range(self._settings.workers):
-            if os.read(ready, 1) != b"+":
-                self._stop(signal.SIGTERM, None)
-                while self._workers:
-                    pid, _ = os.wait()
-                    self._workers.discard(pid)
-                sys.exit(1)
+        told = b""
+        while len(told) < self._settings.workers and b"-" not in told:
+            if select.select([ready], [], [], _PARENT_POLL_S)[0]:
+                told += os.read(ready, self._settings.workers)
+            elif os.waitpid(-1, os.WNOHANG)[0]:
+                told += b"-"  # killed before it could say anything
+        if b"-" in told:
+            self._stop(signal.SIGTERM, None)
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.wait()
+            sys.exit(1)
         _announce(self._listener)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
@@ -81,14 +88,18 @@ class _Master:
                 os.kill(pid, signal.SIGTERM)
 
     def _fork(self, tell_ready: int) -> None:
-        pid = os.fork()
-        if pid:
-            self._workers.add(pid)
+        """Start a worker, unless the end was asked for meanwhile: one forked then would never hear of it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        if self._stopping or (pid := os.fork()):
+            if not self._stopping:
+                self._workers.add(pid)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             return
         status = 1
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             uvloop.run(self._work(os.getppid(), tell_ready))
             status = 0
         except Exception as error:  # noqa: BLE001 - a forked child must not run the parent's code after this

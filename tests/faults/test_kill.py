@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import pytest
 
 from config.settings import Settings
+from scripts.embedded import EmbeddedPostgres
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, check_books, make_payer, sync_models
@@ -148,6 +150,47 @@ async def test_kill_mid_stream_then_start_again(
     await check_books(office)
 
 
+async def test_kill_while_settlements_wait_for_postgres(
+    settings: Settings, office: Office, sim: SimulatedProvider, postgres: EmbeddedPostgres
+) -> None:
+    """What a settlement says is noted in Redis while it waits: the provider need not even know the answer any more."""
+    await sync_models(office)
+    payer = await make_payer(office)
+    headers = {"Authorization": f"Bearer {payer.secret}"}
+    told = {"chunks": 40, "chunk_delay_ms": 20, "generation_missing": True}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True, "sim": told}
+    async with serving(settings) as (process, url), aiohttp.ClientSession(headers=headers) as session:
+        responses = [await session.post(f"{url}/v1/chat/completions", json=body) for _ in range(5)]
+        for response in responses:
+            assert (await response.content.readline()).startswith(b"data:")
+        postgres.kill()
+        try:
+            for response in responses:
+                assert (await response.read()).endswith(b"data: [DONE]\n\n"), (
+                    "answers under way go on to their end"
+                )
+            refused = await session.post(f"{url}/v1/chat/completions", json=body)
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+            async with asyncio.timeout(10):
+                for response in responses:
+                    call_id = UUID(response.headers["x-request-id"])
+                    while "settlement" not in await office.holds.find_notes(payer.user_id, call_id):
+                        await asyncio.sleep(0.05)
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        finally:
+            postgres.start()
+    async with serving(settings):
+        await settle_down(office, sim)
+    async with office.database.connection() as connection:
+        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
+    assert len(rows) == 5
+    for row in rows:
+        assert (row["state"], row["accuracy"]) == ("settled", "exact")
+        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
+    await check_books(office)
+
+
 @pytest.mark.timeout(120)
 async def test_random_kills_under_load(settings: Settings, office: Office, sim: SimulatedProvider) -> None:
     """Workers die at random moments; the books equal the provider's but for answers that nobody ever saw begin."""
@@ -217,3 +260,17 @@ async def test_workers_share_a_socket_and_are_replaced(
         await asyncio.gather(*(one_call(session, url, payer, dice) for _ in range(40)))
         await settle_down(office, sim)
     await check_books(office)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.2, 0.45])
+async def test_a_stop_is_heard_while_a_worker_is_replaced(
+    settings: Settings, office: Office, pause_s: float
+) -> None:
+    import psutil
+
+    await sync_models(office)
+    async with serving(settings, workers=2) as (process, _):
+        os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
+        await asyncio.sleep(pause_s)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 20) == 0
