@@ -1,11 +1,15 @@
 """Everything known about one call, in one view."""
 
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from billing.db import Database
 from billing.errors import NotFoundError
 from billing.money import format_amount, format_usd
+
+
+_PRICES = ("prompt", "completion", "cached_read", "cached_write", "reasoning", "image", "audio", "request")
 
 
 async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
@@ -19,7 +23,8 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         call = await connection.fetchrow(
             """
             SELECT c.*, u.source, u.prompt_tokens, u.completion_tokens, u.cached_read_tokens, u.cached_write_tokens,
-                   u.reasoning_tokens, u.first_byte_ms, u.duration_ms, f.rate, f.markup_bps, p.prompt_usd, p.completion_usd
+                   u.reasoning_tokens, u.first_byte_ms, u.duration_ms, f.rate, f.markup_bps, p.prompt_usd, p.completion_usd, p.cached_read_usd,
+                   p.cached_write_usd, p.reasoning_usd, p.image_usd, p.audio_usd, p.request_usd, p.valid_from AS priced_at
             FROM calls c LEFT JOIN usage u ON u.call_id = c.id
             LEFT JOIN fx_quotes f ON f.id = c.fx_quote_id LEFT JOIN model_prices p ON p.id = c.price_id
             WHERE c.id = $1
@@ -59,10 +64,8 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         "hold_usd": _usd(call["hold_nanousd"]),
         "fx_rate": None if call["rate"] is None else f"{call['rate'].normalize():f}",
         "fx_markup_bps": call["markup_bps"],
-        "price_prompt_usd": None if call["prompt_usd"] is None else f"{call['prompt_usd'].normalize():f}",
-        "price_completion_usd": None
-        if call["completion_usd"] is None
-        else f"{call['completion_usd'].normalize():f}",
+        **{f"price_{name}_usd": _price(call[f"{name}_usd"]) for name in _PRICES},
+        "priced_at": call["priced_at"].isoformat() if call["priced_at"] else None,
         "opened_at": call["opened_at"].isoformat(),
         "ended_at": call["ended_at"].isoformat() if call["ended_at"] else None,
         "first_byte_ms": call["first_byte_ms"],
@@ -79,6 +82,10 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
             for row in entries
         ],
     }
+
+
+def _price(usd_each: Decimal | None) -> str | None:
+    return None if usd_each is None else f"{usd_each.normalize():f}"
 
 
 def _usd(nanousd: int | None) -> str | None:
