@@ -8,7 +8,6 @@ from billing.db import Database
 from billing.errors import NotFoundError
 from billing.money import format_amount, format_usd
 
-
 _PRICES = ("prompt", "completion", "cached_read", "cached_write", "reasoning", "image", "audio", "request")
 
 
