@@ -72,7 +72,8 @@ class Corrections:
             before = _figures(row)
             estimate = late_settlement or (row["state"] == "settled" and before.accuracy == "estimated")
             after = self._corrected(before, bill, _quote(row), estimate=estimate)
-            key = f"correction:{call_id}:{before.cost_nanousd}:{after.cost_nanousd}:{after.charge_nano}"
+            # Of the call as it stands: the same figures may come again after others.
+            key = f"correction:{call_id}:{row['adjustments']}:{after.cost_nanousd}:{after.charge_nano}"
             memo = f"the provider billed {bill.cost_usd:f} USD for {bill.generation_id}"
             done = await self._adjust(
                 call_id, before, after, kind="correction", memo=memo, key=key, generation=bill.generation_id
@@ -87,7 +88,8 @@ class Corrections:
         charge = fx.charge(exact)
         lower = charge.charge_nano < before.charge_nano
         higher = charge.charge_nano > before.charge_nano and estimate and self._upward
-        if (lower or higher) and before.house_nanousd == 0:
+        # Down always, though the house bears a part: a wallet never pays more than its call cost.
+        if lower or (higher and before.house_nanousd == 0):
             return Figures(cost_nanousd, cost_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
         # The wallet pays what it paid; the house pays the difference, or is relieved of it.
         paid_nanousd = before.cost_nanousd - before.house_nanousd
@@ -137,7 +139,9 @@ class Corrections:
     async def _read(self, call_id: UUID) -> Any:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                "SELECT c.*, f.rate, f.markup_bps FROM calls c JOIN fx_quotes f ON f.id = c.fx_quote_id WHERE c.id = $1",
+                "SELECT c.*, f.rate, f.markup_bps, (SELECT count(*) FROM journal_tx t WHERE t.call_id = c.id"
+                " AND t.kind <> 'settlement') AS adjustments"
+                " FROM calls c JOIN fx_quotes f ON f.id = c.fx_quote_id WHERE c.id = $1",
                 call_id,
             )
         if row is None:

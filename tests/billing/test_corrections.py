@@ -95,6 +95,25 @@ async def test_an_exact_charge_is_never_raised(office: Office, ended: Ended) -> 
     await books_hold(office)
 
 
+async def test_a_charge_is_lowered_though_the_house_bears_a_part(office: Office, ended: Ended) -> None:
+    await ended.settle(1000)
+    await ended.correct(1700)
+    await ended.correct(800)
+    assert await ended.stands() == (800, 800, 0), "no wallet pays more than its call cost"
+    await ended.refund(300)
+    await ended.correct(200)
+    assert await ended.stands() == (200, 200, 0)
+    await books_hold(office)
+
+
+async def test_a_bill_that_comes_and_goes_is_followed_every_time(office: Office, ended: Ended) -> None:
+    await ended.settle(1000)
+    for bill in (1500, 1200, 1500, 1200, 1500):
+        await ended.correct(bill)
+        assert await ended.stands() == (1000, bill, bill - 1000)
+    await books_hold(office)
+
+
 async def test_the_policy_may_spare_the_wallet(office: Office, ended: Ended) -> None:
     await ended.settle(1000, accuracy="estimated")
     await ended.correct(1500, upward=False)

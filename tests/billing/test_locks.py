@@ -1,0 +1,62 @@
+"""Wallets are locked in one order: batches over the same wallets never wait for each other in a circle.
+
+A batcher repeats what a deadlock undid, so a wrong order would show as nothing but slowness: these tests ask the
+ledger itself. Nothing would be proved by a small table that Postgres happens to read in the same order every time;
+single postings move the wallets' rows about meanwhile.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from uuid import UUID
+
+import pytest
+
+from billing.ids import new_id
+from billing.ledger import Ending, Extension, Ledger, Opening
+from scripts.office import Office
+from tests.billing.test_ledger import opening
+from tests.conftest import Payer, make_payer
+
+WALLETS = 12
+ROUNDS = 25
+TOGETHER = 8
+
+
+@pytest.fixture
+async def payers(office: Office) -> list[Payer]:
+    return [await make_payer(office) for _ in range(WALLETS)]
+
+
+@pytest.fixture
+async def ledgers(office: Office) -> list[Ledger]:
+    return [Ledger(office.database, worker_id=new_id()) for _ in range(TOGETHER)]
+
+
+def shuffled(payers: Sequence[Payer], dice: random.Random) -> list[Opening]:
+    return [opening(payer, 1_000) for payer in dice.sample(payers, len(payers))]
+
+
+async def test_batches_over_the_same_wallets_never_deadlock(
+    office: Office, payers: list[Payer], ledgers: list[Ledger]
+) -> None:
+    dice = random.Random(4)
+
+    async def go(ledger: Ledger, calls: list[Opening]) -> None:
+        ids: list[UUID] = [call.call_id for call in calls]
+        assert await ledger.open_calls(calls) == ["opened"] * len(calls)
+        dice.shuffle(ids)
+        assert set(await ledger.extend_calls([Extension(call_id, 2_000, 2_000) for call_id in ids])) == {
+            "extended"
+        }
+        dice.shuffle(ids)
+        ends = [Ending(call_id, "settled", "completed", cost_nanousd=7, charge_nano=7) for call_id in ids]
+        assert all(item.won for item in await ledger.settle_calls(ends))
+
+    for _ in range(ROUNDS):
+        several = [shuffled(payers, dice) for _ in ledgers[1:]]
+        alone = [[opening(payer, 1_000)] for payer in dice.sample(payers, 3)]
+        await asyncio.gather(
+            *(go(ledger, calls) for ledger, calls in zip(ledgers[1:], several, strict=True)),
+            *(go(ledgers[0], calls) for calls in alone),
+        )
