@@ -122,7 +122,8 @@ class RedisPipe:
                     second = await self._exchange(connection, [batch[index].command for index in again])
                     for index, reply in zip(again, second, strict=True):
                         replies[index] = reply
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, RuntimeError) as error:
+            # RuntimeError is what uvloop raises for a write to a connection that was reset.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {type(error).__name__}"))
@@ -141,8 +142,11 @@ class RedisPipe:
             self._answer(batch, replies)
 
     async def _connect(self) -> AbstractConnection:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            idle = self._idle.pop()
+            if _is_alive(idle):
+                return idle
+            await idle.disconnect(nowait=True)
         if self._redis is None:
             self._redis = self._make_client()
         connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
@@ -203,6 +207,12 @@ class RedisPipe:
         self._idle.clear()
         if self._redis is not None:
             await self._redis.aclose()
+
+
+def _is_alive(connection: AbstractConnection) -> bool:
+    """Tell whether the server has not closed a connection that lay idle; redis-py has no public way to."""
+    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+    return reader is not None and not reader.at_eof() and reader.exception() is None
 
 
 def _is_of_another_time(reply: object) -> bool:

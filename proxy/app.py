@@ -30,6 +30,7 @@ def init_app(settings: Settings) -> web.Application:
     app[RATES] = RateMemory()
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings))
+    app.on_response_prepare.append(_close_when_draining)
     app.add_routes(
         [
             web.post("/v1/chat/completions", chat_completions),
@@ -50,6 +51,13 @@ def _services(settings: Settings) -> Callable[[web.Application], AsyncIterator[N
             yield
 
     return context
+
+
+async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell clients not to send another request on a connection of a server that ends."""
+    if request.app[DRAINING].is_set():
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 @web.middleware

@@ -85,6 +85,7 @@ async def serve_worker(
         _log.info("server.stopping", calls=len(app[SERVICES].calls))
         app[DRAINING].set()
         await site.stop()
+        runner.server.pre_shutdown()  # connections that are kept alive end: idle ones now, others with their answer
         await _drain(app, settings.shutdown_s)
     finally:
         await runner.cleanup()

@@ -5,6 +5,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import uvloop
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
@@ -15,6 +17,7 @@ from billing.redis_pipe import RedisPipe
 from config.settings import HoldSettings, RedisSettings
 from scripts.office import Office
 from tests.conftest import Payer, make_payer
+from tests.tcp_proxy import TcpProxy
 
 WIDE = Limits(requests_per_min=1_000_000, tokens_per_min=10**9)
 
@@ -255,3 +258,45 @@ async def test_a_redis_that_may_not_write_fails_closed(
         await admin.aclose()
     await office.holds.reserve(hold_of(payer, NANO))
     assert await available(office, payer) == 9 * NANO
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_connections_that_were_cut_are_not_used(redis_server: Any, loop: str) -> None:
+    """After a restart of Redis the next call is admitted, not refused once per connection."""
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None)
+
+    async def work() -> None:
+        pipe = RedisPipe(RedisSettings(url=SecretStr(redis_server.url)))
+        admin: Any = Redis.from_url(redis_server.url)
+        for _ in range(3):
+            await asyncio.gather(*(pipe.run("PING") for _ in range(1000)))
+            await admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.sleep(0.05)
+            assert await asyncio.gather(*(pipe.run("PING") for _ in range(10))) == [b"PONG"] * 10
+        await admin.aclose()
+        await pipe.close()
+
+    with runner:
+        runner.run(work())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_cut_in_the_middle_fails_closed_and_is_over_with_it(redis_server: Any, loop: str) -> None:
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None)
+
+    async def work() -> None:
+        async with TcpProxy(redis_server.url) as between:
+            pipe = RedisPipe(RedisSettings(url=SecretStr(between.through(redis_server.url)), timeout_s=1))
+            for _ in range(20):
+                asked = [asyncio.ensure_future(pipe.run("PING")) for _ in range(2000)]
+                await asyncio.sleep(0)
+                between.cut()
+                async with asyncio.timeout(5):
+                    answers = await asyncio.gather(*asked, return_exceptions=True)
+                assert {type(answer) for answer in answers} <= {bytes, RedisUnavailableError}
+            await asyncio.sleep(0.05)
+            assert await pipe.run("PING") == b"PONG"
+            await pipe.close()
+
+    with runner:
+        runner.run(work())

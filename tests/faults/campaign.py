@@ -41,7 +41,7 @@ from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, make_payer, make_settings, set_rate, sync_models
-from tests.faults.tcp_proxy import TcpProxy
+from tests.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("openai/gpt-4o-mini", "openai/gpt-4o")
@@ -155,10 +155,10 @@ class Campaign:
         try:
             await self._start_servers()
             async with (
-                TcpProxy("127.0.0.1", self._postgres.port) as self._to_postgres,
-                TcpProxy("127.0.0.1", self._redises[0].port) as self._to_redis,
+                TcpProxy(self._postgres.dsn()) as self._to_postgres,
+                TcpProxy(self._redises[0].url) as self._to_redis,
                 self._provider,
-                TcpProxy(*self._provider.address) as self._to_provider,
+                TcpProxy(self._provider.base_url) as self._to_provider,
             ):
                 self._settings = self._make_settings()
                 async with self._office() as office:
@@ -186,16 +186,15 @@ class Campaign:
         await self._in_thread(second.start)
 
     def _make_settings(self) -> Settings:
-        dsn = self._postgres.dsn().replace(f":{self._postgres.port}/", f":{self._to_postgres.port}/")
-        redis_url = self._redises[0].url.replace(f":{self._redises[0].port}/", f":{self._to_redis.port}/")
-        upstream_url = self._provider.base_url.replace(
-            f":{self._provider.address[1]}/", f":{self._to_provider.port}/"
+        return make_settings(
+            postgres_dsn=self._to_postgres.through(self._postgres.dsn()),
+            redis_url=self._to_redis.through(self._redises[0].url),
+            upstream_url=self._to_provider.through(self._provider.base_url),
         )
-        return make_settings(postgres_dsn=dsn, redis_url=redis_url, upstream_url=upstream_url)
 
     @asynccontextmanager
     async def _office(self) -> AsyncIterator[Office]:
-        """An office on the servers themselves, behind no proxy."""
+        """An office, by the same ways as the server's."""
         async with open_office(self._settings) as office:
             yield office
 
@@ -418,8 +417,7 @@ class Campaign:
         client = Redis.from_url(server.url)
         await client.flushall()
         await client.aclose()
-        self._to_redis.point_at("127.0.0.1", server.port)
-        self._to_redis.cut()
+        self._to_redis.point_at(server.url)
 
     async def _kill_postgres(self) -> None:
         await self._in_thread(self._postgres.kill)

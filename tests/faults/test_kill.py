@@ -274,3 +274,39 @@ async def test_a_stop_is_heard_while_a_worker_is_replaced(
         await asyncio.sleep(pause_s)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 20) == 0
+
+
+async def test_a_stop_under_load_ends_soon_and_cuts_nobody_off(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
+    """Clients that keep their connections alive are told to close them: the server does not wait for its deadline."""
+    await sync_models(office)
+    payer = await make_payer(office)
+    told = {"chunks": 10, "chunk_delay_ms": 20}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True, "sim": told}
+    whole: list[bool] = []
+    ended = asyncio.Event()
+
+    async with serving(settings) as (process, url):
+
+        async def load() -> None:
+            headers = {"Authorization": f"Bearer {payer.secret}"}
+            async with aiohttp.ClientSession(headers=headers) as session:
+                while not ended.is_set():
+                    try:
+                        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                            answer = await response.read()
+                            whole.append(response.status == 200 and answer.endswith(b"data: [DONE]\n\n"))
+                    except aiohttp.ClientConnectionError:  # an answer that is cut off is a ClientPayloadError
+                        await asyncio.sleep(0.05)
+
+        clients = [asyncio.get_running_loop().create_task(load()) for _ in range(10)]
+        await asyncio.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 15) == 0
+        ended.set()
+        await asyncio.gather(*clients)
+    assert len(whole) > 20
+    assert all(whole)
+    await settle_down(office, sim)
+    await check_books(office)

@@ -38,7 +38,6 @@ from billing.pricing import Usage
 from billing.reconcile import Reconciler
 from billing.sweeper import SweepCounts, Sweeper
 from tests.conftest import make_settings
-from tests.stateful.gate import Gate
 from tests.stateful.model import LIVE, Coin, Purse, Story
 from tests.stateful.world import (
     MODEL,
@@ -53,6 +52,7 @@ from tests.stateful.world import (
     quote_of,
     with_settings,
 )
+from tests.tcp_proxy import TcpProxy
 
 USD = Coin("USD", Fraction(1), 0)
 NGN = Coin("NGN", Fraction("1600.37"), 250)
@@ -810,8 +810,8 @@ class Scene:
     def __init__(self, runner: asyncio.Runner, dsn: str, redis_url: str) -> None:
         self.runner = runner
         self.dsn = dsn
-        self.postgres = Gate(dsn)
-        self.redis = Gate(redis_url)
+        self.postgres = TcpProxy(dsn)
+        self.redis = TcpProxy(redis_url)
         self._redis_url = redis_url
         self._stack = AsyncExitStack()
         self._tables = ""
