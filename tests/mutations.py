@@ -452,6 +452,56 @@ MUTATIONS = (
         "",
         "tests/faults/test_campaign.py",
     ),
+    Mutation(
+        "a fill never overwrites a mirror",
+        "billing/lua/fill.lua",
+        "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end",
+        "",
+        "tests/billing/test_holds.py",
+    ),
+    Mutation(
+        "one fills at a time",
+        "billing/lua/reserve.lua",
+        "local mine = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', 5000)",
+        "local mine = redis.call('SET', KEYS[2], ARGV[1], 'PX', 5000)",
+        "tests/billing/test_holds.py",
+    ),
+    Mutation(
+        "the wait for a settlement does not end it",
+        "proxy/relay.py",
+        "    await asyncio.wait((task,), timeout=answer.services.settings.batch.settle_wait_s)",
+        "    await asyncio.wait_for(task, timeout=answer.services.settings.batch.settle_wait_s)",
+        "tests/proxy/test_relay.py",
+    ),
+    Mutation(
+        "a settlement is nobody's to cancel",
+        "billing/calls.py",
+        '            call.ended = self._endings.start(self._end(call, ending), name=f"end {call.call_id}")',
+        '            call.ended = self._endings.start(self._end(call, ending), name=f"end {call.call_id}")\n'
+        "            asyncio.get_running_loop().call_later(0.3, call.ended.cancel)",
+        "tests/proxy/test_relay.py",
+    ),
+    Mutation(
+        "a connection that was cut is not used",
+        "billing/redis_pipe.py",
+        "            if _is_alive(idle):",
+        "            if True:",
+        "tests/billing/test_holds.py",
+    ),
+    Mutation(
+        "a write to a reset connection is an outage",
+        "billing/redis_pipe.py",
+        "except (RedisError, OSError, TimeoutError, RuntimeError) as error:",
+        "except (RedisError, OSError, TimeoutError) as error:",
+        "tests/billing/test_holds.py",
+    ),
+    Mutation(
+        "a stop does not wait for kept-alive clients",
+        "proxy/server.py",
+        "        runner.server.pre_shutdown()",
+        "        pass",
+        "tests/faults/test_kill.py",
+    ),
 )
 
 

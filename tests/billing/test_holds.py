@@ -10,10 +10,10 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
-from billing.holds import Hold, Holds, Limits
+from billing.holds import Hold, Holds, Limits, WalletSnapshot, shard_of
 from billing.ids import new_id
 from billing.money import NANO
-from billing.redis_pipe import RedisPipe
+from billing.redis_pipe import RedisPipe, load_script
 from config.settings import HoldSettings, RedisSettings
 from scripts.office import Office
 from tests.conftest import Payer, make_payer
@@ -173,6 +173,32 @@ async def test_a_fill_that_was_overtaken_is_thrown_away(office: Office) -> None:
     await office.holds.reserve(hold_of(payer, NANO))
     assert interfered
     assert await available(office, payer) == 14 * NANO
+
+
+async def test_a_cold_wallet_is_read_once_whoever_asks(office: Office) -> None:
+    """The token of a fill is set only if absent: fifty calls at once ask Postgres once."""
+    payer = await make_payer(office)
+    read_wallet = office.holds._read_wallet
+    read: list[UUID] = []
+
+    async def counting(wallet_id: UUID) -> WalletSnapshot:
+        read.append(wallet_id)
+        return await read_wallet(wallet_id)
+
+    holds = Holds(office.pipe, HoldSettings(), counting)
+    await asyncio.gather(*(holds.reserve(hold_of(payer, NANO // 100)) for _ in range(50)))
+    assert read == [payer.wallet_id]
+    assert await available(office, payer) == 10 * NANO - 50 * (NANO // 100)
+
+
+async def test_a_fill_never_overwrites_a_mirror(office: Office) -> None:
+    payer = await make_payer(office)
+    await office.holds.reserve(hold_of(payer, NANO))
+    prefix = f"tuma:{{s{shard_of(payer.user_id):02d}}}:"
+    keys = (f"{prefix}w:{payer.wallet_id}", f"{prefix}f:{payer.wallet_id}")
+    await office.pipe.run("SET", keys[1], "token")
+    assert await office.pipe.call(load_script("fill"), keys, ("token", "999", 0, 1000)) == 0
+    assert await available(office, payer) == 9 * NANO
 
 
 async def test_redis_away_fails_closed_within_the_bound(office: Office) -> None:

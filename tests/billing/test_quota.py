@@ -116,6 +116,19 @@ async def test_takes_at_once_never_exceed_the_quota(office: Office) -> None:
     assert sum(taken) >= 2 * NANO, "most of the quota can be used, whoever asks"
 
 
+async def test_a_lease_waits_for_another_under_way(office: Office) -> None:
+    await observe(office, "1")
+    first, second = await make_worker(office), await make_worker(office)
+    lease = "SELECT given FROM lease_quota($1, $2, $2)"
+    async with office.database.connection() as one, office.database.connection() as other:
+        async with one.transaction():
+            assert await one.fetchval(lease, first, NANO * 6 // 10) == NANO * 6 // 10
+            waiting = asyncio.get_running_loop().create_task(other.fetchval(lease, second, NANO * 6 // 10))
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+        assert await waiting == 0
+
+
 async def test_what_is_used_up_is_refused_and_what_is_observed_is_admitted_again(office: Office) -> None:
     await observe(office, "0.5")
     quota = await make_quota(office)
