@@ -6,7 +6,8 @@ What can interrupt a call, and what then becomes of its money:
 * between ``reserve`` and the commit of ``open``: the same, as no byte of an answer reaches the client before that commit;
 * after it: the call is ``open`` in Postgres. Whoever lives ends it: ``end`` on every way out, else the sweeper;
 * between the commit of ``settle`` and ``release``: the settlement stands; the sweeper drops the hold left in Redis;
-* Redis flushed: ``renew`` puts back the holds of this worker's calls; a release of a forgotten hold cools the mirror.
+* Redis flushed: ``renew`` puts back the holds of this worker's calls; a release of a forgotten hold cools the mirror;
+* Redis and the worker lost together: the id of an answer that lasted for a renewal is in Postgres, too.
 """
 
 import asyncio
@@ -65,6 +66,9 @@ class LiveCall:
     notes: dict[str, str] = field(default_factory=dict)
     progress: Callable[[], Mapping[str, str]] | None = None  # counts what passed so far, for the notes
     started_s: float = field(default_factory=time.monotonic)
+    noted_in_postgres: bool = (
+        False  # the provider's id, for the day that Redis and this worker are lost together
+    )
     # One Redis command about this call at a time: a renewal that overtakes the release would bring the hold back.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Task[Settlement | None] | None = None
@@ -103,7 +107,7 @@ class Calls:
         self._renew_s = settings.holds.renew_s
         self._worker_lease_s = settings.sweep.worker_lease_s
         self._calls_max = settings.limits.calls_in_flight
-        ledger = Ledger(database, worker_id=worker_id)
+        self._ledger = ledger = Ledger(database, worker_id=worker_id)
         self._opens = Batcher[Opening, str](
             ledger.open_calls,
             name="open",
@@ -354,7 +358,29 @@ class Calls:
                 await asyncio.gather(*(self._renew(call) for call in calls[start : start + _RENEW_TOGETHER]))
             except RedisUnavailableError as error:
                 _log.warning("leases.not_renewed", calls=len(self._live), error=str(error))
-                return
+                break
+        await self._note_in_postgres(calls)
+
+    async def _note_in_postgres(self, calls: list[LiveCall]) -> None:
+        """Write the answers' ids of calls that last, beside those in Redis: one statement, once per call."""
+        new = [
+            call
+            for call in calls
+            if call.generation_id is not None
+            and not call.noted_in_postgres
+            and call.opened is not None
+            and call.opened.done()
+        ]
+        if not new:
+            return
+        ids = {call.call_id: call.generation_id for call in new if call.generation_id is not None}
+        try:
+            noted = await self._ledger.note_calls(ids)
+        except PostgresUnavailableError as error:
+            _log.warning("ids.not_noted", calls=len(new), error=str(error))
+            return
+        for call in new:
+            call.noted_in_postgres = call.call_id in noted
 
     async def _renew_worker(self) -> None:
         try:

@@ -3,7 +3,7 @@
 Every function may be repeated with the same input (a commit whose answer was lost): see ``0002_posting.sql``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -141,6 +141,31 @@ class Ledger:
                 [item.hold_nanousd for item in batch],
             )
         return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
+
+    async def note_calls(self, ids: Mapping[UUID, str]) -> set[UUID]:
+        """Write the provider's ids of open calls' answers, where there is none; return the calls that have theirs now.
+
+        Rows that somebody else has locked are left out: it waits for nobody, so that nobody waits for it in a circle.
+
+        Raises:
+            PostgresUnavailableError: whether it was committed is unknown; repeat it.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """
+                WITH found AS (
+                    SELECT c.id, n.generation FROM calls c JOIN unnest($1::uuid[], $2::text[]) AS n (id, generation) ON n.id = c.id
+                    WHERE c.state = 'open' FOR NO KEY UPDATE OF c SKIP LOCKED
+                ), noted AS (
+                    UPDATE calls c SET generation_id = found.generation FROM found
+                    WHERE c.id = found.id AND c.generation_id IS DISTINCT FROM found.generation
+                )
+                SELECT id FROM found
+                """,
+                list(ids.keys()),
+                list(ids.values()),
+            )
+        return {row["id"] for row in rows}
 
     async def settle_calls(self, batch: Sequence[Ending]) -> list[Settlement]:
         """End calls in one commit, once each, whoever tries; how each stands afterwards, in order.

@@ -150,6 +150,36 @@ async def test_kill_mid_stream_then_start_again(
     await check_books(office)
 
 
+async def test_redis_and_the_server_are_lost_together(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
+    """A double fault: the ids of answers that last are in Postgres, too."""
+    await sync_models(office)
+    payer = await make_payer(office)
+    headers = {"Authorization": f"Bearer {payer.secret}"}
+    told = {"chunks": 2000, "chunk_delay_ms": 20}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True, "sim": told}
+    async with serving(settings) as (process, url), aiohttp.ClientSession(headers=headers) as session:
+        responses = [await session.post(f"{url}/v1/chat/completions", json=body) for _ in range(5)]
+        async with office.database.connection() as connection, asyncio.timeout(10):
+            while await connection.fetchval("SELECT count(*) FROM calls WHERE generation_id IS NOT NULL") < 5:
+                await asyncio.sleep(0.05)
+        process.kill()
+        await office.pipe.run("FLUSHALL")
+        await asyncio.to_thread(process.wait)
+        await office.pipe.run("FLUSHALL")
+        for response in responses:
+            response.close()
+    async with serving(settings):
+        await settle_down(office, sim)
+    async with office.database.connection() as connection:
+        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
+    for row in rows:
+        assert (row["state"], row["accuracy"]) == ("settled", "exact")
+        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
+    await check_books(office)
+
+
 async def test_kill_while_settlements_wait_for_postgres(
     settings: Settings, office: Office, sim: SimulatedProvider, postgres: EmbeddedPostgres
 ) -> None:
