@@ -246,11 +246,16 @@ class Calls:
     async def note(self, call: LiveCall, **notes: str) -> None:
         """Note what the sweeper would need, should this worker die now: the generation id, progress.
 
-        Redis being away is no reason to stop an answer: the note stays with the call and goes along with the next.
+        Redis being away is no reason to stop an answer: the note stays with the call and goes along with the next, and
+        the answer's id into Postgres.
         """
         call.notes.update(notes)
-        with contextlib.suppress(RedisUnavailableError):
+        try:
             await self._renew(call)
+        except RedisUnavailableError:
+            if call.opened is not None and "generation_id" in notes:
+                await asyncio.wait((call.opened,), timeout=self._batch.open_wait_s)
+                await self._note_in_postgres([call])
 
     async def _renew(self, call: LiveCall) -> None:
         async with call.turn:

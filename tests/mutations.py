@@ -427,8 +427,8 @@ MUTATIONS = (
     Mutation(
         "a stop is heard while a worker is replaced",
         "scripts/serve.py",
-        "        if self._stopping or (pid := os.fork()):",
-        "        if pid := os.fork():",
+        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers.add(pid)",
+        "        if pid := os.fork():\n            self._workers.add(pid)",
         "tests/faults/test_kill.py",
     ),
     Mutation(
@@ -507,6 +507,13 @@ MUTATIONS = (
         "billing/calls.py",
         "        await self._note_in_postgres(calls)\n",
         "",
+        "tests/faults/test_kill.py",
+    ),
+    Mutation(
+        "what Redis cannot note is noted in Postgres",
+        "billing/calls.py",
+        "                await self._note_in_postgres([call])\n",
+        "                pass\n",
         "tests/faults/test_kill.py",
     ),
 )

@@ -28,12 +28,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import psutil
 from redis.asyncio import Redis
 
 from billing.fx import FxQuote
+from billing.ids import minted_at
 from billing.migrate import migrate
 from billing.money import attousd_from_decimal, format_usd
 from config.settings import Settings
@@ -50,7 +52,7 @@ _WORKERS = 3
 _START_S = 30.0
 _STOP_S = 45.0
 _SETTLE_S = 90.0
-_NANO = 10**9
+_RENEWED_S = 3.0  # by then a worker has put back what Redis lost, on a busy machine
 # How often each fault comes in one round; rounds are shuffled, and follow each other until the time is over.
 ROUND = {
     "kill_worker": 5,
@@ -81,6 +83,7 @@ class Result:
     differences: Counter[str] = field(default_factory=Counter)
     billed_usd: str = ""
     house_loss_usd: str = ""
+    lost_with_both: int = 0  # answered calls that are void because Redis and their worker were lost together
     drift_usd: str = ""
     lowest_balance: str = ""
     violations: list[str] = field(default_factory=list)
@@ -111,6 +114,7 @@ class Result:
             *((f"  {name}", str(count)) for name, count in sorted(self.differences.items())),
             ("billed, USD", self.billed_usd),
             ("house loss, USD", self.house_loss_usd),
+            ("void by double fault", str(self.lost_with_both)),
             ("lowest balance", self.lowest_balance),
             ("drift, USD", self.drift_usd),
             ("violations", str(len(self.violations))),
@@ -141,6 +145,9 @@ class Campaign:
         self._orphans: set[int] = set()
         self._url = ""
         self._payers: list[Payer] = []
+        self._answered: set[str] = set()  # calls of which a client has had a byte
+        self._lost_s: list[float] = []  # Unix seconds at which Redis had lost what it knew
+        self._killed_s: list[float] = []  # and at which a worker was killed
         self.result = Result(seed)
         # Linux ends an embedded server with the thread that started it: one thread for all, as long as the campaign.
         self._thread = ThreadPoolExecutor(1)
@@ -313,6 +320,8 @@ class Campaign:
                 read = 0
                 async for _ in response.content.iter_any():
                     read += 1
+                    if read == 1 and response.status == 200:
+                        self._answered.add(response.headers["x-request-id"])
                     if read == leaves_after:
                         return "hung up"
                 return str(response.status)
@@ -366,6 +375,7 @@ class Campaign:
         pids = self._worker_pids()
         if pids:
             os.kill(self._dice.choice(pids), signal.SIGKILL)
+            self._killed_s.append(time.time())
 
     async def _kill_master(self) -> None:
         """Its workers notice, and end their calls in order; a new server takes over meanwhile."""
@@ -389,6 +399,7 @@ class Campaign:
     async def _flush(self) -> None:
         client = Redis.from_url(self._redises[self._primary].url)
         await client.flushall()
+        self._lost_s.append(time.time())
         if self._dice.random() < 0.5:
             await client.script_flush()
         await client.aclose()
@@ -403,6 +414,7 @@ class Campaign:
                     path.unlink()
         await asyncio.sleep(self._dice.random() * 2)
         await self._in_thread(server.start)
+        self._lost_s.append(time.time())
 
     async def _restart_redis(self) -> None:
         server = self._redises[self._primary]
@@ -418,6 +430,7 @@ class Campaign:
         await client.flushall()
         await client.aclose()
         self._to_redis.point_at(server.url)
+        self._lost_s.append(time.time())
 
     async def _kill_postgres(self) -> None:
         await self._in_thread(self._postgres.kill)
@@ -538,8 +551,24 @@ class Campaign:
         self.result.billed_usd = format_usd(books.total_nanousd)
         for call in calls:
             fault = self._judge(call, books.generations.get(call["generation_id"] or ""))
+            if fault is None and call["state"] == "void" and str(call["id"]) in self._answered:
+                if self._is_of_a_double_fault(call["id"]):
+                    self.result.lost_with_both += 1
+                else:
+                    fault = "void, though its client had an answer"
             if fault is not None:
                 self.result.violations.append(f"call {call['id']} ({call['outcome']}): {fault}")
+        unknown = self._answered - {str(call["id"]) for call in calls}
+        self.result.violations += [f"call {call_id} was answered and never opened" for call_id in unknown]
+
+    def _is_of_a_double_fault(self, call_id: UUID) -> bool:
+        """Tell whether Redis lost what it knew, and a worker died before it could say it again: docs/reliability.md."""
+        begun_s = minted_at(call_id).timestamp()
+        return any(
+            begun_s < killed_s and lost_s < killed_s < lost_s + _RENEWED_S and begun_s < lost_s
+            for lost_s in self._lost_s
+            for killed_s in self._killed_s
+        )
 
     @staticmethod
     def _judge(call: Any, generation: Any) -> str | None:

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from config.settings import Settings
-from scripts.embedded import EmbeddedPostgres
+from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, check_books, make_payer, sync_models
@@ -174,6 +174,44 @@ async def test_redis_and_the_server_are_lost_together(
         await settle_down(office, sim)
     async with office.database.connection() as connection:
         rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
+    for row in rows:
+        assert (row["state"], row["accuracy"]) == ("settled", "exact")
+        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
+    await check_books(office)
+
+
+async def test_kill_while_redis_is_away(
+    settings: Settings, office: Office, sim: SimulatedProvider, redis_server: EmbeddedRedis
+) -> None:
+    """What cannot be noted in Redis is noted in Postgres before a byte goes on."""
+    await sync_models(office)
+    payer = await make_payer(office)
+    headers = {"Authorization": f"Bearer {payer.secret}"}
+    told = {"chunks": 200, "chunk_delay_ms": 20, "first_delay_ms": 1000}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True, "sim": told}
+    async with serving(settings) as (process, url), aiohttp.ClientSession(headers=headers) as session:
+        asked = [
+            asyncio.ensure_future(session.post(f"{url}/v1/chat/completions", json=body)) for _ in range(5)
+        ]
+        async with office.database.connection() as connection, asyncio.timeout(10):
+            while await connection.fetchval("SELECT count(*) FROM calls WHERE state = 'open'") < 5:
+                await asyncio.sleep(0.02)
+        redis_server.kill()
+        try:
+            for response in await asyncio.gather(*asked):
+                assert (await response.content.readline()).startswith(b"data:")
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        finally:
+            redis_server.start()
+        for task in asked:
+            task.result().close()
+    await office.pipe.run("FLUSHALL")
+    async with serving(settings):
+        await settle_down(office, sim)
+    async with office.database.connection() as connection:
+        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
+    assert len(rows) == 5
     for row in rows:
         assert (row["state"], row["accuracy"]) == ("settled", "exact")
         assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
