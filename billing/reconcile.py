@@ -19,12 +19,15 @@ from uuid import UUID
 
 import structlog
 
+from billing.assessment import Evidence
 from billing.corrections import Corrections
 from billing.db import Database
 from billing.errors import ProviderUnavailableError
 from billing.ids import new_id
+from billing.ledger import Ledger
 from billing.money import attousd_from_decimal, format_usd, nanousd_from_attousd
 from billing.provider import Provider
+from billing.sweeper import assess_row
 from billing.totals import Totals, compare_totals
 from config.settings import ReconcileSettings
 
@@ -40,6 +43,7 @@ _WORDS = {
     "estimated": "charged by an estimate",
     "changed": "billed otherwise than the answer had said",
     "void_but_billed": "void, yet billed",
+    "in_review": "in review, and known to the provider after all",
     "unknown_to_provider": "not known to the provider",
     "billed_without_an_answer": "billed without an answer that reached us",
     "billed_less_than_settled": "billed less in total than we settled",
@@ -142,6 +146,7 @@ class Reconciler:
         self._database = database
         self._provider = provider
         self._settings = settings
+        self._ledger = Ledger(database, worker_id=new_id())
         self._corrections = Corrections(database, charge_estimates_upward=settings.charge_estimates_upward)
 
     async def run(self, *, now: datetime | None = None) -> Report:
@@ -188,8 +193,10 @@ class Reconciler:
         differences: list[Difference] = []
         checked = 0
         if self._provider.keeps_bills:
+            reviewed = await self._find_reviewed()
+            differences += [await self._review(row) for row in reviewed]
             rows = await self._find_doubtful() + await self._find_sample()
-            checked += len(rows)
+            checked += len(reviewed) + len(rows)
             differences += await self._compare_all(rows)
         days, off = await self._compare_days(today)
         news = [item for item in await self._recall(off) if not item.known]
@@ -217,6 +224,32 @@ class Reconciler:
             )
         known = {tuple(row) for row in rows}
         return [replace(item, known=item.tx_id is None and item.place in known) for item in differences]
+
+    async def _find_reviewed(self) -> list[Any]:
+        async with self._database.connection() as connection:
+            rows: list[Any] = await connection.fetch(
+                """
+                SELECT c.id, c.wallet_id, c.model, c.generation_id, f.id AS fx_id, f.currency, f.rate, f.markup_bps,
+                       p.id AS price_id, p.prompt_usd, p.completion_usd, p.cached_read_usd, p.cached_write_usd,
+                       p.reasoning_usd, p.image_usd, p.audio_usd, p.request_usd
+                FROM calls c JOIN fx_quotes f ON f.id = c.fx_quote_id JOIN model_prices p ON p.id = c.price_id
+                WHERE c.state = 'review' ORDER BY c.id LIMIT $1
+                """,
+                self._settings.rows,
+            )
+        return rows
+
+    async def _review(self, row: Any) -> Difference:
+        """End a call in review if the provider knows it after all; its hold is given back."""
+        bill = await self._provider.find_bill(row["generation_id"])
+        if bill is None:
+            return Difference(row["id"], "unknown_to_provider", 0, None)
+        evidence = Evidence(generation_id=bill.generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+        ending = assess_row(row, evidence, outcome="worker_lost")
+        await self._ledger.settle_calls([ending])
+        async with self._database.connection() as connection:
+            await connection.execute("SELECT pg_notify('tuma', 'wallet:' || $1::uuid)", row["wallet_id"])
+        return Difference(row["id"], "in_review", 0, ending.cost_nanousd, row["id"])
 
     async def _find_doubtful(self) -> list[Any]:
         """Return the ended calls that are not exact; those of which the provider may know something."""

@@ -164,13 +164,13 @@ class Sweeper:
             return ending_from_note(row["id"], notes["settlement"])
         generation_id = notes.get("generation_id") or row["generation_id"]
         if generation_id is None:
-            return _assess(row, Evidence(), outcome="worker_lost")
+            return assess_row(row, Evidence(), outcome="worker_lost")
         if not self._provider.keeps_bills:
             usage = Usage(
                 prompt_tokens=int(notes.get("prompt_tokens", 0)),
                 completion_tokens=int(notes.get("completion_tokens", 0)),
             )
-            return _assess(
+            return assess_row(
                 row, Evidence(generation_id=generation_id, usage=usage, counted=True), outcome="worker_lost"
             )
         if not self._is_due(row["id"]):
@@ -182,7 +182,7 @@ class Sweeper:
             return None
         if bill is not None:
             evidence = Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
-            return _assess(row, evidence, outcome="worker_lost")
+            return assess_row(row, evidence, outcome="worker_lost")
         self._put_off(row["id"])
         if (datetime.now(UTC) - minted_at(row["id"])).total_seconds() < self._settings.review_after_s:
             return None
@@ -231,7 +231,8 @@ class Sweeper:
                 counts.holds_dropped += 1
 
 
-def _assess(row: Any, evidence: Evidence, *, outcome: str) -> Ending:
+def assess_row(row: Any, evidence: Evidence, *, outcome: str) -> Ending:
+    """Assess a call from its row, joined with the price and the exchange rate that were pinned for it."""
     price = Price(
         id=row["price_id"],
         model=row["model"],

@@ -13,6 +13,7 @@ from billing.ids import new_id
 from billing.ledger import Ending, Ledger, Opening, Settlement
 from billing.opening import record_openings
 from billing.pricing import Usage
+from billing.reconcile import Reconciler
 from billing.sweeper import SweepCounts, Sweeper
 from proxy.upstream.openai import OpenAIUpstream
 from scripts.office import Office
@@ -126,6 +127,32 @@ async def test_an_id_that_is_denied_goes_to_review_and_comes_back(
     await asyncio.sleep(3)
     assert (await sweep(office, review_after_s=0.1)).exact == 1
     assert (await abandoned.row())["charge_nano"] == sim.books.total_nanousd
+    await check_books(office)
+
+
+async def test_reconciliation_ends_a_call_in_review(
+    office: Office, sim: SimulatedProvider, abandoned: Abandoned
+) -> None:
+    generation_id = await generate(sim, generation_delay_s=5)
+    await abandoned.leave(generation_id=generation_id)
+    await lease_over(office)
+    reconciler = Reconciler(office.database, office.upstream, office.settings.reconcile)
+    assert (await sweep(office, review_after_s=0.1)).review == 1
+    first = [(item.cause, item.call_id) for item in (await reconciler.run()).differences]
+    assert first == [("unknown_to_provider", abandoned.call_id)]
+    async with asyncio.timeout(10):
+        while await office.upstream.find_bill(generation_id) is None:
+            await asyncio.sleep(0.1)
+    report = await reconciler.run()
+    assert [(item.cause, item.call_id) for item in report.differences] == [("in_review", abandoned.call_id)]
+    assert report.drift_nanousd == 0
+    row = await abandoned.row()
+    assert (row["state"], row["accuracy"], row["charge_nano"]) == (
+        "settled",
+        "exact",
+        sim.books.total_nanousd,
+    )
+    assert (await sweep(office)).holds_dropped == 1
     await check_books(office)
 
 
