@@ -57,6 +57,7 @@ class Quota:
         self._slab_nanousd = _nanousd(settings.slab_usd)
         self._unlimited = False
         self._free_nanousd = 0
+        self._held_nanousd = 0
         self._taken_s = 0.0
         self._leasing = asyncio.Lock()
         self._refused_nanousd = 0
@@ -95,6 +96,7 @@ class Quota:
         if self._unlimited:
             return 0
         self._free_nanousd -= nanousd
+        self._held_nanousd += nanousd
         return nanousd
 
     async def _lease(self, need: int) -> None:
@@ -102,8 +104,9 @@ class Quota:
             raise _used_up()
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                "SELECT given, free FROM lease_quota($1, $2, $3)",
+                "SELECT given, free FROM lease_quota($1, $2, $3, $4)",
                 self._worker_id,
+                self._free_nanousd + self._held_nanousd,
                 need,
                 max(need, self._slab_nanousd),
             )
@@ -121,6 +124,7 @@ class Quota:
 
     def give_back(self, taken_nanousd: int, *, spent_nanousd: int) -> None:
         """Drop a hold; what the call was settled at is spent, and counted so in Postgres by the settlement itself."""
+        self._held_nanousd -= taken_nanousd
         if not self._unlimited:
             self._free_nanousd += taken_nanousd - spent_nanousd
 
@@ -219,28 +223,30 @@ class Quota:
         while True:
             await asyncio.sleep(self._settings.idle_s)
             idle = time.monotonic() - self._taken_s >= self._settings.idle_s
-            await self._return(self._free_nanousd if idle else self._free_nanousd - self._slab_nanousd)
+            await self._return(keep_nanousd=0 if idle else self._slab_nanousd)
 
-    async def _return(self, nanousd: int) -> None:
-        if nanousd <= 0 or self._unlimited:
+    async def _return(self, *, keep_nanousd: int) -> None:
+        """Give back what is free beyond ``keep_nanousd``, and what a lease gave whose answer was lost."""
+        if self._unlimited:
             return
-        self._free_nanousd -= (
-            nanousd  # first, lest it be given back and used too; an unknown outcome wastes it, no more
-        )
-        try:
-            async with self._database.connection() as connection:
-                await connection.execute(
-                    "UPDATE quota_slabs SET leased_nanousd = leased_nanousd - $2 WHERE worker_id = $1",
-                    self._worker_id,
-                    nanousd,
-                )
-        except PostgresUnavailableError as error:
-            _log.warning("slab.not_returned", error=str(error))
+        async with self._leasing:
+            self._free_nanousd = min(
+                self._free_nanousd, keep_nanousd
+            )  # first, lest it be given back and used, too
+            try:
+                async with self._database.connection() as connection:
+                    await connection.execute(
+                        "UPDATE quota_slabs SET leased_nanousd = spent_nanousd + $2 WHERE worker_id = $1",
+                        self._worker_id,
+                        self._free_nanousd + self._held_nanousd,
+                    )
+            except PostgresUnavailableError as error:
+                _log.warning("slab.not_returned", error=str(error))
 
     async def close(self) -> None:
         """Give everything back; after this worker's calls have ended."""
         await self._tasks.drain(1.0)
-        await self._return(self._free_nanousd)
+        await self._return(keep_nanousd=0)
 
 
 class QuotaWatch:

@@ -34,11 +34,13 @@ END $$;
 CREATE TRIGGER shadow_usd_ledger_correction AFTER INSERT ON shadow_usd_ledger
     FOR EACH ROW WHEN (NEW.kind = 'correction') EXECUTE FUNCTION spend_correction();
 
--- Lease at least p_need and about p_want to a worker, but no more than its share of what is free, so that the last of a
--- quota does not lie idle with one of them. Returns what was given, 0 if less than p_need is free, NULL where there is no
--- limit; and what is left free.
-CREATE FUNCTION lease_quota(p_worker uuid, p_need bigint, p_want bigint, OUT given bigint, OUT free bigint)
-LANGUAGE plpgsql AS $$
+-- Lease at least p_need and about p_want more to a worker that has p_outstanding of earlier leases left, held by calls or
+-- free; but no more than its share of what is free, so that the last of a quota does not lie idle with one of them. What
+-- is outstanding is the worker's word, so that a lease whose answer was lost is not lost with it. Returns what was given,
+-- 0 if less than p_need is free, NULL where there is no limit; and what is left free.
+CREATE FUNCTION lease_quota(
+    p_worker uuid, p_outstanding bigint, p_need bigint, p_want bigint, OUT given bigint, OUT free bigint
+) LANGUAGE plpgsql AS $$
 DECLARE
     granted bigint;
     sharing bigint;
@@ -47,6 +49,8 @@ BEGIN
     IF granted IS NULL THEN
         RETURN;
     END IF;
+    INSERT INTO quota_slabs (worker_id) VALUES (p_worker) ON CONFLICT (worker_id) DO NOTHING;
+    UPDATE quota_slabs s SET leased_nanousd = s.spent_nanousd + p_outstanding WHERE s.worker_id = p_worker;
     SELECT granted - coalesce(sum(greatest(s.leased_nanousd, s.spent_nanousd)), 0) INTO free FROM quota_slabs s;
     SELECT greatest(count(*), 1) INTO sharing FROM workers w WHERE w.stopped_at IS NULL AND w.lease_until > now();
     given := greatest(p_need, least(p_want, free / (2 * sharing)));
@@ -54,8 +58,7 @@ BEGIN
         given := 0;
         RETURN;
     END IF;
-    INSERT INTO quota_slabs (worker_id, leased_nanousd) VALUES (p_worker, given)
-    ON CONFLICT (worker_id) DO UPDATE SET leased_nanousd = greatest(quota_slabs.leased_nanousd, quota_slabs.spent_nanousd) + given;
+    UPDATE quota_slabs s SET leased_nanousd = s.leased_nanousd + given WHERE s.worker_id = p_worker;
     free := free - given;
 END $$;
 

@@ -119,7 +119,7 @@ async def test_takes_at_once_never_exceed_the_quota(office: Office) -> None:
 async def test_a_lease_waits_for_another_under_way(office: Office) -> None:
     await observe(office, "1")
     first, second = await make_worker(office), await make_worker(office)
-    lease = "SELECT given FROM lease_quota($1, $2, $2)"
+    lease = "SELECT given FROM lease_quota($1, 0, $2, $2)"
     async with office.database.connection() as one, office.database.connection() as other:
         async with one.transaction():
             assert await one.fetchval(lease, first, NANO * 6 // 10) == NANO * 6 // 10
@@ -127,6 +127,23 @@ async def test_a_lease_waits_for_another_under_way(office: Office) -> None:
             await asyncio.sleep(0.2)
             assert not waiting.done()
         assert await waiting == 0
+
+
+async def test_a_lease_whose_answer_was_lost_is_not_lost(office: Office) -> None:
+    await observe(office, "10")
+    quota = await make_quota(office)
+    held = await quota.take(NANO // 2)
+    async with office.database.connection() as connection:
+        await connection.execute(
+            "SELECT lease_quota($1, $2, $3, $3)", quota._worker_id, NANO, 4 * NANO
+        )  # as if its answer had been lost
+    assert (await account(office))[0] == 5 * NANO
+    await quota.take(NANO)
+    assert (await account(office))[0] <= 2 * NANO + NANO // 2
+    quota.give_back(held, spent_nanousd=0)
+    quota.give_back(NANO, spent_nanousd=0)
+    await quota.close()
+    assert await account(office) == (0, 0)
 
 
 async def test_what_is_used_up_is_refused_and_what_is_observed_is_admitted_again(office: Office) -> None:

@@ -194,6 +194,7 @@ class Campaign:
         if self.flush:
             await self.survivor.pipe.run("FLUSHALL")
             noted = set()
+        noted |= {call_id for call_id, row in before.items() if row["generation_id"] is not None}
         await attempt.credit(self.survivor)
         await self._sweep()
         await self._check_calls(attempt, before, noted)
