@@ -73,7 +73,7 @@ class Corrections:
             estimate = late_settlement or (row["state"] == "settled" and before.accuracy == "estimated")
             after = self._corrected(before, bill, _quote(row), estimate=estimate)
             # Of the call as it stands: the same figures may come again after others.
-            key = f"correction:{call_id}:{row['adjustments']}:{after.cost_nanousd}:{after.charge_nano}"
+            key = f"correction:{call_id}:#{row['adjustments']}:{after.cost_nanousd}:{after.charge_nano}"
             memo = f"the provider billed {bill.cost_usd:f} USD for {bill.generation_id}"
             done = await self._adjust(
                 call_id, before, after, kind="correction", memo=memo, key=key, generation=bill.generation_id

@@ -46,6 +46,7 @@ _WORDS = {
     "in_review": "in review, and known to the provider after all",
     "unknown_to_provider": "not known to the provider",
     "billed_without_an_answer": "billed without an answer that reached us",
+    "answered_after_all": "booked as a loss before its call was settled; taken back",
     "billed_less_than_settled": "billed less in total than we settled",
     "billed_beyond_calls_in_flight": "billed more in total than settled and running calls explain",
     "account_used_elsewhere": "billed to the account by other keys than ours, or credited to it",
@@ -373,22 +374,44 @@ class Reconciler:
         if again is None or not again.is_quiet or again.drift != totals.drift:
             return again, found  # not quiet after all: the next run tells
         billed = totals.billed[totals.source]
-        if totals.drift < 0:
-            found.append(Difference(None, "billed_less_than_settled", totals.after, billed))
-        else:
+        if totals.drift > 0:
             tx_id = await self._book_loss(totals.drift)
             found.append(Difference(None, "billed_without_an_answer", totals.after, billed, tx_id))
-            again = await compare_totals(self._database, self._provider)
+        else:
+            # A loss that was booked without a call, and whose call was settled since, would count twice.
+            twice = min(-totals.drift, await self._booked_without_call())
+            if twice:
+                tx_id = await self._book_loss(-twice)
+                found.append(Difference(None, "answered_after_all", totals.after, billed, tx_id))
+            if twice < -totals.drift:
+                found.append(Difference(None, "billed_less_than_settled", totals.after - twice, billed))
+        again = await compare_totals(self._database, self._provider)
         return again, found
 
+    async def _booked_without_call(self) -> int:
+        async with self._database.connection() as connection:
+            return int(
+                await connection.fetchval(
+                    "SELECT coalesce(-sum(e.amount_nano), 0) FROM journal_tx t JOIN journal_entry e ON e.tx_id = t.id"
+                    " WHERE t.kind = 'house_loss' AND t.call_id IS NULL AND e.account = 'provider_cost'"
+                )
+            )
+
     async def _book_loss(self, drift_nanousd: int) -> UUID:
+        """Post what the provider billed without a call, or take back, where negative, what was posted so before."""
         tx_id = new_id()
+        memo = (
+            "billed by the provider without an answer"
+            if drift_nanousd > 0
+            else "a loss whose call was settled since"
+        )
         accounts = ["house_loss", "revenue", "provider_cost", "provider_prepaid"]
         amounts = [-drift_nanousd, drift_nanousd, -drift_nanousd, drift_nanousd]
         async with self._database.transaction() as connection:
             await connection.execute(
-                "INSERT INTO journal_tx (id, kind, memo) VALUES ($1, 'house_loss', 'billed by the provider without an answer')",
+                "INSERT INTO journal_tx (id, kind, memo) VALUES ($1, 'house_loss', $2)",
                 tx_id,
+                memo,
             )
             await connection.execute(
                 "SELECT post_entries($1, $2, $3, $4, $5, $6)",

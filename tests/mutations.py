@@ -132,14 +132,14 @@ MUTATIONS = (
     Mutation(
         "a bill that comes and goes is followed",
         "billing/corrections.py",
-        "{row['adjustments']}",
+        "#{row['adjustments']}",
         "{before.cost_nanousd}",
         "tests/billing/test_corrections.py",
     ),
     Mutation(
         "a bill that comes and goes is followed, by the state machine",
         "billing/corrections.py",
-        "{row['adjustments']}",
+        "#{row['adjustments']}",
         "{before.cost_nanousd}",
         "tests/stateful/test_books.py",
     ),
@@ -515,6 +515,13 @@ MUTATIONS = (
         "                await self._note_in_postgres([call])\n",
         "                pass\n",
         "tests/faults/test_kill.py",
+    ),
+    Mutation(
+        "a loss is not counted twice",
+        "billing/reconcile.py",
+        "            if twice:",
+        "            if False:",
+        "tests/billing/test_sweeper.py",
     ),
 )
 

@@ -156,6 +156,57 @@ async def test_reconciliation_ends_a_call_in_review(
     await check_books(office)
 
 
+async def test_a_loss_is_taken_back_when_its_answer_is_known_after_all(
+    office: Office, sim: SimulatedProvider, abandoned: Abandoned
+) -> None:
+    """Void with an id, as its worker judged it, while the provider still denied it; then its record appears."""
+    generation_id = await generate(sim, generation_delay_s=3)
+    await abandoned.leave(generation_id=generation_id)
+    ending = Ending(abandoned.call_id, "void", "upstream_error", generation_id=generation_id)
+    assert (await Ledger(office.database, worker_id=new_id()).settle_calls([ending]))[0].won
+    reconciler = Reconciler(office.database, office.upstream, office.settings.reconcile)
+    first = await reconciler.run()
+    assert [item.cause for item in first.differences] == ["unknown_to_provider", "billed_without_an_answer"]
+    assert first.drift_nanousd == 0
+    async with asyncio.timeout(10):
+        while await office.upstream.find_bill(generation_id) is None:
+            await asyncio.sleep(0.1)
+    second = await reconciler.run()
+    assert [item.cause for item in second.differences] == ["void_but_billed", "answered_after_all"]
+    assert all(item.tx_id is not None for item in second.differences)
+    assert second.drift_nanousd == 0
+    assert (await reconciler.run()).differences == []
+    async with office.database.connection() as connection:
+        loss = await connection.fetchval(
+            "SELECT -sum(amount_nano) FROM journal_entry WHERE account = 'house_loss'"
+        )
+    assert loss == sim.books.total_nanousd
+    await office.holds.forget((await office.holds.find_leases(expired=False, limit=1))[0])
+    await check_books(office)
+
+
+async def test_less_than_settled_is_no_loss_to_take_back(
+    office: Office, sim: SimulatedProvider, abandoned: Abandoned
+) -> None:
+    unseen = sim.books.generations[await generate(sim)].cost_nanousd
+    reconciler = Reconciler(office.database, office.upstream, office.settings.reconcile)
+    assert [item.cause for item in (await reconciler.run()).differences] == ["billed_without_an_answer"]
+    await abandoned.leave()
+    ending = Ending(
+        abandoned.call_id,
+        "settled",
+        "completed",
+        cost_nanousd=unseen + 5,
+        provider_cost_nanousd=unseen + 5,
+        charge_nano=1,
+        usage=Usage(1, 1),
+    )
+    assert (await Ledger(office.database, worker_id=new_id()).settle_calls([ending]))[0].won
+    report = await reconciler.run()
+    assert [item.cause for item in report.differences] == ["answered_after_all", "billed_less_than_settled"]
+    assert report.drift_nanousd == -5
+
+
 async def test_a_settlement_that_waited_for_postgres_is_posted(office: Office, abandoned: Abandoned) -> None:
     ending = Ending(
         abandoned.call_id,
