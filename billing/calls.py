@@ -7,7 +7,7 @@ What can interrupt a call, and what then becomes of its money:
 * after it: the call is ``open`` in Postgres. Whoever lives ends it: ``end`` on every way out, else the sweeper;
 * between the commit of ``settle`` and ``release``: the settlement stands; the sweeper drops the hold left in Redis;
 * Redis flushed: ``renew`` puts back the holds of this worker's calls; a release of a forgotten hold cools the mirror;
-* Redis and the worker lost together: the id of an answer that lasted for a renewal is in Postgres, too.
+* Redis and the worker lost together: the id of an answer that lasted for a second is in Postgres, too.
 """
 
 import asyncio
@@ -105,6 +105,7 @@ class Calls:
         self._worker_id = worker_id
         self._batch = batch = settings.batch
         self._renew_s = settings.holds.renew_s
+        self._note_s = settings.holds.note_s
         self._worker_lease_s = settings.sweep.worker_lease_s
         self._calls_max = settings.limits.calls_in_flight
         self._ledger = ledger = Ledger(database, worker_id=worker_id)
@@ -363,8 +364,13 @@ class Calls:
                 await asyncio.gather(*(self._renew(call) for call in calls[start : start + _RENEW_TOGETHER]))
             except RedisUnavailableError as error:
                 _log.warning("leases.not_renewed", calls=len(self._live), error=str(error))
-                break
-        await self._note_in_postgres(calls)
+                return
+
+    async def run_notes(self) -> None:
+        """Write the ids of answers that last to Postgres, too, until cancelled."""
+        while True:
+            await asyncio.sleep(self._note_s)
+            await self._note_in_postgres(list(self._live.values()))
 
     async def _note_in_postgres(self, calls: list[LiveCall]) -> None:
         """Write the answers' ids of calls that last, beside those in Redis: one statement, once per call."""

@@ -116,6 +116,7 @@ class HoldSettings(_Section):
 
     lease_s: Positive = 15.0
     renew_s: Positive = 4.0
+    note_s: Positive = 1.0  # how often the ids of new answers are written to Postgres, beside Redis
     mirror_ttl_s: Positive = 600.0  # a wallet's mirror is rebuilt from Postgres at least so often
     stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
     plain_default_tokens: Count = 4_096  # output bound of a plain call that names none

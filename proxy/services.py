@@ -147,6 +147,7 @@ async def _start(services: Services) -> None:
     await services.quota.load()
     services.tasks.keep(feed.run, name="changes")
     services.tasks.keep(services.calls.run, name="leases")
+    services.tasks.keep(services.calls.run_notes, name="notes")
     services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.sweeper.run, name="sweeper")
     for routine in routines:

@@ -52,7 +52,8 @@ _WORKERS = 3
 _START_S = 30.0
 _STOP_S = 45.0
 _SETTLE_S = 90.0
-_RENEWED_S = 3.0  # by then a worker has put back what Redis lost, on a busy machine
+_NOTED_S = 4.0  # by then an answer's id is in Postgres, on a busy machine
+_SWEPT_S = 30.0  # and by then the calls of a dead worker are swept, Postgres having been away meanwhile
 # How often each fault comes in one round; rounds are shuffled, and follow each other until the time is over.
 ROUND = {
     "kill_worker": 5,
@@ -148,6 +149,7 @@ class Campaign:
         self._answered: set[str] = set()  # calls of which a client has had a byte
         self._lost_s: list[float] = []  # Unix seconds at which Redis had lost what it knew
         self._killed_s: list[float] = []  # and at which a worker was killed
+        self._back_s: list[float] = []  # and at which Postgres was back
         self.result = Result(seed)
         # Linux ends an embedded server with the thread that started it: one thread for all, as long as the campaign.
         self._thread = ThreadPoolExecutor(1)
@@ -233,6 +235,7 @@ class Campaign:
             "TUMA_AUTH__KEY_PEPPER": settings.auth.key_pepper.get_secret_value(),
             "TUMA_HOLDS__LEASE_S": "3",
             "TUMA_HOLDS__RENEW_S": "0.7",
+            "TUMA_HOLDS__NOTE_S": "0.3",
             "TUMA_SWEEP__PERIOD_S": "0.5",
             "TUMA_SWEEP__WORKER_LEASE_S": "3",
             "TUMA_BATCH__OPEN_WAIT_S": "2",
@@ -436,6 +439,7 @@ class Campaign:
         await self._in_thread(self._postgres.kill)
         await asyncio.sleep(1 + self._dice.random() * (self._outage_s - 1))
         await self._in_thread(self._postgres.start)
+        self._back_s.append(time.time())
 
     async def _cut_postgres(self) -> None:
         self._to_postgres.cut()
@@ -448,6 +452,7 @@ class Campaign:
 
     async def _stall_postgres(self) -> None:
         await self._to_postgres.stall(0.5 + self._dice.random() * 2)
+        self._back_s.append(time.time())
 
     async def _stall_redis(self) -> None:
         await self._to_redis.stall(0.5 + self._dice.random() * 2)
@@ -562,11 +567,17 @@ class Campaign:
         self.result.violations += [f"call {call_id} was answered and never opened" for call_id in unknown]
 
     def _is_of_a_double_fault(self, call_id: UUID) -> bool:
-        """Tell whether Redis lost what it knew, and a worker died before it could say it again: docs/reliability.md."""
+        """Tell whether its worker died before the answer's id could be in Postgres, and Redis lost its data before the sweep.
+
+        See docs/reliability.md.
+        """
         begun_s = minted_at(call_id).timestamp()
+        # From when on Postgres could be told: from the beginning, or since it was back.
+        from_s = [begun_s, *(back_s for back_s in self._back_s if back_s > begun_s)]
         return any(
-            begun_s < killed_s and lost_s < killed_s < lost_s + _RENEWED_S and begun_s < lost_s
-            for lost_s in self._lost_s
+            begun_s < killed_s
+            and any(since_s < killed_s < since_s + _NOTED_S for since_s in from_s)
+            and any(begun_s < lost_s < killed_s + _SWEPT_S for lost_s in self._lost_s)
             for killed_s in self._killed_s
         )
 

@@ -855,6 +855,9 @@ class Scene:
             batch={"open_wait_s": WAIT_S, "settle_delay_ms": 0},
             reconcile={"sample": 10**6, "rows": 10**6},
             quota={"slab_usd": 10**5},
+            redis={
+                "timeout_s": WAIT_S
+            },  # on a busy machine a command that timed out may run all the same, later
         )
         for _ in range(WORKERS):
             self.connections.append(Connections(configuration))

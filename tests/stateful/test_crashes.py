@@ -104,6 +104,7 @@ async def whole_way(attempt: Attempt) -> None:
     await attempt.credit(attempt.worker)
     call = await attempt.begin()
     await asyncio.gather(attempt.worker.calls._renew_worker(), attempt.worker.calls._renew_calls())
+    await attempt.worker.calls._note_in_postgres([call])
     assert await attempt.worker.calls.extend(call, hold_nano=EXTENDED_NANO, hold_nanousd=EXTENDED_NANO)
     await attempt.settle(call)
 
@@ -344,6 +345,7 @@ def settings(dsn: str, redis_url: str) -> Settings:
         holds={"lease_s": 0.001},
         sweep={"worker_lease_s": 0.001},
         batch={"settle_delay_ms": 0},
+        redis={"timeout_s": RECOVERY_S},
     )
 
 
