@@ -104,6 +104,17 @@ async def settle_down(office: Office, sim: SimulatedProvider, *, timeout_s: floa
             await asyncio.sleep(0.2)
 
 
+async def check_exact(office: Office, sim: SimulatedProvider, *, calls: int) -> None:
+    """Each call is settled exactly at what the provider's books say, and all books agree."""
+    async with office.database.connection() as connection:
+        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
+    assert len(rows) == calls
+    for row in rows:
+        assert (row["state"], row["accuracy"]) == ("settled", "exact")
+        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
+    await check_books(office)
+
+
 async def house_and_unknown(office: Office, sim: SimulatedProvider) -> int:
     """Return what the provider billed for calls that we know as void: their worker died before any byte came back."""
     async with office.database.connection() as connection:
@@ -142,12 +153,7 @@ async def test_kill_mid_stream_then_start_again(
         assert await connection.fetchval("SELECT count(*) FROM calls WHERE state = 'open'") == 5
     async with serving(settings):
         await settle_down(office, sim)
-    async with office.database.connection() as connection:
-        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
-    for row in rows:
-        assert (row["state"], row["accuracy"]) == ("settled", "exact")
-        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
-    await check_books(office)
+    await check_exact(office, sim, calls=5)
 
 
 async def test_redis_and_the_server_are_lost_together(
@@ -172,12 +178,7 @@ async def test_redis_and_the_server_are_lost_together(
             response.close()
     async with serving(settings):
         await settle_down(office, sim)
-    async with office.database.connection() as connection:
-        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
-    for row in rows:
-        assert (row["state"], row["accuracy"]) == ("settled", "exact")
-        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
-    await check_books(office)
+    await check_exact(office, sim, calls=5)
 
 
 async def test_kill_while_redis_is_away(
@@ -209,13 +210,7 @@ async def test_kill_while_redis_is_away(
     await office.pipe.run("FLUSHALL")
     async with serving(settings):
         await settle_down(office, sim)
-    async with office.database.connection() as connection:
-        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
-    assert len(rows) == 5
-    for row in rows:
-        assert (row["state"], row["accuracy"]) == ("settled", "exact")
-        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
-    await check_books(office)
+    await check_exact(office, sim, calls=5)
 
 
 async def test_kill_while_settlements_wait_for_postgres(
@@ -250,13 +245,7 @@ async def test_kill_while_settlements_wait_for_postgres(
             postgres.start()
     async with serving(settings):
         await settle_down(office, sim)
-    async with office.database.connection() as connection:
-        rows = await connection.fetch("SELECT state, accuracy, charge_nano, generation_id FROM calls")
-    assert len(rows) == 5
-    for row in rows:
-        assert (row["state"], row["accuracy"]) == ("settled", "exact")
-        assert row["charge_nano"] == sim.books.generations[row["generation_id"]].cost_nanousd > 0
-    await check_books(office)
+    await check_exact(office, sim, calls=5)
 
 
 @pytest.mark.timeout(120)
