@@ -469,6 +469,9 @@ class BooksMachine(RuleBasedStateMachine):
         report = await Reconciler(
             self.workers[0].database, self.provider, self.workers[0].settings.reconcile
         ).run()
+        for story in self.find("review", lost=None):
+            story.settle(self.billed(story))
+            story.uncertain = False
         for story in self.find("settled", "void", lost=None):
             bill = self.billed(story)
             if story.known and not (bill == story.cost and story.accuracy in (None, "exact")):
