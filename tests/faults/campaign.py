@@ -53,6 +53,7 @@ _START_S = 30.0
 _STOP_S = 45.0
 _SETTLE_S = 90.0
 _NOTED_S = 4.0  # by then an answer's id is in Postgres, on a busy machine
+_KNOWN_S = 3.0  # so long after an answer's end the provider may still deny its id
 _SWEPT_S = 30.0  # and by then the calls of a dead worker are swept, Postgres having been away meanwhile
 # How often each fault comes in one round; rounds are shuffled, and follow each other until the time is over.
 ROUND = {
@@ -301,7 +302,7 @@ class Campaign:
         elif trouble < 0.23:
             told["error_before_first"] = True
         elif trouble < 0.26:
-            told["generation_delay_s"] = dice.random() * 3
+            told["generation_delay_s"] = dice.random() * _KNOWN_S
         return {
             "model": dice.choice(MODELS),
             "messages": [{"role": "user", "content": "hi"}],
@@ -474,6 +475,7 @@ class Campaign:
             await asyncio.sleep(0.2)
         else:
             self.result.violations.append(f"after {_SETTLE_S:.0f} quiet seconds {live} calls have not ended")
+        await asyncio.sleep(_KNOWN_S)
         for pid in self._orphans:
             if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 self.result.violations.append(f"worker {pid} outlives its master")

@@ -246,6 +246,7 @@ async def test_redis_away_refuses_and_charges_nothing(
                     base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0
                 )
                 await client.chat.completions.create(model=MODEL, messages=HELLO)
+                await proxy.quiet()  # the hold is released after the answer's end
                 server.kill()
                 with pytest.raises(openai.InternalServerError) as caught:
                     await client.chat.completions.create(model=MODEL, messages=HELLO)
