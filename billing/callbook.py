@@ -46,7 +46,7 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         "stream": call["stream"],
         "wallet_id": str(call["wallet_id"]),
         "user_id": str(call["user_id"]),
-        "key_id": str(call["key_id"]),
+        "key_id": None if call["key_id"] is None else str(call["key_id"]),
         "generation_id": call["generation_id"],
         "currency": call["currency"],
         "cost_usd": _usd(call["cost_nanousd"]),

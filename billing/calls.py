@@ -26,6 +26,7 @@ from billing.corrections import Corrections
 from billing.db import Database
 from billing.errors import (
     BrokenInvariantError,
+    CapExceededError,
     InsufficientFundsError,
     PostgresUnavailableError,
     RedisUnavailableError,
@@ -160,7 +161,7 @@ class Calls:
         """Set the quoted amount aside, or refuse.
 
         Raises:
-            InsufficientFundsError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
             ProviderQuotaError: the provider's quota does not cover it, or the provider refuses us.
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
@@ -189,6 +190,8 @@ class Calls:
             amount_nano=quote.hold_nano,
             tokens=quote.prompt.tokens + quote.completion_tokens,
             limits=caller.limits,
+            amount_nanousd=quote.hold_nanousd,
+            user_limits=caller.user_limits,
         )
         try:
             rates = await self.holds.reserve(hold)
@@ -226,7 +229,7 @@ class Calls:
         """Wait until the call is open in Postgres; no byte of the answer may reach the client before.
 
         Raises:
-            InsufficientFundsError, WalletFrozenError: Postgres, the truth, refuses what Redis admitted.
+            InsufficientFundsError, CapExceededError, WalletFrozenError: Postgres, the truth, refuses what Redis admitted.
             PostgresUnavailableError: it did not answer in time; the row may still be committed, and is then ended.
         """
         assert call.opened is not None
@@ -239,6 +242,8 @@ class Calls:
                 return
             case "insufficient_funds":
                 raise InsufficientFundsError("The wallet does not cover this call.")
+            case "cap_exceeded":
+                raise CapExceededError("A cap on the wallet, its key or its user does not cover this call.")
             case "wallet_frozen":
                 raise WalletFrozenError("The wallet is frozen.")
             case verdict:
@@ -272,12 +277,12 @@ class Calls:
         async with call.turn:
             try:
                 call.quota_nanousd += await self.quota.take(hold_nanousd - call.hold_nanousd)
-                if not await self.holds.extend(call.hold, hold_nano):
+                if not await self.holds.extend(call.hold, hold_nano, hold_nanousd):
                     return False
             except TumaError as error:
                 _log.warning("hold.not_extended", call_id=str(call.call_id), error=str(error))
                 return False
-            call.hold = call.hold.extended_to(hold_nano)
+            call.hold = call.hold.extended_to(hold_nano, hold_nanousd)
         answer = self._extends.submit(Extension(call.call_id, hold_nano, hold_nanousd))
         await asyncio.wait((answer,), timeout=self._batch.open_wait_s)
         if not answer.done() or answer.result() != "extended":
@@ -310,15 +315,22 @@ class Calls:
         if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
             await self._release(call, charge_nano=0)
         elif settlement.state != "review":
-            charge_nano = settlement.charge_nano if settlement.won else None
-            used = ending.usage.prompt_tokens + ending.usage.completion_tokens
-            await self._release(call, charge_nano=charge_nano, tokens_used=used)
+            await self._release(
+                call,
+                charge_nano=settlement.charge_nano if settlement.won else None,
+                charge_nanousd=ending.cost_nanousd - ending.house_nanousd,
+                tokens_used=ending.usage.prompt_tokens + ending.usage.completion_tokens,
+            )
         return settlement
 
-    async def _release(self, call: LiveCall, *, charge_nano: int | None, tokens_used: int = 0) -> None:
+    async def _release(
+        self, call: LiveCall, *, charge_nano: int | None, charge_nanousd: int = 0, tokens_used: int = 0
+    ) -> None:
         try:
             async with call.turn:
-                await self.holds.release(call.hold, charge_nano=charge_nano, tokens_used=tokens_used)
+                await self.holds.release(
+                    call.hold, charge_nano=charge_nano, charge_nanousd=charge_nanousd, tokens_used=tokens_used
+                )
         except RedisUnavailableError as error:
             _log.warning("hold.left_to_lease", call_id=str(call.call_id), error=str(error))
 

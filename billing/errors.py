@@ -5,6 +5,7 @@
     - InvalidKeyError
     - WalletFrozenError
     - InsufficientFundsError
+    - CapExceededError
     - RateLimitError
     - ModelNotFoundError
     - InputError: a command's or a form's value is unusable
@@ -17,6 +18,11 @@
     - ProviderQuotaError
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from billing.holds import RateState
 
 
 class TumaError(Exception):
@@ -39,17 +45,23 @@ class InsufficientFundsError(RefusalError):
     """The wallet's available amount does not cover the hold."""
 
 
+class CapExceededError(RefusalError):
+    """A cap on the wallet, its key or its user does not cover the hold."""
+
+
 class RateLimitError(RefusalError):
-    """A window of the key is full.
+    """A window of the key or the user is full.
 
     Args:
         message: what is full.
         retry_after_ms: milliseconds until the same request would be admitted.
+        state: what is left of the windows.
     """
 
-    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+    def __init__(self, message: str, *, retry_after_ms: int, state: "RateState | None" = None) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+        self.state = state
 
 
 class ModelNotFoundError(RefusalError):

@@ -2,27 +2,37 @@
 
 Keys, all of one user under one shard tag so that every script stays in one cluster slot:
 
-* ``tuma:{sNN}:w:<wallet>``: the mirror, a hash of ``available``, ``frozen`` and one ``hold:<call>`` per live call. The
-  holds lie inside the mirror, so that losing one means losing both, and no hold is ever given back to a mirror that
-  did not count it.
-* ``tuma:{sNN}:f:<wallet>``: the token of the worker that is filling the mirror from Postgres.
+* ``tuma:{sNN}:u:<user>``: the mirror, a hash that is filled from Postgres as one snapshot:
+
+  - ``available:<wallet>`` and, of a frozen one, ``frozen:<wallet>``;
+  - ``hold:<call>`` for each live call, and where there are caps ``usd:<call>``, the same in nano-dollars. The holds lie
+    inside the mirror, so that losing one means losing both, and no hold is ever given back to a mirror that did not
+    count it;
+  - where there are caps ``capped``, and for each wallet, key or user that has some ``caps:<scope>``: words
+    ``period:start:end:limit`` (unix milliseconds, nano units); ``left:<scope>:<period>`` is what a window has left.
+
+* ``tuma:{sNN}:f:<user>``: the token of the worker that is filling the mirror from Postgres.
 * ``tuma:{sNN}:leases``: a sorted set of ``call|wallet|user|key`` by the end of its lease, unix milliseconds.
 * ``tuma:{sNN}:n:<call>``: notes of a call: the provider's generation id, progress, a settlement waiting for Postgres.
-* ``tuma:{sNN}:k:<key>`` and ``tuma:{sNN}:p:<key>``: a key's rate windows and its calls in flight.
+* ``tuma:{sNN}:k:<id>`` and ``tuma:{sNN}:p:<id>``: the rate windows and the calls in flight of a key or a user.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from billing.errors import (
     BrokenInvariantError,
+    CapExceededError,
     InsufficientFundsError,
     RateLimitError,
     RedisUnavailableError,
     WalletFrozenError,
 )
+from billing.ids import minted_at
 from billing.money import format_amount
 from billing.redis_pipe import RedisPipe, decode_map, load_script
 from config.settings import HoldSettings
@@ -30,12 +40,13 @@ from config.settings import HoldSettings
 SHARDS = 64
 _NOTES_TTL_MS = 7 * 24 * 3600 * 1000
 _FILL_TRIES = 40
+_PER = {"day": "per day", "week": "per week", "month": "per month", "total": "in total"}
 _FILL_PAUSE_S = 0.025
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A key's limits; ``calls_in_flight`` 0 means none."""
+    """Limits of a key or a user; ``calls_in_flight`` 0 means none."""
 
     requests_per_min: int
     tokens_per_min: int
@@ -44,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """What is left of a key's windows: counts, and milliseconds until they are full again."""
+    """What is left of a caller's tighter windows: counts, and milliseconds until they are full again."""
 
     limits: Limits
     remaining_requests: int
@@ -55,28 +66,48 @@ class RateState:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Money held for one call, in nano units of the wallet's currency; ``tokens`` were taken from the key's window."""
+    """Money held for one call; ``tokens`` were taken from the windows of its key and its user.
+
+    Args:
+        key_id: None for a caller who came without a key.
+        amount_nano: in nano units of the wallet's currency.
+        limits: the key's; the user's, for a caller without a key.
+        amount_nanousd: the same amount in nano-dollars, for caps on the user.
+        user_limits: of the user, beside those of the key; None for none.
+    """
 
     call_id: UUID
     user_id: UUID
     wallet_id: UUID
-    key_id: UUID
+    key_id: UUID | None
     amount_nano: int
     tokens: int
     limits: Limits
+    amount_nanousd: int = 0
+    user_limits: Limits | None = None
 
-    def extended_to(self, amount_nano: int) -> "Hold":
-        """Return the same hold at a larger amount."""
-        return replace(self, amount_nano=amount_nano)
+    def extended_to(self, amount_nano: int, amount_nanousd: int = 0) -> "Hold":
+        """Return the same hold at larger amounts."""
+        return replace(self, amount_nano=amount_nano, amount_nanousd=max(amount_nanousd, self.amount_nanousd))
 
+    @property
+    def limiters(self) -> list[tuple[UUID, Limits]]:
+        """Whose windows the call counts in, the key's first."""
+        if self.key_id is None:
+            return [(self.user_id, self.user_limits or self.limits)]
+        if self.user_limits is None:
+            return [(self.key_id, self.limits)]
+        return [(self.key_id, self.limits), (self.user_id, self.user_limits)]
 
-@dataclass(frozen=True, slots=True)
-class WalletSnapshot:
-    """A wallet as one Postgres snapshot shows it, with the holds of its live calls; nano units."""
+    @property
+    def scopes(self) -> tuple[str, str]:
+        """Key and user, as the scripts name them."""
+        return "" if self.key_id is None else str(self.key_id), str(self.user_id)
 
-    available_nano: int
-    frozen: bool
-    holds: Mapping[UUID, int]
+    @property
+    def arrived_ms(self) -> int:
+        """When the call arrived, by its id; unix milliseconds."""
+        return self.call_id.int >> 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +117,11 @@ class ExpiredLease:
     call_id: UUID
     wallet_id: UUID
     user_id: UUID
-    key_id: UUID
+    key_id: UUID | None
 
 
-ReadWallet = Callable[[UUID], Awaitable[WalletSnapshot]]
+# The fields of a user's mirror as one snapshot of Postgres shows them, with the cap windows of a moment.
+ReadMirror = Callable[[UUID, datetime], Awaitable[Mapping[str, str]]]
 
 
 def shard_of(user_id: UUID) -> int:
@@ -103,111 +135,127 @@ class Holds:
     Args:
         pipe: the way to Redis.
         settings: leases and mirrors.
-        read_wallet: reads the truth of one wallet, for a cold mirror.
+        read_mirror: reads the truth of one user, for a cold mirror.
     """
 
-    def __init__(self, pipe: RedisPipe, settings: HoldSettings, read_wallet: ReadWallet) -> None:
+    def __init__(self, pipe: RedisPipe, settings: HoldSettings, read_mirror: ReadMirror) -> None:
         self._pipe = pipe
-        self._read_wallet = read_wallet
+        self._read_mirror = read_mirror
         self._lease_ms = int(settings.lease_s * 1000)
         self._mirror_ttl_ms = int(settings.mirror_ttl_s * 1000)
-        self._reserve = load_script("reserve")
-        self._extend = load_script("extend")
-        self._renew = load_script("renew")
-        self._release = load_script("release")
+        self._reserve = load_script("reserve", "caps")
+        self._extend = load_script("extend", "caps")
+        self._renew = load_script("renew", "caps")
+        self._release = load_script("release", "caps")
         self._fill = load_script("fill")
 
     async def reserve(self, hold: Hold) -> RateState:
         """Set ``hold.amount_nano`` aside, or refuse. Idempotent by call id.
 
         Returns:
-            what is left of the key's rate windows.
+            what is left of the caller's rate windows.
 
         Raises:
             InsufficientFundsError: available is less than the amount.
+            CapExceededError: a cap of the wallet, the key or the user has less left than the amount.
             WalletFrozenError: the wallet is frozen.
-            RateLimitError: a window of the key is full.
+            RateLimitError: a window of the key or the user is full.
             RedisUnavailableError: Redis is away; a hold that it made all the same expires with its lease.
             PostgresUnavailableError: the mirror is cold and Postgres is away.
         """
         prefix = _prefix(hold.user_id)
-        keys = (
-            *_wallet_keys(prefix, hold.wallet_id),
-            f"{prefix}leases",
-            f"{prefix}k:{hold.key_id}",
-            f"{prefix}p:{hold.key_id}",
-        )
-        limits = hold.limits
-        args = (
+        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases"]
+        args: list[str | int] = [
             str(hold.call_id),
             _member(hold),
             str(hold.amount_nano),
             str(-hold.amount_nano),
             self._lease_ms,
-            limits.requests_per_min,
-            limits.tokens_per_min,
-            limits.calls_in_flight,
+            str(hold.wallet_id),
+            str(hold.amount_nanousd),
+            str(-hold.amount_nanousd),
+            *hold.scopes,
+            hold.arrived_ms,
             hold.tokens,
-        )
+        ]
+        for owner, limits in hold.limiters:
+            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
+            args += [limits.requests_per_min, limits.tokens_per_min, limits.calls_in_flight]
         for _ in range(_FILL_TRIES):
             reply = await self._pipe.call(self._reserve, keys, args)
             verdict = reply[0].decode()
             if verdict != "cold":
                 return self._judge(verdict, reply, hold)
             if reply[1]:
-                await self._fill_mirror(hold.user_id, hold.wallet_id, token=str(hold.call_id))
+                await self._fill_mirror(hold)
             else:
                 await asyncio.sleep(_FILL_PAUSE_S)
         raise RedisUnavailableError("the wallet's mirror could not be filled")
 
     @staticmethod
-    def _judge(verdict: str, reply: list[int], hold: Hold) -> RateState:
+    def _judge(verdict: str, reply: list[Any], hold: Hold) -> RateState:
         match verdict:
             case "granted":
-                return RateState(hold.limits, reply[2], reply[3], reply[4], reply[5])
+                return _rate_state(reply, hold)
             case "insufficient_funds":
                 raise InsufficientFundsError(
                     f"The wallet does not cover this call: {format_amount(hold.amount_nano)} would have to be set aside."
                     " Top up, or ask for fewer tokens (max_tokens)."
                 )
+            case "cap_exceeded":
+                scope, period, ends, limit, left = (part.decode() for part in reply[8:13])
+                raise CapExceededError(
+                    _describe_cap(hold, scope, period, ends_ms=int(ends), limit=int(limit), left=int(left))
+                )
             case "wallet_frozen":
                 raise WalletFrozenError("The wallet is frozen.")
             case "requests" | "tokens" | "calls_in_flight":
+                owner, limits = hold.limiters[reply[8] - 1]
+                who = "key" if owner == hold.key_id else "user"
                 what = {
-                    "requests": f"{hold.limits.requests_per_min} requests per minute",
-                    "tokens": f"{hold.limits.tokens_per_min} tokens per minute",
-                    "calls_in_flight": f"{hold.limits.calls_in_flight} calls at a time",
+                    "requests": f"{limits.requests_per_min} requests per minute",
+                    "tokens": f"{limits.tokens_per_min} tokens per minute",
+                    "calls_in_flight": f"{limits.calls_in_flight} calls at a time",
                 }[verdict]
-                raise RateLimitError(f"This key is limited to {what}.", retry_after_ms=max(reply[1], 1))
+                raise RateLimitError(
+                    f"This {who} is limited to {what}.",
+                    retry_after_ms=max(reply[1], 1),
+                    state=_rate_state(reply, hold),
+                )
             case _:
                 raise BrokenInvariantError(f"reserve.lua answered {verdict!r}")
 
-    async def _fill_mirror(self, user_id: UUID, wallet_id: UUID, *, token: str) -> None:
-        snapshot = await self._read_wallet(wallet_id)
-        args: list[str | int] = [
-            token,
-            str(snapshot.available_nano),
-            int(snapshot.frozen),
-            self._mirror_ttl_ms,
-        ]
-        for call_id, amount_nano in snapshot.holds.items():
-            args += [str(call_id), str(amount_nano)]
-        await self._pipe.call(self._fill, _wallet_keys(_prefix(user_id), wallet_id), args)
+    async def _fill_mirror(self, hold: Hold) -> None:
+        fields = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
+        args: list[str | int] = [str(hold.call_id), self._mirror_ttl_ms]
+        for name, value in fields.items():
+            args += [name, value]
+        await self._pipe.call(self._fill, _mirror_keys(hold.user_id), args)
 
-    async def extend(self, hold: Hold, amount_nano: int) -> bool:
-        """Enlarge a hold to ``amount_nano``; False when the wallet cannot bear it.
+    async def extend(self, hold: Hold, amount_nano: int, amount_nanousd: int = 0) -> bool:
+        """Enlarge a hold to these amounts; False when the wallet or a cap cannot bear it.
 
         Raises:
             RedisUnavailableError: Redis is away; whether it was extended is unknown.
         """
         more = amount_nano - hold.amount_nano
-        mirror, _ = _wallet_keys(_prefix(hold.user_id), hold.wallet_id)
+        more_usd = max(amount_nanousd - hold.amount_nanousd, 0)
+        args = (
+            str(hold.call_id),
+            str(more),
+            str(-more),
+            str(hold.wallet_id),
+            str(more_usd),
+            str(-more_usd),
+            *hold.scopes,
+            hold.arrived_ms,
+        )
         for _ in range(_FILL_TRIES):
-            reply = await self._pipe.call(self._extend, (mirror,), (str(hold.call_id), str(more), str(-more)))
+            reply = await self._pipe.call(self._extend, _mirror_keys(hold.user_id)[:1], args)
             match reply.decode():
                 case "extended":
                     return True
-                case "insufficient_funds" | "wallet_frozen":
+                case "insufficient_funds" | "cap_exceeded" | "wallet_frozen":
                     return False
                 case (
                     "missing"
@@ -220,9 +268,9 @@ class Holds:
     async def _warm(self, hold: Hold) -> None:
         if await self.renew(hold) != "cold":
             return
-        token_key = _wallet_keys(_prefix(hold.user_id), hold.wallet_id)[1]
+        token_key = _mirror_keys(hold.user_id)[1]
         if await self._pipe.run("SET", token_key, str(hold.call_id), "NX", "PX", 5000):
-            await self._fill_mirror(hold.user_id, hold.wallet_id, token=str(hold.call_id))
+            await self._fill_mirror(hold)
         else:
             await asyncio.sleep(_FILL_PAUSE_S)
 
@@ -236,6 +284,8 @@ class Holds:
             RedisUnavailableError: Redis is away.
         """
         prefix = _prefix(hold.user_id)
+        limiters = hold.limiters
+        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases", f"{prefix}n:{hold.call_id}"]
         args: list[str | int] = [
             str(hold.call_id),
             _member(hold),
@@ -243,27 +293,32 @@ class Holds:
             str(-hold.amount_nano),
             self._lease_ms,
             _NOTES_TTL_MS,
-            hold.limits.calls_in_flight,
+            str(hold.wallet_id),
+            str(hold.amount_nanousd),
+            str(-hold.amount_nanousd),
+            *hold.scopes,
+            hold.arrived_ms,
+            len(limiters),
         ]
+        for owner, limits in limiters:
+            keys.append(f"{prefix}p:{owner}")
+            args.append(limits.calls_in_flight)
         for name, value in (notes or {}).items():
             args += [name, value]
-        keys = (
-            *_wallet_keys(prefix, hold.wallet_id),
-            f"{prefix}leases",
-            f"{prefix}n:{hold.call_id}",
-            f"{prefix}p:{hold.key_id}",
-        )
         reply: bytes = await self._pipe.call(self._renew, keys, args)
         return reply.decode()
 
-    async def release(self, hold: Hold, *, charge_nano: int | None, tokens_used: int = 0) -> str:
+    async def release(
+        self, hold: Hold, *, charge_nano: int | None, charge_nanousd: int = 0, tokens_used: int = 0
+    ) -> str:
         """Drop a hold after its settlement was committed.
 
         Args:
             hold: as it was reserved or extended.
             charge_nano: what the settlement took; None when somebody else settled the call, or when what became of it
                 is unknown: then the mirror is dropped and rebuilt from Postgres.
-            tokens_used: given back to the key's window is what was reserved beyond this.
+            charge_nanousd: what the wallet paid of the cost, in nano-dollars.
+            tokens_used: given back to the windows is what was reserved beyond this.
 
         Returns:
             ``released`` or ``cold``.
@@ -272,31 +327,32 @@ class Holds:
             RedisUnavailableError: Redis is away; the hold expires with its lease.
         """
         prefix = _prefix(hold.user_id)
-        keys = (
-            *_wallet_keys(prefix, hold.wallet_id),
-            f"{prefix}leases",
-            f"{prefix}n:{hold.call_id}",
-            f"{prefix}p:{hold.key_id}",
-            f"{prefix}k:{hold.key_id}",
-        )
-        args = (
+        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases", f"{prefix}n:{hold.call_id}"]
+        args: list[str | int] = [
             str(hold.call_id),
             _member(hold),
             "" if charge_nano is None else str(-charge_nano),
-            hold.limits.tokens_per_min,
+            str(hold.wallet_id),
+            str(-charge_nanousd),
+            *hold.scopes,
+            hold.arrived_ms,
             hold.tokens - tokens_used if charge_nano is not None else 0,
-        )
+        ]
+        for owner, limits in hold.limiters:
+            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
+            args.append(limits.tokens_per_min)
         reply: bytes = await self._pipe.call(self._release, keys, args)
         return reply.decode()
 
     async def forget(self, lease: ExpiredLease) -> None:
-        """Drop an expired hold and its wallet's mirror; the mirror is rebuilt from Postgres when next needed."""
-        hold = Hold(lease.call_id, lease.user_id, lease.wallet_id, lease.key_id, 0, 0, Limits(1, 1))
+        """Drop an expired hold and its user's mirror; the mirror is rebuilt from Postgres when next needed."""
+        none = Limits(1, 1)
+        hold = Hold(lease.call_id, lease.user_id, lease.wallet_id, lease.key_id, 0, 0, none, user_limits=none)
         await self.release(hold, charge_nano=None)
 
-    async def cool(self, user_id: UUID, wallet_id: UUID) -> None:
-        """Drop a wallet's mirror, because Postgres changed otherwise than through a settlement (credit, freeze, …)."""
-        await self._pipe.run("DEL", *_wallet_keys(_prefix(user_id), wallet_id))
+    async def cool(self, user_id: UUID) -> None:
+        """Drop a user's mirror, because Postgres changed otherwise than through a settlement (credit, freeze, cap, …)."""
+        await self._pipe.run("DEL", *_mirror_keys(user_id))
 
     async def find_notes(self, user_id: UUID, call_id: UUID) -> dict[str, str]:
         """Return what was noted of a call; empty when nothing was, or when Redis lost it."""
@@ -304,13 +360,17 @@ class Holds:
 
     async def find_available(self, user_id: UUID, wallet_id: UUID) -> int | None:
         """Return the mirror's available amount in nano units, None when the mirror is cold."""
-        value = await self._pipe.run("HGET", _wallet_keys(_prefix(user_id), wallet_id)[0], "available")
+        value = await self._pipe.run("HGET", _mirror_keys(user_id)[0], f"available:{wallet_id}")
         return None if value is None else int(value)
 
-    async def list_holds(self, user_id: UUID, wallet_id: UUID) -> dict[UUID, int]:
-        """Return the holds that a wallet's mirror counts, in nano units."""
-        fields = decode_map(await self._pipe.run("HGETALL", _wallet_keys(_prefix(user_id), wallet_id)[0]))
+    async def list_holds(self, user_id: UUID) -> dict[UUID, int]:
+        """Return the holds that a user's mirror counts, in nano units of their wallets."""
+        fields = await self.read_mirror(user_id)
         return {UUID(name[5:]): int(value) for name, value in fields.items() if name.startswith("hold:")}
+
+    async def read_mirror(self, user_id: UUID) -> dict[str, str]:
+        """Return the fields of a user's mirror; empty when it is cold."""
+        return decode_map(await self._pipe.run("HGETALL", _mirror_keys(user_id)[0]))
 
     async def find_leases(self, *, expired: bool, limit: int) -> list[ExpiredLease]:
         """Return holds by lease over all shards, at most ``limit`` per shard: the expired ones, or all."""
@@ -329,7 +389,8 @@ class Holds:
         for members in replies:
             for member in members:
                 call_id, wallet_id, user_id, key_id = member.decode().split("|")
-                found.append(ExpiredLease(UUID(call_id), UUID(wallet_id), UUID(user_id), UUID(key_id)))
+                key = UUID(key_id) if key_id else None
+                found.append(ExpiredLease(UUID(call_id), UUID(wallet_id), UUID(user_id), key))
         return found
 
     async def has_live_lease(self, hold: ExpiredLease) -> bool:
@@ -345,9 +406,31 @@ def _prefix(user_id: UUID) -> str:
     return f"tuma:{{s{shard_of(user_id):02d}}}:"
 
 
-def _wallet_keys(prefix: str, wallet_id: UUID) -> tuple[str, str]:
-    return f"{prefix}w:{wallet_id}", f"{prefix}f:{wallet_id}"
+def _mirror_keys(user_id: UUID) -> tuple[str, str]:
+    prefix = _prefix(user_id)
+    return f"{prefix}u:{user_id}", f"{prefix}f:{user_id}"
 
 
 def _member(hold: Hold | ExpiredLease) -> str:
-    return f"{hold.call_id}|{hold.wallet_id}|{hold.user_id}|{hold.key_id}"
+    return f"{hold.call_id}|{hold.wallet_id}|{hold.user_id}|{hold.key_id or ''}"
+
+
+def _rate_state(reply: list[Any], hold: Hold) -> RateState:
+    limiters = hold.limiters
+    by_requests, by_tokens = limiters[reply[2] - 1][1], limiters[reply[5] - 1][1]
+    limits = Limits(by_requests.requests_per_min, by_tokens.tokens_per_min, by_requests.calls_in_flight)
+    return RateState(limits, reply[3], reply[4], reply[6], reply[7])
+
+
+def _describe_cap(hold: Hold, scope: str, period: str, *, ends_ms: int, limit: int, left: int) -> str:
+    owner = {str(hold.wallet_id): "wallet", str(hold.user_id): "user"}.get(scope, "key")
+    usd = owner == "user"
+    amount = hold.amount_nanousd if usd else hold.amount_nano
+    unit = " USD" if usd else ""
+    text = f"This call would have to set {format_amount(amount)}{unit} aside; the {owner}'s cap is {format_amount(limit)}{unit}"
+    if period == "call":
+        return f"{text} per call. Ask for fewer tokens (max_tokens)."
+    text += f" {_PER[period]}, and {format_amount(left)} of it is left"
+    if period == "total":
+        return f"{text}."
+    return f"{text} until {datetime.fromtimestamp(ends_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}."

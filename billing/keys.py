@@ -26,9 +26,10 @@ class Caller:
 
     user_id: UUID
     wallet_id: UUID
-    key_id: UUID
+    key_id: UUID | None
     currency: str
     limits: Limits
+    user_limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ class Keys:
     async def _find(self, digest: bytes) -> Caller | None:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                "SELECT k.id, k.wallet_id, w.user_id, w.currency, k.requests_per_min, k.tokens_per_min, k.calls_in_flight"
+                "SELECT k.id, k.wallet_id, w.user_id, w.currency, k.requests_per_min, k.tokens_per_min, k.calls_in_flight,"
+                " u.requests_per_min AS user_rpm, u.tokens_per_min AS user_tpm, u.calls_in_flight AS user_flight"
                 " FROM api_keys k JOIN wallets w ON w.id = k.wallet_id JOIN users u ON u.id = w.user_id"
                 " WHERE k.secret_hmac = $1 AND k.revoked_at IS NULL AND u.status = 'active'",
                 digest,
@@ -162,7 +164,20 @@ class Keys:
             row["tokens_per_min"] or self._limits.tokens_per_min,
             row["calls_in_flight"] or 0,
         )
-        return Caller(row["user_id"], row["wallet_id"], row["id"], row["currency"], limits)
+        user_limits = self._limits_of_user(row["user_rpm"], row["user_tpm"], row["user_flight"])
+        return Caller(row["user_id"], row["wallet_id"], row["id"], row["currency"], limits, user_limits)
+
+    def _limits_of_user(self, rpm: int | None, tpm: int | None, flight: int | None) -> Limits | None:
+        """A user's own limits, else the settings'; None when neither says anything."""
+        usual = self._limits
+        found = (
+            rpm or usual.user_requests_per_min,
+            tpm or usual.user_tokens_per_min,
+            flight or usual.user_calls_in_flight,
+        )
+        if not any(found):
+            return None
+        return Limits(found[0] or usual.requests_per_min, found[1] or usual.tokens_per_min, found[2])
 
     async def forget(self, key_id: str) -> None:
         """Drop a key from the cache, or all with ``*``."""

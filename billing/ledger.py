@@ -5,12 +5,12 @@ Every function may be repeated with the same input (a commit whose answer was lo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from billing.db import Database
 from billing.errors import BrokenInvariantError, NotFoundError
-from billing.holds import WalletSnapshot
 from billing.ids import new_id
 from billing.pricing import Usage
 
@@ -28,7 +28,7 @@ class Opening:
     call_id: UUID
     user_id: UUID
     wallet_id: UUID
-    key_id: UUID
+    key_id: UUID | None
     model: str
     stream: bool
     price_id: UUID
@@ -101,8 +101,8 @@ class Ledger:
         """Open calls in one commit.
 
         Returns:
-            a verdict per call, in order: ``opened``, ``insufficient_funds``, ``wallet_frozen``, or the state of a call
-            that ended already.
+            a verdict per call, in order: ``opened``, ``insufficient_funds``, ``cap_exceeded``, ``wallet_frozen``, or the
+            state of a call that ended already.
 
         Raises:
             PostgresUnavailableError: whether it was committed is unknown; repeat it.
@@ -128,7 +128,10 @@ class Ledger:
         return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
 
     async def extend_calls(self, batch: Sequence[Extension]) -> list[str]:
-        """Raise holds in one commit; a verdict per call: ``extended``, ``insufficient_funds``, or the call's state.
+        """Raise holds in one commit.
+
+        Returns:
+            a verdict per call, in order: ``extended``, ``insufficient_funds``, ``cap_exceeded``, or the call's state.
 
         Raises:
             PostgresUnavailableError: whether it was committed is unknown; repeat it.
@@ -206,27 +209,22 @@ class Ledger:
             [item.call_id for item in batch], {row["call_id"]: Settlement(**row) for row in rows}
         )
 
-    async def read_wallet(self, wallet_id: UUID) -> WalletSnapshot:
-        """Read one wallet with the holds of its live calls, in one snapshot.
+    async def read_mirror(self, user_id: UUID, moment: datetime) -> dict[str, str]:
+        """Read what a user's calls are admitted by, in one snapshot: the fields of their mirror (``billing/holds.py``).
+
+        Args:
+            user_id: whose.
+            moment: which the windows of caps shall contain.
 
         Raises:
-            NotFoundError: there is no such wallet.
+            NotFoundError: there is no such user, or they have no wallet.
             PostgresUnavailableError: Postgres is away.
         """
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                """
-                SELECT w.posted_nano + w.overdraft_nano - w.held_nano AS available, w.status,
-                       array_agg(c.id) FILTER (WHERE c.id IS NOT NULL) AS ids, array_agg(c.hold_nano) AS holds
-                FROM wallets w LEFT JOIN calls c ON c.wallet_id = w.id AND c.state IN ('open', 'review')
-                WHERE w.id = $1 GROUP BY w.id
-                """,
-                wallet_id,
-            )
-        if row is None:
-            raise NotFoundError(f"there is no wallet {wallet_id}")
-        holds = dict(zip(row["ids"], row["holds"], strict=True)) if row["ids"] else {}
-        return WalletSnapshot(row["available"], row["status"] == "frozen", holds)
+            rows = await connection.fetch("SELECT field, value FROM read_mirror($1, $2)", user_id, moment)
+        if not rows:
+            raise NotFoundError(f"user {user_id} has no wallet")
+        return {row["field"]: row["value"] for row in rows}
 
 
 def _in_order(ids: Sequence[UUID], found: dict[UUID, T]) -> list[T]:

@@ -35,9 +35,10 @@ class Script:
     sha: str
 
 
-def load_script(name: str) -> Script:
-    """Read ``billing/lua/<name>.lua``."""
-    text = files("billing").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+def load_script(name: str, *shared: str) -> Script:
+    """Read ``billing/lua/<name>.lua``, behind the functions of the ``shared`` files."""
+    folder = files("billing").joinpath("lua")
+    text = "".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in (*shared, name))
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -40,7 +40,6 @@ _LOCK = 0x73776565  # "swee"
 _PARTITIONS_AHEAD = 3
 _CLOSE_S = 5.0
 _TOGETHER = 16  # orphans whose records are asked for at once
-_NO_KEY = UUID(int=0)
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ class Sweeper:
         return rows
 
     async def _end_orphan(self, row: Any, counts: SweepCounts) -> None:
-        lease = ExpiredLease(row["id"], row["wallet_id"], row["user_id"], row["key_id"] or _NO_KEY)
+        lease = ExpiredLease(row["id"], row["wallet_id"], row["user_id"], row["key_id"])
         if await self._holds.has_live_lease(lease):
             counts.waiting += 1  # the worker lives, only Postgres has not heard from it
             return

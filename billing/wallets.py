@@ -88,6 +88,19 @@ class Wallets:
             )
         return found
 
+    async def get_user(self, user: str) -> UUID:
+        """Return the id of a user, given by id or e-mail address.
+
+        Raises:
+            NotFoundError: there is no such user.
+        """
+        user_id = await self.find_user(user) if "@" in user else parse_id(user, "user")
+        async with self._database.connection() as connection:
+            if await connection.fetchval("SELECT 1 FROM users WHERE id = $1", user_id) is None:
+                raise NotFoundError(f"there is no user {user}")
+        assert user_id is not None
+        return user_id
+
     async def create_wallet(self, user: str, *, currency: str, overdraft_nano: int = 0) -> UUID:
         """Open a wallet for a user, given by id or e-mail address.
 

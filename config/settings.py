@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+Bound = Annotated[int, Field(ge=0)]  # 0: none
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
 
 
@@ -109,6 +110,11 @@ class LimitSettings(_Section):
     calls_in_flight: Count = 10_000  # per worker
     requests_per_min: Count = 600_000  # a key without limits of its own
     tokens_per_min: Count = 1_000_000_000
+    user_requests_per_min: Bound = (
+        0  # all keys of a user together, unless the user has limits of their own; 0: none
+    )
+    user_tokens_per_min: Bound = 0
+    user_calls_in_flight: Bound = 0
 
 
 class HoldSettings(_Section):

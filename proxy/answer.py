@@ -248,7 +248,7 @@ class Answer:
         _log.info(
             "call.ended",
             call_id=str(self.call.call_id),
-            key_id=str(self.call.caller.key_id),
+            key_id=None if self.call.caller.key_id is None else str(self.call.caller.key_id),
             wallet_id=str(self.call.caller.wallet_id),
             model=self.ask.model,
             stream=self.ask.stream,

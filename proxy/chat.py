@@ -7,6 +7,7 @@ settle (Postgres) → release (Redis).
 from aiohttp import web
 
 from billing.calls import LiveCall
+from billing.errors import RateLimitError
 from billing.keys import Caller
 from billing.quoting import quote_ask
 from proxy.answer import Answer
@@ -46,8 +47,13 @@ async def _reserve(request: web.Request, services: Services, caller: Caller, ask
         counter=services.counter,
         settings=services.settings.holds,
     )
-    call = await services.calls.reserve(
-        caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream
-    )
-    request.app[RATES].remember(caller.key_id, call.rates)
+    try:
+        call = await services.calls.reserve(
+            caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream
+        )
+    except RateLimitError as refusal:
+        if refusal.state is not None:
+            request.app[RATES].remember(caller, refusal.state)
+        raise
+    request.app[RATES].remember(caller, call.rates)
     return call

@@ -14,27 +14,28 @@ CALLER = web.RequestKey("caller", Caller)
 
 
 class RateMemory:
-    """The latest known rate windows of each key, for answers that ask nothing of Redis; a bounded cache.
+    """The latest known rate windows of each caller, for answers that ask nothing of Redis; a bounded cache.
 
     Args:
-        entries_max: keys remembered.
+        entries_max: callers remembered.
     """
 
     def __init__(self, entries_max: int = 10_000) -> None:
         self._entries_max = entries_max
         self._states: OrderedDict[UUID, RateState] = OrderedDict()
 
-    def remember(self, key_id: UUID, state: RateState) -> None:
+    def remember(self, caller: Caller, state: RateState) -> None:
         """Keep the state that a reserve just returned."""
-        self._states[key_id] = state
-        self._states.move_to_end(key_id)
+        name = caller.key_id or caller.user_id
+        self._states[name] = state
+        self._states.move_to_end(name)
         if len(self._states) > self._entries_max:
             self._states.popitem(last=False)
 
     def recall(self, caller: Caller) -> RateState:
         """Return what is known; full windows, when nothing is."""
         limits = caller.limits
-        found = self._states.get(caller.key_id)
+        found = self._states.get(caller.key_id or caller.user_id)
         return found or RateState(limits, limits.requests_per_min, 0, limits.tokens_per_min, 0)
 
 

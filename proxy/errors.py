@@ -98,6 +98,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.NotFoundError: Shape(404, "invalid_request_error", "not_found"),
     billing.InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),
     billing.InsufficientFundsError: Shape(402, "insufficient_quota", "insufficient_funds"),
+    billing.CapExceededError: Shape(402, "insufficient_quota", "cap_exceeded"),
     billing.WalletFrozenError: Shape(403, "permission_error", "wallet_frozen"),
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),

@@ -31,7 +31,7 @@ from billing.routine import Routine
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
-from billing.wallets import Wallet, Wallets, parse_id
+from billing.wallets import Wallets, parse_id
 from config.settings import Settings
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
@@ -84,7 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     worker_id = new_id()
     database = Database(settings.postgres, name="tuma serve")
     pipe = RedisPipe(settings.redis)
-    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_wallet)
+    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror)
     upstream = make_upstream(settings)
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
     calls = Calls(database, holds, quota, worker_id=worker_id, settings=settings)
@@ -135,6 +135,7 @@ async def _start(services: Services) -> None:
         {
             "key": services.keys.forget,
             "wallet": lambda wallet_id: cool_wallet(services, wallet_id),
+            "user": lambda user_id: changed_user(services, user_id),
             "prices": services.prices.load,
             "fx": services.fx.load,
             "quota": services.quota.load,
@@ -173,14 +174,25 @@ async def cool_wallet(services: Services, wallet_id: str) -> None:
     """
     if wallet_id != "*":
         wallet = await services.wallets.get_wallet(parse_id(wallet_id, "wallet"))
-        services.tasks.start(_cool(services, wallet), name=f"cool {wallet_id}")
+        cool_user(services, wallet.user_id)
 
 
-async def _cool(services: Services, wallet: Wallet) -> None:
+def cool_user(services: Services, user_id: UUID) -> None:
+    """Drop the mirror of a user whose caps or clock changed."""
+    services.tasks.start(_cool(services, user_id), name=f"cool {user_id}")
+
+
+async def changed_user(services: Services, user_id: str) -> None:
+    """Drop what is cached of a user: their mirror."""
+    if user_id != "*":
+        cool_user(services, parse_id(user_id, "user"))
+
+
+async def _cool(services: Services, user_id: UUID) -> None:
     """Drop a mirror, though Redis be away just now: it may come back with the stale one."""
     while True:
         try:
-            await services.holds.cool(wallet.user_id, wallet.id)
+            await services.holds.cool(user_id)
         except RedisUnavailableError:
             await asyncio.sleep(_COOL_AGAIN_S)
         else:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Coroutine
 from decimal import Decimal, InvalidOperation
 from typing import Any
+from uuid import UUID
 
 import click
 
 from billing.books import Books
 from billing.callbook import describe_call
+from billing.caps import PERIODS, Caps, Scope, caps_as_json
 from billing.corrections import Corrections
 from billing.errors import InputError, TumaError
 from billing.fxbook import FxBook
@@ -169,6 +171,78 @@ async def wallets_show(office: Office, *, wallet: str) -> dict[str, Any]:
     return {**(await office.wallets.get_wallet(parse_id(wallet, "wallet"))).as_json()}
 
 
+def cap_options(command: Any) -> Any:
+    """Give a command the options ``--cap-call`` to ``--cap-total``; each is also heard without its ``cap-``."""
+    for period in reversed(PERIODS):
+        help_text = f"Most that may be spent per {period}, in major units; 'none' lifts it."
+        if period == "total":
+            help_text = "Most that may be spent in total, in major units; 'none' lifts it."
+        command = click.option(
+            f"--cap-{period}", f"--{period}", f"cap_{period}", default=None, help=help_text
+        )(command)
+    return command
+
+
+def _read_caps(options: dict[str, str | None]) -> dict[str, int | None]:
+    return {
+        name.removeprefix("cap_"): None if value == "none" else parse_amount(value)
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+async def _set_and_show_caps(
+    office: Office, scope: Scope, scope_id: UUID, options: dict[str, str | None]
+) -> dict[str, Any]:
+    room = Caps(office.database)
+    limits = _read_caps(options)
+    if limits:
+        await room.set_caps(scope, scope_id, limits, by_operator=True)
+    return caps_as_json(await room.find_caps(scope_id))
+
+
+@office_command(wallets, "caps")
+@click.argument("wallet")
+@cap_options
+async def wallets_caps(office: Office, *, wallet: str, **options: str | None) -> dict[str, Any]:
+    """Show a wallet's caps, or set them as the operator: the user may set lower ones, never lift these."""
+    found = await office.wallets.get_wallet(parse_id(wallet, "wallet"))
+    caps = await _set_and_show_caps(office, "wallet", found.id, options)
+    await office.cool(found.id)
+    return {"id": wallet, "currency": found.currency, "caps": caps}
+
+
+@office_command(users, "caps")
+@click.argument("user")
+@cap_options
+async def users_caps(office: Office, *, user: str, **options: str | None) -> dict[str, Any]:
+    """Show or set the caps of a user, over all wallets, in USD of cost."""
+    user_id = await office.wallets.get_user(user)
+    caps = await _set_and_show_caps(office, "user", user_id, options)
+    await office.cool_user(user_id)
+    return {"id": str(user_id), "currency": "USD", "caps": caps}
+
+
+@office_command(users, "clock")
+@click.argument("user")
+@click.option("--timezone", default=None, help="IANA name, as Africa/Lagos.")
+@click.option("--week-starts", type=int, default=None, help="1 for Monday to 7 for Sunday.")
+async def users_clock(
+    office: Office, *, user: str, timezone: str | None, week_starts: int | None
+) -> dict[str, Any]:
+    """Show or set the clock that the windows of a user's caps follow."""
+    user_id = await office.wallets.get_user(user)
+    room = Caps(office.database)
+    clock = await room.get_clock(user_id)
+    if timezone is not None or week_starts is not None:
+        await room.set_clock(
+            user_id, timezone=timezone or clock.timezone, week_starts=week_starts or clock.week_starts
+        )
+        await office.cool_user(user_id)
+        clock = await room.get_clock(user_id)
+    return {"id": str(user_id), "timezone": clock.timezone, "week_starts": clock.week_starts}
+
+
 @main.group()
 def keys() -> None:
     """API keys."""
@@ -184,10 +258,19 @@ def _keys(office: Office) -> Keys:
 @click.option("--rpm", type=int, default=None, help="Requests per minute.")
 @click.option("--tpm", type=int, default=None, help="Tokens per minute.")
 @click.option("--max-parallel", type=int, default=None, help="Calls at a time.")
+@cap_options
 async def keys_create(
-    office: Office, *, wallet: str, name: str, rpm: int | None, tpm: int | None, max_parallel: int | None
+    office: Office,
+    *,
+    wallet: str,
+    name: str,
+    rpm: int | None,
+    tpm: int | None,
+    max_parallel: int | None,
+    **caps: str | None,
 ) -> dict[str, Any]:
     """Make a key; its secret is shown now and never again."""
+    limits = _read_caps(caps)
     made = await _keys(office).create(
         parse_id(wallet, "wallet"),
         name=name,
@@ -195,6 +278,8 @@ async def keys_create(
         tokens_per_min=tpm,
         calls_in_flight=max_parallel,
     )
+    if limits:
+        await Caps(office.database).set_caps("key", made.id, limits, by_operator=True)
     return {"id": str(made.id), "secret": made.secret, "wallet_id": wallet, "name": name}
 
 

@@ -31,13 +31,16 @@ class Office:
 
     async def cool(self, wallet_id: UUID) -> None:
         """Let Redis rebuild a wallet's mirror; should Redis be away, the workers hear of the change from Postgres."""
+        await self.cool_user((await self.wallets.get_wallet(wallet_id)).user_id)
+
+    async def cool_user(self, user_id: UUID) -> None:
+        """Let Redis rebuild a user's mirror; should Redis be away, the workers hear of the change from Postgres."""
         if not self.settings.redis.url.get_secret_value():
             return
-        wallet = await self.wallets.get_wallet(wallet_id)
         try:
-            await self.holds.cool(wallet.user_id, wallet_id)
+            await self.holds.cool(user_id)
         except RedisUnavailableError as error:
-            print(f"note: {error}; the wallet's mirror follows within minutes", file=sys.stderr)
+            print(f"note: {error}; the mirror follows within minutes", file=sys.stderr)
 
 
 @asynccontextmanager
@@ -45,7 +48,7 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """Open the office."""
     database = Database(settings.postgres, name="tuma command")
     pipe = RedisPipe(settings.redis)
-    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=new_id()).read_wallet)
+    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=new_id()).read_mirror)
     upstream = make_upstream(settings)
     await upstream.start()
     try:

@@ -1,6 +1,8 @@
 """Holds in real Redis: admission, leases, mirrors that come and go."""
 
 import asyncio
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +12,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
-from billing.holds import Hold, Holds, Limits, WalletSnapshot, shard_of
+from billing.holds import Hold, Holds, Limits, shard_of
 from billing.ids import new_id
 from billing.money import NANO
 from billing.redis_pipe import RedisPipe, load_script
@@ -158,18 +160,18 @@ async def test_a_hold_is_extended_after_a_flush(office: Office) -> None:
 async def test_a_fill_that_was_overtaken_is_thrown_away(office: Office) -> None:
     """Between the snapshot and the fill something else settles on the cold wallet: the snapshot is stale."""
     payer = await make_payer(office)
-    read = office.holds._read_wallet
+    read = office.holds._read_mirror
     interfered: list[bool] = []
 
-    async def slow(wallet_id: UUID) -> object:
-        snapshot = await read(wallet_id)
+    async def slow(user_id: UUID, moment: datetime) -> Mapping[str, str]:
+        snapshot = await read(user_id, moment)
         if not interfered:
             interfered.append(True)
-            await office.wallets.credit(wallet_id, 5 * NANO, reason="meanwhile")
-            await office.holds.cool(payer.user_id, wallet_id)
+            await office.wallets.credit(payer.wallet_id, 5 * NANO, reason="meanwhile")
+            await office.holds.cool(payer.user_id)
         return snapshot
 
-    office.holds._read_wallet = slow  # type: ignore[assignment]
+    office.holds._read_mirror = slow
     await office.holds.reserve(hold_of(payer, NANO))
     assert interfered
     assert await available(office, payer) == 14 * NANO
@@ -178,16 +180,16 @@ async def test_a_fill_that_was_overtaken_is_thrown_away(office: Office) -> None:
 async def test_a_cold_wallet_is_read_once_whoever_asks(office: Office) -> None:
     """The token of a fill is set only if absent: fifty calls at once ask Postgres once."""
     payer = await make_payer(office)
-    read_wallet = office.holds._read_wallet
+    read_mirror = office.holds._read_mirror
     read: list[UUID] = []
 
-    async def counting(wallet_id: UUID) -> WalletSnapshot:
-        read.append(wallet_id)
-        return await read_wallet(wallet_id)
+    async def counting(user_id: UUID, moment: datetime) -> Mapping[str, str]:
+        read.append(user_id)
+        return await read_mirror(user_id, moment)
 
     holds = Holds(office.pipe, HoldSettings(), counting)
     await asyncio.gather(*(holds.reserve(hold_of(payer, NANO // 100)) for _ in range(50)))
-    assert read == [payer.wallet_id]
+    assert read == [payer.user_id]
     assert await available(office, payer) == 10 * NANO - 50 * (NANO // 100)
 
 
@@ -195,16 +197,21 @@ async def test_a_fill_never_overwrites_a_mirror(office: Office) -> None:
     payer = await make_payer(office)
     await office.holds.reserve(hold_of(payer, NANO))
     prefix = f"tuma:{{s{shard_of(payer.user_id):02d}}}:"
-    keys = (f"{prefix}w:{payer.wallet_id}", f"{prefix}f:{payer.wallet_id}")
+    keys = (f"{prefix}u:{payer.user_id}", f"{prefix}f:{payer.user_id}")
     await office.pipe.run("SET", keys[1], "token")
-    assert await office.pipe.call(load_script("fill"), keys, ("token", "999", 0, 1000)) == 0
+    assert (
+        await office.pipe.call(
+            load_script("fill"), keys, ("token", 1000, f"available:{payer.wallet_id}", "999")
+        )
+        == 0
+    )
     assert await available(office, payer) == 9 * NANO
 
 
 async def test_redis_away_fails_closed_within_the_bound(office: Office) -> None:
     payer = await make_payer(office)
     pipe = RedisPipe(RedisSettings(url="redis://127.0.0.1:1/0", timeout_s=0.5))  # type: ignore[arg-type]
-    holds = Holds(pipe, HoldSettings(), office.holds._read_wallet)
+    holds = Holds(pipe, HoldSettings(), office.holds._read_mirror)
     async with asyncio.timeout(2):
         with pytest.raises(RedisUnavailableError):
             await holds.reserve(hold_of(payer, NANO))
@@ -219,7 +226,7 @@ async def test_a_redis_that_does_not_answer_fails_closed(office: Office) -> None
     port = server.sockets[0].getsockname()[1]
     payer = await make_payer(office)
     pipe = RedisPipe(RedisSettings(url=f"redis://127.0.0.1:{port}/0", timeout_s=0.3))  # type: ignore[arg-type]
-    holds = Holds(pipe, HoldSettings(), office.holds._read_wallet)
+    holds = Holds(pipe, HoldSettings(), office.holds._read_mirror)
     async with asyncio.timeout(2):
         with pytest.raises(RedisUnavailableError):
             await holds.reserve(hold_of(payer, NANO))

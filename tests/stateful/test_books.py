@@ -8,8 +8,9 @@ fewest steps that fail.
 import asyncio
 import os
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
+from datetime import datetime
 from fractions import Fraction
 from typing import Any
 from uuid import UUID
@@ -29,7 +30,6 @@ from billing.assessment import Evidence
 from billing.calls import LiveCall
 from billing.corrections import Corrections
 from billing.errors import InputError, InsufficientFundsError
-from billing.holds import WalletSnapshot
 from billing.ids import new_id
 from billing.keys import Caller
 from billing.ledger import Ending
@@ -137,7 +137,7 @@ class BooksMachine(RuleBasedStateMachine):
     async def cool(self, name: str) -> None:
         """As every worker does when it hears that Postgres changed."""
         caller = self.callers[name]
-        await self.workers[0].holds.cool(caller.user_id, caller.wallet_id)
+        await self.workers[0].holds.cool(caller.user_id)
 
     def caller_of(self, story: Story) -> Caller:
         return self.callers[self.names[id(story.purse)]]
@@ -284,12 +284,12 @@ class BooksMachine(RuleBasedStateMachine):
     def reserve_while_money_moves(self, name: str, worker: int, cost: int, amount: int, ends: bool) -> None:
         """A mirror is not filled from a snapshot that is out of date: money comes in, or a call ends, meanwhile."""
         asked = self.workers[worker]
-        read_wallet = asked.holds._read_wallet
+        read_mirror = asked.holds._read_mirror
         ending = next((story for story in self.find("open") if story.purse is self.purses[name]), None)
 
-        async def read_and_move(wallet_id: UUID) -> WalletSnapshot:
-            snapshot = await read_wallet(wallet_id)
-            asked.holds._read_wallet = read_wallet
+        async def read_and_move(user_id: UUID, moment: datetime) -> Mapping[str, str]:
+            snapshot = await read_mirror(user_id, moment)
+            asked.holds._read_mirror = read_mirror
             if ends and ending is not None:
                 await self.end(ending, self.exact_ending(ending))
                 self.ended(ending)
@@ -298,9 +298,9 @@ class BooksMachine(RuleBasedStateMachine):
             return snapshot
 
         self.run(self.cool(name))
-        asked.holds._read_wallet = read_and_move
+        asked.holds._read_mirror = read_and_move
         self.admit(name, [worker], cost)
-        assert asked.holds._read_wallet == read_wallet
+        assert asked.holds._read_mirror == read_mirror
 
     @rule(index=picks, part=parts)
     def open_late(self, index: int, part: int) -> None:

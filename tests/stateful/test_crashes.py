@@ -72,7 +72,7 @@ class Attempt:
 
     async def credit(self, by: Worker) -> None:
         await by.wallets.credit(self.caller.wallet_id, CREDIT_NANO, reason="top-up", key=self.credit_key)
-        await by.holds.cool(self.caller.user_id, self.caller.wallet_id)
+        await by.holds.cool(self.caller.user_id)
 
     async def begin(self, cost_nanousd: int = COST_NANOUSD) -> LiveCall:
         """Reserve, open, let the provider answer, confirm, note the answer's id."""
@@ -303,7 +303,7 @@ class Campaign:
             await holds.reserve(probe)
             assert await holds.find_available(caller.user_id, caller.wallet_id) == 0
             await holds.release(probe, charge_nano=0)
-        assert await holds.list_holds(caller.user_id, caller.wallet_id) == {}
+        assert await holds.list_holds(caller.user_id) == {}
 
     async def reconcile(self) -> None:
         """Book what was listed as the house's loss: then the provider's whole bill is accounted for."""

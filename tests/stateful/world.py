@@ -94,7 +94,7 @@ class Worker:
         self.database = connections.database
         self.pipe = connections.pipe
         self.ledger = Ledger(self.database, worker_id=self.id)
-        self.holds = Holds(self.pipe, settings.holds, self.ledger.read_wallet)
+        self.holds = Holds(self.pipe, settings.holds, self.ledger.read_mirror)
         self.wallets = Wallets(self.database)
         self.sweeper = Sweeper(self.database, self.holds, provider, settings.sweep)
         self.quota = Quota(self.database, provider, worker_id=self.id, settings=settings.quota)
