@@ -245,7 +245,7 @@ END $$;
 -- Lock a user with all their wallets, so that no call of theirs changes while a cap or the clock does.
 CREATE FUNCTION lock_user(p_user uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM 1 FROM users u WHERE u.id = p_user FOR UPDATE;
+    PERFORM 1 FROM users u WHERE u.id = p_user FOR NO KEY UPDATE; -- rows that refer to the user may still be written
     PERFORM 1 FROM wallets w WHERE w.user_id = p_user ORDER BY w.id FOR NO KEY UPDATE;
 END $$;
 
@@ -329,7 +329,7 @@ END $$;
 
 CREATE FUNCTION cap_new_wallet() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM 1 FROM users u WHERE u.id = NEW.user_id FOR KEY SHARE; -- no cap of the user's is being set
+    PERFORM 1 FROM users u WHERE u.id = NEW.user_id FOR SHARE; -- no cap of the user's is being set
     NEW.capped := EXISTS (SELECT FROM spending_caps s WHERE s.scope = 'user' AND s.scope_id = NEW.user_id);
     RETURN NEW;
 END $$;

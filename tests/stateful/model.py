@@ -25,12 +25,36 @@ class Coin:
 
 @dataclass
 class Purse:
-    """A wallet as it should be; nano units."""
+    """A wallet as it should be; nano units. ``caps`` in total: on the wallet in its coin, on its user in dollars."""
 
     coin: Coin
     overdraft: int = 0
     credits: int = 0
     calls: list["Story"] = field(default_factory=list)
+    frozen: bool = False
+    caps: dict[str, int] = field(default_factory=dict)
+
+    def counted(self, scope: str) -> tuple[int, int]:
+        """What a cap counts as held and as spent."""
+        live = [call for call in self.calls if call.state in LIVE]
+        if scope == "wallet":
+            return self.held, sum(call.charge for call in self.calls)
+        return sum(call.hold_usd for call in live), sum(call.cost - call.house for call in self.calls)
+
+    def covers(self, hold: int, hold_usd: int) -> bool:
+        """Whether so much more may be held."""
+        return (
+            not self.frozen
+            and hold <= self.available
+            and all(
+                (hold if scope == "wallet" else hold_usd) <= limit - sum(self.counted(scope))
+                for scope, limit in self.caps.items()
+            )
+        )
+
+    def room(self, hold: int, hold_usd: int, most: int) -> int:
+        """How many calls of one size, up to ``most``, may be held."""
+        return sum(self.covers(hold * many, hold_usd * many) for many in range(1, most + 1))
 
     @property
     def posted(self) -> int:
@@ -55,6 +79,7 @@ class Story:
     """A call as it should be.
 
     Args:
+        hold_usd: the same in nano-dollars.
         state: ``reserved`` (no row yet), ``open``, ``review``, ``settled``, ``void``, or ``gone`` (it never had a row).
         hold: nano units of the wallet's currency.
         generation_id: of the answer, once the provider gave one.
@@ -69,6 +94,7 @@ class Story:
     call_id: UUID
     purse: Purse
     hold: int
+    hold_usd: int
     state: str = "reserved"
     generation_id: str | None = None
     known: bool = False

@@ -28,8 +28,9 @@ from hypothesis.stateful import (
 
 from billing.assessment import Evidence
 from billing.calls import LiveCall
+from billing.caps import Caps, Scope
 from billing.corrections import Corrections
-from billing.errors import InputError, InsufficientFundsError
+from billing.errors import CapExceededError, InputError, InsufficientFundsError, WalletFrozenError
 from billing.ids import new_id
 from billing.keys import Caller
 from billing.ledger import Ending
@@ -68,6 +69,8 @@ picks = st.integers(0, 11)  # of what there is, counted round
 workers = st.integers(0, WORKERS - 1)
 wallets = st.sampled_from(["prepaid", "prepaid", "overdraft", "naira"])
 ANSWERS = ("not yet", "noted", "noted", "unnoted", "record late")
+REFUSALS = (InsufficientFundsError, CapExceededError, WalletFrozenError)
+cap_scopes: st.SearchStrategy[Scope] = st.sampled_from(["wallet", "user"])
 parts = st.sampled_from([0, 1, 50, 100, 130])  # percent of the hold
 
 
@@ -170,9 +173,9 @@ class BooksMachine(RuleBasedStateMachine):
         quote = quote_of(self.house, caller, cost)
         try:
             call = await worker.calls.reserve(caller, quote, call_id=new_id(), model=MODEL, stream=True)
-        except InsufficientFundsError:
+        except REFUSALS:
             return None
-        story = Story(call.call_id, self.purses[name], quote.hold_nano)
+        story = Story(call.call_id, self.purses[name], quote.hold_nano, quote.hold_nanousd)
         assert story.hold == max(story.purse.coin.charge(cost), 1)
         self.live[story.call_id] = (worker, call)
         return story
@@ -186,7 +189,7 @@ class BooksMachine(RuleBasedStateMachine):
             worker, call = self.live[story.call_id]
             try:
                 await worker.calls.confirm_open(call)
-            except InsufficientFundsError:
+            except REFUSALS:
                 story.state = "refused"
             else:
                 story.state = "open"
@@ -224,6 +227,43 @@ class BooksMachine(RuleBasedStateMachine):
         else:
             self.run(self.top_up(name, self.purses[name].coin.charge(amount), f"key-{new_id()}"))
 
+    @rule(
+        name=wallets, scope=cap_scopes, more=st.one_of(st.none(), st.just(0), costs), restarts=st.booleans()
+    )
+    def cap(self, name: str, scope: Scope, more: int | None, restarts: bool) -> None:
+        """Cap a wallet or its user a little above what was counted, or lift the cap; perhaps the windows are forgotten."""
+        purse, caller = self.purses[name], self.callers[name]
+        limit = None if more is None else sum(purse.counted(scope)) + more
+        if limit is None:
+            purse.caps.pop(scope, None)
+        else:
+            purse.caps[scope] = max(limit, 0)
+
+        async def work() -> None:
+            scope_id = caller.wallet_id if scope == "wallet" else caller.user_id
+            room = Caps(self.workers[0].database)
+            await room.set_caps(scope, scope_id, {"total": purse.caps.get(scope)}, by_operator=False)
+            if restarts:
+                await self.audit.execute("DELETE FROM cap_windows")
+            await self.cool(name)
+
+        self.run(work())
+
+    @rule(name=wallets, frozen=st.booleans())
+    def freeze(self, name: str, frozen: bool) -> None:
+        """An operator freezes a wallet, or lets it go: calls in flight end as ever, new ones are refused."""
+
+        async def work() -> None:
+            await self.audit.execute(
+                "UPDATE wallets SET status = $2 WHERE id = $1",
+                self.callers[name].wallet_id,
+                "frozen" if frozen else "active",
+            )
+            await self.cool(name)
+
+        self.run(work())
+        self.purses[name].frozen = frozen
+
     # -- the way of a call --------------------------------------------------------------------------------------------
 
     @rule(name=wallets, worker=workers, cost=costs, part=parts, answered=st.sampled_from(ANSWERS))
@@ -247,7 +287,7 @@ class BooksMachine(RuleBasedStateMachine):
             )
             admitted = [story for story in found if story is not None]
             hold = max(purse.coin.charge(cost), 1)
-            covered = min(max(purse.available // hold, 0), len(asking))
+            covered = purse.room(hold, cost, len(asking))
             if purse.certain:
                 assert len(admitted) == covered
             await self.open_some(admitted)
@@ -308,7 +348,7 @@ class BooksMachine(RuleBasedStateMachine):
         story = self.pick(index, "reserved")
         if story is None:
             return
-        fits = story.purse.available >= story.hold
+        fits = story.purse.covers(story.hold, story.hold_usd)
         self.run(self.open_some([story]))
         assert (story.state == "open") == fits
         if story.state == "refused":
@@ -349,13 +389,13 @@ class BooksMachine(RuleBasedStateMachine):
         worker, call = self.live[story.call_id]
         cost = call.hold_nanousd + more
         hold = story.purse.coin.charge(cost)
-        fits = story.purse.available >= hold - story.hold
+        fits = story.purse.covers(hold - story.hold, cost - story.hold_usd)
         extended = self.run(worker.calls.extend(call, hold_nano=hold, hold_nanousd=cost))
         assert extended <= fits
         if story.purse.certain:
             assert extended == fits
         if extended:
-            story.hold = hold
+            story.hold, story.hold_usd = hold, cost
         elif call.hold.amount_nano == hold:
             story.uncertain = True  # Redis extended it, Postgres did not: the release will tell
 
@@ -787,6 +827,7 @@ class BooksMachine(RuleBasedStateMachine):
             if purse.certain:
                 mirror = await self.workers[0].holds.find_available(caller.user_id, caller.wallet_id)
                 assert mirror in (None, purse.available)
+        await self.look_at_caps()
         for story in self.stories:
             assert story.charge <= story.purse.coin.charge(story.cost), (
                 "no wallet pays more than its call cost"
@@ -795,6 +836,20 @@ class BooksMachine(RuleBasedStateMachine):
         assert {row["id"]: row["state"] for row in states} == {
             story.call_id: story.state for story in self.stories if story.state not in ("reserved", "gone")
         }
+
+    async def look_at_caps(self) -> None:
+        """Every cap counts what the model counts, in Postgres and, where Redis knows, there too."""
+        rows = await self.audit.fetch("SELECT scope_id, period, held_nano, spent_nano FROM cap_windows")
+        found = {(row["scope_id"], row["period"]): (row["held_nano"], row["spent_nano"]) for row in rows}
+        for name, purse in self.purses.items():
+            caller = self.callers[name]
+            mirror = await self.workers[0].holds.read_mirror(caller.user_id) if purse.certain else {}
+            for scope, limit in purse.caps.items():
+                scope_id = caller.wallet_id if scope == "wallet" else caller.user_id
+                counted = purse.counted(scope)
+                assert found.get((scope_id, "total"), counted) == counted
+                left = mirror.get(f"left:{scope_id}:total")
+                assert left in (None, str(limit - sum(counted)))
 
     async def calm_down(self) -> None:
         """Faults have stopped: everything ends, and I1 to I8 hold, by the provider's own sum too."""
@@ -812,7 +867,7 @@ class BooksMachine(RuleBasedStateMachine):
         await self.look()
         await check_all(self.workers[0], self.provider)
         for name, purse in self.purses.items():
-            if purse.available > 0:
+            if purse.covers(1, 0):
                 (probe,) = [await self.reserve_one(name, self.workers[1], 0)]
                 assert probe is not None
                 await self.end(probe, self.exact_ending(probe))
