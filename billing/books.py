@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from billing.daybook import NOTHING_PROVED, DayBook, Proved, read_proved
 from billing.db import Database
@@ -76,6 +77,7 @@ class _Snapshot:
     over: list[Any]
     caps_off: list[Any]
     caps: int
+    capped: list[Any]
     wallets: list[Any]
 
 
@@ -190,6 +192,11 @@ class Books:
                 ),
                 caps_off=await fetch(_CAPS_OFF, full, _CAPS_SAMPLE),
                 caps=await total("SELECT count(*) FROM spending_caps"),
+                capped=await fetch(
+                    "SELECT DISTINCT user_id FROM wallets WHERE capped LIMIT CASE WHEN $1 THEN NULL ELSE $2::bigint END",
+                    full,
+                    _CAPS_SAMPLE,
+                ),
                 wallets=await fetch(
                     "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"
                 ),
@@ -206,11 +213,36 @@ class Books:
                 if not left or attempt == _TRIES - 1:
                     break
                 await asyncio.sleep(_PAUSE_S)
+            caps_off = await self._compare_caps(snapshot.capped)
         except RedisUnavailableError as error:
             return Check(False, str(error))
-        if left:
-            return Check(False, "Redis differs from Postgres: " + _names(left))
+        if left or caps_off:
+            return Check(
+                False, "Redis differs from Postgres: " + "; ".join([_names(left), *caps_off[:_NAMED]])
+            )
         return Check(True, f"{warm} warm mirrors equal Postgres; {moving} wallets have calls in flight")
+
+    async def _compare_caps(self, users: list[Any]) -> list[str]:
+        """Return the users of whose caps Redis counts otherwise than Postgres though nothing of theirs is in flight."""
+        left = [row["user_id"] for row in users]
+        for attempt in range(_TRIES):
+            found = await asyncio.gather(*(self._are_caps_off(user_id) for user_id in left))
+            left = [user_id for user_id, off in zip(left, found, strict=True) if off]
+            if left and attempt < _TRIES - 1:
+                await asyncio.sleep(_PAUSE_S)
+        return [f"caps of user {user_id}" for user_id in left]
+
+    async def _are_caps_off(self, user_id: UUID) -> bool:
+        mirror = await self._holds.read_mirror(user_id)
+        if not mirror or any(name.startswith("hold:") for name in mirror):
+            return False
+        async with self._database.connection() as connection:
+            rows = await connection.fetch("SELECT field, value FROM read_mirror($1, now())", user_id)
+        truth = {row["field"]: row["value"] for row in rows}
+        windows = {name: value for name, value in truth.items() if name.startswith("caps:")}
+        if windows != {name: value for name, value in mirror.items() if name.startswith("caps:")}:
+            return False  # of another day, or of other caps: the next call has it filled anew
+        return any(value != mirror.get(name) for name, value in truth.items() if name.startswith("left:"))
 
     async def _compare_mirrors(self, wallets: list[Any]) -> tuple[list[Any], int, int]:
         """Return the wallets that differ though nothing is in flight, how many agree, and how many are moving."""

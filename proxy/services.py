@@ -12,6 +12,7 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.calls import Calls
+from billing.caps import Caps
 from billing.changes import ChangeFeed
 from billing.daybook import DayBook
 from billing.db import Database
@@ -163,6 +164,7 @@ def make_routines(services: Services) -> list[Routine]:
     return [
         Routine(database, "quota", period_s=settings.quota.observe_s, work=watch.observe),
         Routine(database, "reconcile", period_s=settings.reconcile.period_s, work=reconciler.run_quietly),
+        Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
     ]
 

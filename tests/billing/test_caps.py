@@ -650,6 +650,26 @@ async def test_a_flush_forgets_no_window(shop: Shop) -> None:
     await shop.counts_hold(caller)
 
 
+async def test_the_books_find_a_cap_that_counts_otherwise(shop: Shop) -> None:
+    caller = await shop.make_caller()
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.pay(caller, 4 * NANO)
+    worker = shop.workers[0]
+    books = Books(worker.database, worker.holds, shop.provider, sweep_grace_s=60)
+    key = f"tuma:{{s{caller.user_id.int % 64:02d}}}:u:{caller.user_id}"
+    await worker.pipe.run("HINCRBY", key, f"left:{caller.wallet_id}:day", "1")
+    checks = await books.check()
+    assert not checks["I6"].ok
+    assert f"caps of user {caller.user_id}" in checks["I6"].detail
+    await worker.holds.cool(caller.user_id)
+    async with worker.database.connection() as connection:
+        await connection.execute("UPDATE cap_windows SET spent_nano = spent_nano - 1")
+    checks = await books.check()
+    assert not checks["I7"].ok
+    assert "a cap counts otherwise than its calls" in checks["I7"].detail
+    assert checks["I6"].ok
+
+
 async def test_a_hold_that_a_flush_took_is_put_back_under_its_caps(shop: Shop) -> None:
     """Reserved, not yet open, the mirror lost and filled without it: a sign of life counts it again, in dollars too."""
     caller = await shop.make_caller()
