@@ -622,11 +622,11 @@ MUTATIONS = (
         "tests/stateful/test_books.py",
     ),
     Mutation(
-        "extensions are judged by caps, by the state machine",
+        "extensions are judged by caps in Postgres",
         "billing/migrations/0006_caps.sql",
         "                     AND NOT a.id = ANY (refused)\n",
         "",
-        "tests/stateful/test_books.py",
+        "tests/billing/test_caps.py",
     ),
     Mutation(
         "a user's limits count beside the key's",

@@ -277,6 +277,7 @@ async def test_a_cap_is_whole_again_in_the_next_window(shop: Shop) -> None:
     await shop.refuses(caller, 2 * NANO, at=before)
     second = await shop.begin(caller, 6 * NANO, at=after)
     await shop.end(first, 8 * NANO)
+    await shop.counts_hold(caller, after)
     await shop.refuses(caller, 5 * NANO, at=late)
     # Of the day before it: Redis has moved on to a new window, Postgres still knows.
     assert await shop.open_unreserved(caller, 3 * NANO, at=before) == "cap_exceeded"
@@ -485,6 +486,42 @@ async def test_a_users_cap_counts_dollars_over_wallets_of_several_currencies(sho
     await shop.refuses(naira, 1)
     await shop.refuses(dollars, 1)
     await shop.counts_hold(dollars)
+
+
+async def test_a_window_that_another_wallet_makes_meanwhile_counts_a_settlement(shop: Shop) -> None:
+    """One transaction makes a user's window while a call of another of their wallets, live as it sees it, is settled."""
+    dollars = await shop.make_caller()
+    worker = shop.workers[0]
+    wallet_id = await worker.wallets.create_wallet(str(dollars.user_id), currency="USD")
+    await worker.wallets.credit(wallet_id, 100 * NANO, reason="test")
+    other = Caller(dollars.user_id, wallet_id, None, "USD", WIDE)
+    await shop.caps.set_caps("user", dollars.user_id, {"day": 10 * NANO}, by_operator=False)
+    call = await shop.begin(other, 3 * NANO)
+    quote = quote_of(shop.house, dollars, NANO)
+    async with worker.database.transaction() as connection:
+        await connection.execute("DELETE FROM cap_windows")
+    async with worker.database.transaction() as connection:
+        verdict = await connection.fetchval(
+            "SELECT verdict FROM open_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            worker.id,
+            [new_id()],
+            [dollars.user_id],
+            [dollars.wallet_id],
+            [dollars.key_id],
+            [MODEL],
+            [False],
+            [quote.price.id],
+            [quote.fx.id],
+            [quote.hold_nano],
+            [quote.hold_nanousd],
+        )
+        assert verdict == "opened"
+        settling = asyncio.create_task(shop.end(call, 2 * NANO))
+        await asyncio.sleep(0.3)
+        assert not settling.done()
+    await settling
+    (cap,) = await shop.caps.find_caps(dollars.user_id)
+    assert (cap.held_nano, cap.spent_nano) == (NANO, 2 * NANO)
 
 
 # -- changes ----------------------------------------------------------------------------------------------------------
