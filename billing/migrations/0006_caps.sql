@@ -376,7 +376,7 @@ CREATE FUNCTION read_mirror(p_user uuid, p_moment timestamptz) RETURNS TABLE (fi
     SELECT 'capped', '1' WHERE EXISTS (SELECT FROM caps)
     UNION ALL
     SELECT 'caps:' || c.scope_id, string_agg(concat_ws(':', c.period, (extract(epoch FROM c.starts_at) * 1000)::bigint,
-                                                       (extract(epoch FROM c.ends_at) * 1000)::bigint, c.effective_nano), ' ')
+                                                       (extract(epoch FROM c.ends_at) * 1000)::bigint, c.effective_nano), ' ' ORDER BY c.period)
     FROM caps c GROUP BY c.scope_id
     UNION ALL
     SELECT concat_ws(':', 'left', c.scope_id, c.period), (c.effective_nano - c.held_nano - c.spent_nano)::text FROM caps c
