@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from billing.books import Books
+from billing.books import _CAPS_OFF, Books
+from billing.caps import Caps
 from billing.corrections import Corrections
 from billing.daybook import DayBook
 from billing.errors import BrokenInvariantError
@@ -174,10 +175,14 @@ async def test_an_entry_smuggled_into_a_proved_day_shows_in_full(past: Past) -> 
 
 
 async def test_a_month_whose_days_are_proved_can_be_detached(past: Past) -> None:
-    """As docs/archiving.md says; the quick check goes on without it."""
+    """As docs/archiving.md says; the quick check goes on without it, and caps in total count what was in it."""
+    caps = Caps(past.office.database)
+    wallet_id = past.payer.wallet_id
+    await caps.set_caps("wallet", wallet_id, {"day": 10**9, "total": 10**9}, by_operator=False)
     old = await past.open(40)
     await past.settle(old, 1000)
     await past.settle(await past.open(1), 500)
+    await past.settle(await past.open(0), 250)
     await DayBook(past.office.database).verify_all()
     month = time.strftime("%Y_%m", time.gmtime((old.int >> 80) / 1000))
     async with past.office.database.connection() as connection:
@@ -192,6 +197,20 @@ async def test_a_month_whose_days_are_proved_can_be_detached(past: Past) -> None
     ).check()
     for name in ("I1", "I2", "I4", "I7"):
         assert checks[name].ok, checks[name].detail
+    assert {cap.period: cap.spent_nano for cap in await caps.find_caps(wallet_id)} == {
+        "day": 250,
+        "total": 1750,
+    }
+
+    # What is left is still compared: a cap that counts less than its calls, or a window after that month more.
+    async with past.office.database.connection() as connection:
+        for change in ("spent_nano - 1001 WHERE period = 'total'", "spent_nano + 1 WHERE period = 'day'"):
+            tampering = connection.transaction()
+            await tampering.start()
+            await connection.execute(f"UPDATE cap_windows SET spent_nano = {change} AND ends_at > now()")
+            off = await connection.fetch(_CAPS_OFF, False, 10)
+            await tampering.rollback()
+            assert len(off) == 1, change
 
 
 async def test_books_of_today_need_no_proof(past: Past, office: Office) -> None:
