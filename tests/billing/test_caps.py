@@ -107,11 +107,10 @@ class Shop:
         assert await self.open_unreserved(caller, nanousd, at=at) == "cap_exceeded"
         assert await self.look(caller) == before
 
-    async def open_unreserved(self, caller: Caller, nanousd: int, *, at: datetime | None = None) -> str:
-        call_id = new_id() if at is None else new_id(at_ms=int(at.timestamp() * 1000))
+    def opening_of(self, caller: Caller, nanousd: int, *, at: datetime | None = None) -> Opening:
         quote = quote_of(self.house, caller, nanousd)
-        opening = Opening(
-            call_id,
+        return Opening(
+            new_id() if at is None else new_id(at_ms=int(at.timestamp() * 1000)),
             caller.user_id,
             caller.wallet_id,
             caller.key_id,
@@ -122,6 +121,9 @@ class Shop:
             quote.hold_nano,
             quote.hold_nanousd,
         )
+
+    async def open_unreserved(self, caller: Caller, nanousd: int, *, at: datetime | None = None) -> str:
+        opening = self.opening_of(caller, nanousd, at=at)
         return (await self.workers[0].ledger.open_calls([opening]))[0]
 
     async def look(self, caller: Caller) -> tuple[Any, ...]:
@@ -385,22 +387,7 @@ async def test_one_batch_is_judged_call_by_call(shop: Shop) -> None:
     """Ten calls in one commit, of two keys: each cap admits what fits it, in their order."""
     caller = await shop.make_caller()
     await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
-    quote = quote_of(shop.house, caller, 3 * NANO)
-    batch = [
-        Opening(
-            new_id(),
-            caller.user_id,
-            caller.wallet_id,
-            caller.key_id,
-            MODEL,
-            False,
-            quote.price.id,
-            quote.fx.id,
-            quote.hold_nano,
-            quote.hold_nanousd,
-        )
-        for _ in range(5)
-    ]
+    batch = [shop.opening_of(caller, 3 * NANO) for _ in range(5)]
     verdicts = await shop.workers[0].ledger.open_calls(batch)
     assert verdicts == ["opened", "opened", "opened", "cap_exceeded", "cap_exceeded"]
     assert await shop.workers[0].ledger.open_calls(batch[:3]) == ["opened"] * 3, "a repeat changes nothing"
