@@ -192,6 +192,7 @@ class Calls:
             limits=caller.limits,
             amount_nanousd=quote.hold_nanousd,
             user_limits=caller.user_limits,
+            currency=caller.currency,
         )
         try:
             rates = await self.holds.reserve(hold)

@@ -88,11 +88,7 @@ class Caps:
             InputError: an unknown period, or an amount out of bounds.
             NotFoundError: there is no such wallet, key or user.
         """
-        for period, amount_nano in limits.items():
-            if period not in PERIODS:
-                raise InputError(f"there is no cap per {period!r}: it is one of {', '.join(PERIODS)}")
-            if amount_nano is not None and not 0 <= amount_nano <= AMOUNT_MAX_NANO:
-                raise InputError(f"the cap per {period} is out of bounds")
+        check_caps(limits)
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(
@@ -151,6 +147,19 @@ class Caps:
                 "SELECT forget_cap_windows(make_interval(days => $1))", older_than_days
             )
         return gone
+
+
+def check_caps(limits: Mapping[str, int | None]) -> None:
+    """Refuse limits by period that cannot be set.
+
+    Raises:
+        InputError: an unknown period, or an amount out of bounds.
+    """
+    for period, amount_nano in limits.items():
+        if period not in PERIODS:
+            raise InputError(f"there is no cap per {period!r}: it is one of {', '.join(PERIODS)}")
+        if amount_nano is not None and not 0 <= amount_nano <= AMOUNT_MAX_NANO:
+            raise InputError(f"the cap per {period} is out of bounds")
 
 
 def caps_as_json(caps: Iterable[Cap]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 * TumaError
   * RefusalError: the caller's to mend; nothing was written
     - InvalidKeyError
+    - NotPermittedError: the caller is known, and may not do this
+      - ModelNotAllowedError
+      - AddressNotAllowedError
     - WalletFrozenError
     - InsufficientFundsError
     - CapExceededError
@@ -37,6 +40,18 @@ class InvalidKeyError(RefusalError):
     """The API key is unknown, revoked or malformed."""
 
 
+class NotPermittedError(RefusalError):
+    """The caller may not do this with the key that they came with."""
+
+
+class ModelNotAllowedError(NotPermittedError):
+    """The key is for other models."""
+
+
+class AddressNotAllowedError(NotPermittedError):
+    """The key may not be used from where the client is."""
+
+
 class WalletFrozenError(RefusalError):
     """The wallet may not spend until an operator unfreezes it."""
 
@@ -56,12 +71,16 @@ class RateLimitError(RefusalError):
         message: what is full.
         retry_after_ms: milliseconds until the same request would be admitted.
         state: what is left of the windows.
+        hopeless: waiting does not help: the request is larger than the whole window.
     """
 
-    def __init__(self, message: str, *, retry_after_ms: int, state: "RateState | None" = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_ms: int, state: "RateState | None" = None, hopeless: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
         self.state = state
+        self.hopeless = hopeless
 
 
 class ModelNotFoundError(RefusalError):

@@ -74,6 +74,7 @@ class Hold:
         limits: the key's; the user's, for a caller without a key.
         amount_nanousd: the same amount in nano-dollars, for caps on the user.
         user_limits: of the user, beside those of the key; None for none.
+        currency: the wallet's, for what is said of a refusal.
     """
 
     call_id: UUID
@@ -85,6 +86,7 @@ class Hold:
     limits: Limits
     amount_nanousd: int = 0
     user_limits: Limits | None = None
+    currency: str = ""
 
     def extended_to(self, amount_nano: int, amount_nanousd: int = 0) -> "Hold":
         """Return the same hold at larger amounts."""
@@ -199,8 +201,8 @@ class Holds:
                 return _rate_state(reply, hold)
             case "insufficient_funds":
                 raise InsufficientFundsError(
-                    f"The wallet does not cover this call: {format_amount(hold.amount_nano)} would have to be set aside."
-                    " Top up, or ask for fewer tokens (max_tokens)."
+                    f"The wallet does not cover this call: {format_amount(hold.amount_nano)} {hold.currency} would have to be set"
+                    " aside. Top up, or ask for fewer tokens (max_tokens)."
                 )
             case "cap_exceeded":
                 scope, period, ends, limit, left = (part.decode() for part in reply[8:13])
@@ -217,10 +219,13 @@ class Holds:
                     "tokens": f"{limits.tokens_per_min} tokens per minute",
                     "calls_in_flight": f"{limits.calls_in_flight} calls at a time",
                 }[verdict]
+                too_large = verdict == "tokens" and hold.tokens > limits.tokens_per_min
                 raise RateLimitError(
-                    f"This {who} is limited to {what}.",
+                    f"This {who} is limited to {what}"
+                    + (f"; this call alone may take {hold.tokens}." if too_large else "."),
                     retry_after_ms=max(reply[1], 1),
                     state=_rate_state(reply, hold),
+                    hopeless=too_large,
                 )
             case _:
                 raise BrokenInvariantError(f"reserve.lua answered {verdict!r}")
@@ -426,8 +431,8 @@ def _describe_cap(hold: Hold, scope: str, period: str, *, ends_ms: int, limit: i
     owner = {str(hold.wallet_id): "wallet", str(hold.user_id): "user"}.get(scope, "key")
     usd = owner == "user"
     amount = hold.amount_nanousd if usd else hold.amount_nano
-    unit = " USD" if usd else ""
-    text = f"This call would have to set {format_amount(amount)}{unit} aside; the {owner}'s cap is {format_amount(limit)}{unit}"
+    unit = "USD" if usd else hold.currency
+    text = f"This call would have to set {format_amount(amount)} {unit} aside; the {owner}'s cap is {format_amount(limit)} {unit}"
     if period == "call":
         return f"{text} per call. Ask for fewer tokens (max_tokens)."
     text += f" {_PER[period]}, and {format_amount(left)} of it is left"

@@ -1,28 +1,61 @@
-"""API keys: made once, shown once, stored as HMAC-SHA256 under a pepper, looked up by it."""
+"""API keys: made once, shown once, kept as HMAC-SHA256 under a pepper, recognised by it.
 
+A secret is ``sk-tuma-``, 43 characters of 256 random bits, and 6 of a checksum over them (CRC-32, base 62): what is
+mistyped is refused without a question to Postgres, and a scanner for leaked secrets knows one when it sees it.
+"""
+
+import asyncio
 import hashlib
 import hmac
+import math
 import secrets
+import string
 import time
+import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
+import asyncpg
+import structlog
+
+from billing.caps import check_caps
 from billing.db import Database
-from billing.errors import InputError, InvalidKeyError, NotFoundError
+from billing.errors import (
+    AddressNotAllowedError,
+    InputError,
+    InvalidKeyError,
+    ModelNotAllowedError,
+    NotFoundError,
+    PostgresUnavailableError,
+)
 from billing.holds import Limits
 from billing.ids import new_id
 from config.settings import AuthSettings, LimitSettings
 
 PREFIX = "sk-tuma-"
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+_log = structlog.get_logger("tuma.keys")
 _SECRET_BYTES = 32
+_RANDOM_LENGTH = 43
+_SUM_LENGTH = 6
+_SUM_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH_MAX = 200
-_UNKNOWN_TTL_S = 1.0
+_NAME_LENGTH_MAX = 200
+_RULES_MAX = 100
+_NOTE_PERIOD_S = 10.0
+PAGE_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and which wallet pays."""
+    """Who calls, and which wallet pays; what bounds them, where anything does."""
 
     user_id: UUID
     wallet_id: UUID
@@ -30,22 +63,195 @@ class Caller:
     currency: str
     limits: Limits
     user_limits: Limits | None = None
+    models: tuple[str, ...] | None = None
+    networks: tuple[Network, ...] | None = None
+    manages: bool = False
+
+    def allows_model(self, model: str) -> bool:
+        """Tell whether this caller may call a model."""
+        return self.models is None or any(
+            model.startswith(rule[:-1]) if rule.endswith("*") else model == rule for rule in self.models
+        )
+
+    def require_models(self, models: Sequence[str]) -> None:
+        """Refuse models that the key does not allow.
+
+        Raises:
+            ModelNotAllowedError: one of them is not among the key's.
+        """
+        for model in models:
+            if not self.allows_model(model):
+                raise ModelNotAllowedError(f"This key may not call {model[:_NAME_LENGTH_MAX]!r}.")
+
+    def require_address(self, address: Address | None) -> None:
+        """Refuse a client that calls from elsewhere than the key allows.
+
+        Raises:
+            AddressNotAllowedError: it does, or where from is unknown.
+        """
+        if self.networks is not None and (
+            address is None or not any(address in network for network in self.networks)
+        ):
+            raise AddressNotAllowedError(f"This key may not be used from {address or 'an unknown address'}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose keys somebody may manage: a user's, or those of one of their wallets."""
+
+    user_id: UUID
+    wallet_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """What a key is made with. A key that is bound by anything never manages keys.
+
+    Args:
+        expires_at: with a time zone; None for never.
+        models: ids, or beginnings of ids that end with ``*``; None for all.
+        networks: where it may be used from; None for anywhere.
+        manages: whether it may manage keys and caps; None for yes, unless it is bound.
+        caps: by period, in nano units of the wallet's currency.
+    """
+
+    name: str = ""
+    expires_at: datetime | None = None
+    models: Sequence[str] | None = None
+    networks: Sequence[Network] | None = None
+    manages: bool | None = None
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    calls_in_flight: int | None = None
+    caps: Mapping[str, int | None] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def bound(self) -> bool:
+        """Whether the key can do less than its wallet."""
+        bounds = (
+            self.expires_at,
+            self.models,
+            self.networks,
+            self.requests_per_min,
+            self.tokens_per_min,
+            self.calls_in_flight,
+        )
+        return any(bound is not None for bound in bounds) or any(
+            cap is not None for cap in self.caps.values()
+        )
+
+    def check(self) -> None:
+        """Refuse what no key can be made with.
+
+        Raises:
+            InputError: says which rule, and why.
+        """
+        if len(self.name) > _NAME_LENGTH_MAX or not self.name.isprintable():
+            raise InputError(f"a key's name is at most {_NAME_LENGTH_MAX} printable characters")
+        if self.expires_at is not None:
+            if self.expires_at.tzinfo is None:
+                raise InputError("expires_at needs a time zone, as 2027-01-31T00:00:00Z")
+            if self.expires_at <= datetime.now(UTC):
+                raise InputError("expires_at is in the past")
+        self._check_lists()
+        for label, value in (
+            ("requests_per_min (rpm)", self.requests_per_min),
+            ("tokens_per_min (tpm)", self.tokens_per_min),
+            ("calls_in_flight (max-parallel)", self.calls_in_flight),
+        ):
+            if value is not None and not 0 < value < 2**40:
+                raise InputError(f"{label} must be a positive number")
+        check_caps(self.caps)
+        if self.manages and self.bound:
+            raise InputError("a key that is bound by anything cannot manage keys")
+
+    def _check_lists(self) -> None:
+        for rules, what in ((self.models, "models"), (self.networks, "networks")):
+            if rules is not None and not 1 <= len(rules) <= _RULES_MAX:
+                raise InputError(f"{what}: name 1 to {_RULES_MAX}, or leave it out to allow all")
+        for model in self.models or ():
+            if not 1 <= len(model) <= _NAME_LENGTH_MAX or not model.isprintable() or "*" in model[:-1]:
+                raise InputError(
+                    f"models: {model[:_NAME_LENGTH_MAX]!r} is no model's id; a * may only end it"
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key just made; ``secret`` exists nowhere else."""
+    """A secret just made, which exists nowhere else."""
 
     id: UUID
     secret: str
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as its owner sees it. ``hint`` are its secret's first characters; ``pepper`` names the one it is kept under."""
+
+    id: UUID
+    wallet_id: UUID
+    user_id: UUID
+    currency: str
+    name: str
+    hint: str
+    pepper: str | None
+    status: str
+    created_at: datetime
+    rotated_at: datetime | None
+    previous_until: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    models: list[str] | None
+    networks: list[Network] | None
+    manages: bool
+    requests_per_min: int | None
+    tokens_per_min: int | None
+    calls_in_flight: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what may be shown; moments in ISO 8601."""
+        return {
+            "id": str(self.id),
+            "wallet_id": str(self.wallet_id),
+            "name": self.name,
+            "hint": f"{self.hint}…",
+            "status": self.status,
+            "created_at": _iso(self.created_at),
+            "rotated_at": _iso(self.rotated_at),
+            "previous_secret_until": _iso(self.previous_until),
+            "expires_at": _iso(self.expires_at),
+            "revoked_at": _iso(self.revoked_at),
+            "last_used_at": _iso(self.last_used_at),
+            "models": self.models,
+            "networks": None if self.networks is None else [str(network) for network in self.networks],
+            "manages": self.manages,
+            "requests_per_min": self.requests_per_min,
+            "tokens_per_min": self.tokens_per_min,
+            "calls_in_flight": self.calls_in_flight,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the cache knows of a digest, by the monotonic clock. ``caller`` None: there is no such key.
+
+    Args:
+        until: when Postgres is asked again.
+        ends: when the key expires, or the secret before a rotation stops.
+    """
+
+    caller: Caller | None
+    until: float
+    ends: float = math.inf
+
+
 class Keys:
-    """Makes, revokes and recognises API keys.
+    """Makes, lists, rotates, revokes and recognises API keys.
 
     Args:
         database: where they are kept.
-        auth: the pepper and the cache's bounds.
+        auth: the peppers, the cache's bounds, how many keys a user may have.
         limits: for keys without limits of their own.
 
     Raises:
@@ -53,137 +259,320 @@ class Keys:
     """
 
     def __init__(self, database: Database, auth: AuthSettings, limits: LimitSettings) -> None:
-        pepper = auth.key_pepper.get_secret_value()
-        if not pepper:
+        peppers = [pepper.get_secret_value() for pepper in (auth.key_pepper, *auth.old_key_peppers)]
+        if not all(peppers):
             raise InputError("TUMA_AUTH__KEY_PEPPER is not set: give it a long random value and keep it")
-        self._pepper = pepper.encode()
+        self._peppers = [pepper.encode() for pepper in peppers]
+        self.pepper = name_pepper(self._peppers[0])
         self._database = database
-        self._ttl_s = auth.cache_ttl_s
-        self._entries_max = auth.cache_entries
+        self._auth = auth
         self._limits = limits
-        self._cache: OrderedDict[bytes, tuple[float, Caller | None]] = OrderedDict()
+        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Future[_Known]] = {}
+        self._changes = 0  # counted, so that a lookup that a change overtook is not kept
+        self._used: dict[UUID, datetime] = {}
 
-    def _digest(self, secret: str) -> bytes:
-        return hmac.digest(self._pepper, secret.encode("utf-8", "surrogatepass"), hashlib.sha256)
+    def _digests(self, secret: str) -> list[bytes]:
+        text = secret.encode("utf-8", "surrogatepass")
+        return [hmac.digest(pepper, text, hashlib.sha256) for pepper in self._peppers]
 
     async def create(
-        self,
-        wallet_id: UUID,
-        *,
-        name: str = "",
-        requests_per_min: int | None = None,
-        tokens_per_min: int | None = None,
-        calls_in_flight: int | None = None,
+        self, wallet_id: UUID, rules: KeyRules | None = None, *, owner: Owner | None = None
     ) -> NewKey:
-        """Make a key that pays from ``wallet_id``.
+        """Make a key that pays from ``wallet_id``, and its caps with it.
+
+        Args:
+            wallet_id: who pays.
+            rules: what bounds it.
+            owner: who makes it; None for the operator, whose caps the user cannot lift.
 
         Raises:
-            NotFoundError: there is no such wallet.
-            InputError: a limit is not positive.
+            NotFoundError: there is no such wallet, or it is not the owner's.
+            InputError: a rule makes no sense, or there are too many keys.
         """
-        for label, value in (
-            ("rpm", requests_per_min),
-            ("tpm", tokens_per_min),
-            ("max-parallel", calls_in_flight),
-        ):
-            if value is not None and not 0 < value < 2**40:
-                raise InputError(f"{label} must be a positive number")
-        secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-        key_id = new_id()
-        async with self._database.transaction() as connection:
-            if await connection.fetchval("SELECT 1 FROM wallets WHERE id = $1", wallet_id) is None:
-                raise NotFoundError(f"there is no wallet {wallet_id}")
-            await connection.execute(
-                "INSERT INTO api_keys (id, wallet_id, name, hint, secret_hmac, requests_per_min, tokens_per_min, calls_in_flight)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                key_id,
-                wallet_id,
-                name,
-                secret[: len(PREFIX) + 4],
-                self._digest(secret),
-                requests_per_min,
-                tokens_per_min,
-                calls_in_flight,
-            )
+        rules = rules or KeyRules()
+        rules.check()
+        if owner is not None and owner.wallet_id not in (None, wallet_id):
+            raise NotFoundError(f"there is no wallet {wallet_id}")
+        secret, key_id = make_secret(), new_id()
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(
+                    "SELECT create_key($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)",
+                    key_id,
+                    wallet_id,
+                    None if owner is None else owner.user_id,
+                    None if owner is None else self._auth.keys_max,
+                    rules.name,
+                    _hint_of(secret),
+                    self._digests(secret)[0],
+                    self.pepper,
+                    rules.expires_at,
+                    None if rules.models is None else list(rules.models),
+                    None if rules.networks is None else list(rules.networks),
+                    not rules.bound if rules.manages is None else rules.manages,
+                    rules.requests_per_min,
+                    rules.tokens_per_min,
+                    rules.calls_in_flight,
+                    list(rules.caps.keys()),
+                    list(rules.caps.values()),
+                )
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no wallet {wallet_id}") from None
+        except asyncpg.ProgramLimitExceededError:
+            raise InputError(f"there are {self._auth.keys_max} keys already: revoke one first") from None
         return NewKey(key_id, secret)
 
-    async def revoke(self, key_id: UUID) -> None:
+    async def revoke(self, key_id: UUID, *, owner: Owner | None = None) -> None:
         """Revoke a key, on every worker; revoking twice is fine.
 
         Raises:
-            NotFoundError: there is no such key.
+            NotFoundError: there is no such key, or it is not the owner's.
         """
-        async with self._database.transaction() as connection:
-            found = await connection.fetchval(
-                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING id",
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute("SELECT revoke_key($1, $2, $3)", key_id, *_reach(owner))
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no key {key_id}") from None
+
+    async def rotate(
+        self, key_id: UUID, *, owner: Owner | None = None, overlap_s: float | None = None
+    ) -> NewKey:
+        """Give a key another secret; all else about it stays.
+
+        Args:
+            key_id: which.
+            owner: who asks; None for the operator.
+            overlap_s: how long the secret before stays good; 0 ends it at once, None is the settings' figure.
+
+        Raises:
+            NotFoundError: there is no such key, or it is not the owner's.
+            InputError: it was revoked or has expired, or the overlap is out of bounds.
+        """
+        overlap_s = self._auth.key_overlap_s if overlap_s is None else overlap_s
+        if not 0 <= overlap_s <= self._auth.key_overlap_max_s:
+            raise InputError(f"the overlap is from 0 to {self._auth.key_overlap_max_s:g} seconds")
+        secret = make_secret()
+        try:
+            async with self._database.transaction() as connection:
+                done = await connection.fetchval(
+                    "SELECT rotate_key($1, $2, $3, $4, $5, $6, $7)",
+                    key_id,
+                    *_reach(owner),
+                    _hint_of(secret),
+                    self._digests(secret)[0],
+                    self.pepper,
+                    timedelta(seconds=overlap_s),
+                )
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no key {key_id}") from None
+        if not done:
+            raise InputError(f"key {key_id} was revoked or has expired: make another")
+        return NewKey(key_id, secret)
+
+    async def find_keys(
+        self,
+        *,
+        owner: Owner | None = None,
+        key_id: UUID | None = None,
+        revoked: bool = False,
+        after: UUID | None = None,
+        limit: int = PAGE_MAX,
+    ) -> list[Key]:
+        """Return keys by age: the owner's, or all; at most ``limit`` of them, after the key ``after``."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT * FROM list_keys($1, $2, $3, $4, $5, $6)",
                 key_id,
+                *_reach(owner),
+                revoked,
+                after,
+                min(limit, PAGE_MAX),
             )
-        if found is None:
+        return [Key(**row) for row in rows]
+
+    async def get_key(self, key_id: UUID, *, owner: Owner | None = None) -> Key:
+        """Return a key, a revoked one too.
+
+        Raises:
+            NotFoundError: there is no such key, or it is not the owner's.
+        """
+        found = await self.find_keys(owner=owner, key_id=key_id, revoked=True, limit=1)
+        if not found:
             raise NotFoundError(f"there is no key {key_id}")
+        return found[0]
 
     async def authenticate(self, secret: str) -> Caller:
         """Tell who calls with this secret.
 
         Raises:
-            InvalidKeyError: unknown, revoked or malformed.
+            InvalidKeyError: unknown, expired, revoked or malformed.
             PostgresUnavailableError: it is not cached and Postgres is away.
         """
-        if not secret.startswith(PREFIX) or len(secret) > _SECRET_LENGTH_MAX:
+        if not is_well_formed(secret):
             raise InvalidKeyError("The API key is not valid.")
-        digest = self._digest(secret)
-        cached = self._cache.get(digest)
-        now = time.monotonic()
-        if cached is not None and cached[0] > now:
-            caller = cached[1]
-        else:
-            caller = await self._find(digest)
-            self._cache[digest] = (
-                now + (self._ttl_s if caller else min(_UNKNOWN_TTL_S, self._ttl_s)),
-                caller,
-            )
-            self._cache.move_to_end(digest)
-            if len(self._cache) > self._entries_max:
-                self._cache.popitem(last=False)
-        if caller is None:
+        digests = self._digests(secret)
+        known = self._cache.get(digests[0])
+        if known is None or known.until <= time.monotonic():
+            known = await self._look_up(digests)
+        caller = known.caller
+        if caller is None or known.ends <= time.monotonic():
             raise InvalidKeyError("The API key is not valid.")
+        assert caller.key_id is not None
+        self._used[caller.key_id] = datetime.now(UTC)
         return caller
 
-    async def _find(self, digest: bytes) -> Caller | None:
+    async def _look_up(self, digests: list[bytes]) -> _Known:
+        """Ask Postgres, once for all who ask at the same time."""
+        while (running := self._lookups.get(digests[0])) is not None:
+            await asyncio.wait((running,))
+            if not running.cancelled():
+                return running.result()
+        running = self._lookups[digests[0]] = asyncio.get_running_loop().create_future()
+        try:
+            changes = self._changes
+            known = await self._find(digests)
+            if changes == self._changes:
+                self._keep(digests[0], known)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                running.set_exception(error)
+                running.exception()  # looked at, should nobody wait for it
+            else:
+                running.cancel()
+            raise
+        else:
+            running.set_result(known)
+            return known
+        finally:
+            del self._lookups[digests[0]]
+
+    def _keep(self, digest: bytes, known: _Known) -> None:
+        self._cache[digest] = known
+        self._cache.move_to_end(digest)
+        if len(self._cache) > self._auth.cache_entries:
+            self._cache.popitem(last=False)
+
+    async def _find(self, digests: list[bytes]) -> _Known:
+        asked = time.monotonic()  # what was read is at least as new as this
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                "SELECT k.id, k.wallet_id, w.user_id, w.currency, k.requests_per_min, k.tokens_per_min, k.calls_in_flight,"
-                " u.requests_per_min AS user_rpm, u.tokens_per_min AS user_tpm, u.calls_in_flight AS user_flight"
-                " FROM api_keys k JOIN wallets w ON w.id = k.wallet_id JOIN users u ON u.id = w.user_id"
-                " WHERE k.secret_hmac = $1 AND k.revoked_at IS NULL AND u.status = 'active'",
-                digest,
-            )
-        if row is None:
-            return None
+            row = await connection.fetchrow("SELECT * FROM find_key($1)", digests)
+            if row is None or not any(hmac.compare_digest(row["digest"], digest) for digest in digests):
+                return _Known(None, asked + self._auth.cache_ttl_s)
+            if row["current"] and row["digest"] != digests[0]:
+                await connection.execute(
+                    "SELECT rehash_key($1, $2, $3, $4)", row["id"], row["digest"], digests[0], self.pepper
+                )
         limits = Limits(
             row["requests_per_min"] or self._limits.requests_per_min,
             row["tokens_per_min"] or self._limits.tokens_per_min,
             row["calls_in_flight"] or 0,
         )
-        user_limits = self._limits_of_user(row["user_rpm"], row["user_tpm"], row["user_flight"])
-        return Caller(row["user_id"], row["wallet_id"], row["id"], row["currency"], limits, user_limits)
-
-    def _limits_of_user(self, rpm: int | None, tpm: int | None, flight: int | None) -> Limits | None:
-        """A user's own limits, else the settings'; None when neither says anything."""
-        usual = self._limits
-        found = (
-            rpm or usual.user_requests_per_min,
-            tpm or usual.user_tokens_per_min,
-            flight or usual.user_calls_in_flight,
+        caller = Caller(
+            user_id=row["user_id"],
+            wallet_id=row["wallet_id"],
+            key_id=row["id"],
+            currency=row["currency"],
+            limits=limits,
+            user_limits=limits_of_user(
+                self._limits,
+                row["user_requests_per_min"],
+                row["user_tokens_per_min"],
+                row["user_calls_in_flight"],
+            ),
+            models=None if row["models"] is None else tuple(row["models"]),
+            networks=None if row["networks"] is None else tuple(row["networks"]),
+            manages=row["manages"],
         )
-        if not any(found):
-            return None
-        return Limits(found[0] or usual.requests_per_min, found[1] or usual.tokens_per_min, found[2])
+        ends = math.inf if row["valid_s"] is None else asked + row["valid_s"]
+        return _Known(caller, asked + self._auth.cache_ttl_s, ends)
 
     async def forget(self, key_id: str) -> None:
         """Drop a key from the cache, or all with ``*``."""
-        if key_id == "*":
+        self._drop(None if key_id == "*" else lambda caller: str(caller.key_id) == key_id)
+
+    async def forget_user(self, user_id: str) -> None:
+        """Drop a user's keys from the cache, or all with ``*``."""
+        self._drop(None if user_id == "*" else lambda caller: str(caller.user_id) == user_id)
+
+    def _drop(self, meant: Any) -> None:
+        self._changes += 1
+        if meant is None:
             self._cache.clear()
             return
-        for digest, (_, caller) in list(self._cache.items()):
-            if caller is not None and str(caller.key_id) == key_id:
+        for digest, known in list(self._cache.items()):
+            if known.caller is not None and meant(known.caller):
                 del self._cache[digest]
+
+    async def run_notes(self) -> None:
+        """Write down now and then when keys were used, until cancelled."""
+        while True:
+            await asyncio.sleep(_NOTE_PERIOD_S)
+            await self.note_used()
+
+    async def note_used(self) -> None:
+        """Write down when keys were last used; what cannot be written is let go, as it is for the eye only."""
+        used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            async with self._database.connection() as connection:
+                await connection.execute(
+                    "SELECT note_keys_used($1, $2)", list(used.keys()), list(used.values())
+                )
+        except (PostgresUnavailableError, asyncpg.PostgresError) as error:
+            _log.info("keys.not_noted", keys=len(used), error=type(error).__name__)
+
+
+def make_secret() -> str:
+    """Return a new secret, with its checksum."""
+    random = secrets.token_urlsafe(_SECRET_BYTES)
+    return PREFIX + random + _checksum(random)
+
+
+def is_well_formed(secret: str) -> bool:
+    """Tell whether a text can be a secret at all. Those from before there was a checksum are shorter."""
+    if not secret.startswith(PREFIX) or len(secret) > _SECRET_LENGTH_MAX:
+        return False
+    random = secret[len(PREFIX) : len(PREFIX) + _RANDOM_LENGTH]
+    return len(secret) != len(PREFIX) + _RANDOM_LENGTH + _SUM_LENGTH or secret.endswith(_checksum(random))
+
+
+def _checksum(random: str) -> str:
+    number = zlib.crc32(random.encode("utf-8", "surrogatepass"))
+    digits = ""
+    for _ in range(_SUM_LENGTH):
+        number, digit = divmod(number, len(_SUM_DIGITS))
+        digits = _SUM_DIGITS[digit] + digits
+    return digits
+
+
+def _hint_of(secret: str) -> str:
+    return secret[: len(PREFIX) + 4]
+
+
+def name_pepper(pepper: bytes) -> str:
+    """Return the name that a pepper goes by; it tells nothing of it."""
+    return hmac.digest(pepper, b"tuma: the name of a pepper", hashlib.sha256).hex()[:8]
+
+
+def limits_of_user(
+    usual: LimitSettings, rpm: int | None, tpm: int | None, flight: int | None
+) -> Limits | None:
+    """Return a user's own limits, else the settings'; None when neither says anything."""
+    found = (
+        rpm or usual.user_requests_per_min,
+        tpm or usual.user_tokens_per_min,
+        flight or usual.user_calls_in_flight,
+    )
+    if not any(found):
+        return None
+    return Limits(found[0] or usual.requests_per_min, found[1] or usual.tokens_per_min, found[2])
+
+
+def _reach(owner: Owner | None) -> tuple[UUID | None, UUID | None]:
+    return (None, None) if owner is None else (owner.user_id, owner.wallet_id)
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat()

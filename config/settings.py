@@ -6,6 +6,7 @@ secrets are ``SecretStr`` and never printed. This module alone reads the environ
 """
 
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -23,6 +24,15 @@ class SettingsError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Parse networks or single addresses, comma separated.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 class PostgresSettings(_Section):
@@ -74,8 +84,26 @@ class AuthSettings(_Section):
     """How callers prove who they are."""
 
     key_pepper: SecretStr = SecretStr("")
-    cache_ttl_s: Positive = 5.0
+    old_key_peppers: tuple[SecretStr, ...] = ()  # a JSON array: keys made under them go on working
+    cache_ttl_s: Annotated[float, Field(gt=0, le=1)] = 0.8  # a revoked key stops by then, though nobody tell
     cache_entries: Count = 100_000
+    keys_max: Count = 100  # that a user makes for themselves
+    key_overlap_s: Annotated[float, Field(ge=0)] = (
+        24 * 3600.0
+    )  # how long a rotated key's secret before is good
+    key_overlap_max_s: Annotated[float, Field(ge=0)] = 30 * 24 * 3600.0
+    trusted_proxies: str = ""  # networks whose X-Forwarded-For is believed, comma separated
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        read_networks(value)
+        return value
+
+    @property
+    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Where proxies that are believed stand."""
+        return read_networks(self.trusted_proxies)
 
 
 class AdminSettings(_Section):
@@ -115,6 +143,7 @@ class LimitSettings(_Section):
     )
     user_tokens_per_min: Bound = 0
     user_calls_in_flight: Bound = 0
+    auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
 
 
 class HoldSettings(_Section):

@@ -8,10 +8,12 @@ from aiohttp import web
 
 from billing.errors import TumaError
 from config.settings import Settings
+from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
 from proxy.context import RATES, RateMemory, standard_headers
 from proxy.errors import error_response, http_error_response, shape_of
 from proxy.health import DRAINING, healthz, readyz
+from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
 from proxy.services import SERVICES, open_services
 from proxy.wallet import get_wallet
@@ -37,6 +39,14 @@ def init_app(settings: Settings) -> web.Application:
             web.get("/v1/models", list_models),
             web.get("/v1/models/{model:.+}", get_model),
             web.get("/v1/wallet", get_wallet),
+            web.get("/v1/wallet/caps", get_caps),
+            web.put("/v1/wallet/caps", put_caps),
+            web.get("/v1/keys", list_keys),
+            web.post("/v1/keys", create_key),
+            web.delete("/v1/keys", delete_key),
+            web.get("/v1/keys/{key}", get_key),
+            web.delete("/v1/keys/{key}", delete_key),
+            web.post("/v1/keys/{key}/rotate", rotate_key),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
         ]

@@ -46,7 +46,7 @@ async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: nothing was sent anywhere.
     """
-    body = await _read_body(request, limits)
+    body = await read_body(request, limits)
     try:
         text = body.decode("utf-8")
         members = scan_object(text)
@@ -71,7 +71,12 @@ async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
     )
 
 
-async def _read_body(request: web.Request, limits: LimitSettings) -> bytes:
+async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
+    """Read a body whole, within the settings' bounds of size and time.
+
+    Raises:
+        BodyTooLargeError, BodyTimeoutError, BadRequestError: it could not be read.
+    """
     if request.content_length is not None and request.content_length > limits.body_bytes:
         raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
     try:

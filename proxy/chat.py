@@ -23,6 +23,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     caller = await authenticate(request)
     ask = await read_ask(request, services.settings.limits)
+    caller.require_models(ask.models)
     call = await _reserve(request, services, caller, ask)
     answer = Answer(services, call, ask)
     try:

@@ -99,6 +99,9 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),
     billing.InsufficientFundsError: Shape(402, "insufficient_quota", "insufficient_funds"),
     billing.CapExceededError: Shape(402, "insufficient_quota", "cap_exceeded"),
+    billing.NotPermittedError: Shape(403, "permission_error", "not_permitted"),
+    billing.ModelNotAllowedError: Shape(403, "permission_error", "model_not_allowed"),
+    billing.AddressNotAllowedError: Shape(403, "permission_error", "ip_not_allowed"),
     billing.WalletFrozenError: Shape(403, "permission_error", "wallet_frozen"),
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
@@ -168,6 +171,7 @@ def _retry_headers(error: billing.TumaError) -> dict[str, str]:
         return {
             "Retry-After": str(-(-error.retry_after_ms // 1000)),
             "retry-after-ms": str(error.retry_after_ms),
+            **({"x-should-retry": "false"} if error.hopeless else {}),
         }
     if isinstance(error, UpstreamBusyError):
         return {"Retry-After": error.retry_after or "1"}

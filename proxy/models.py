@@ -13,17 +13,19 @@ _PER_MILLION = 1_000_000
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """Every model that can be called."""
-    await authenticate(request)
+    """Every model that the caller can call."""
+    caller = await authenticate(request)
     models = request.app[SERVICES].prices.models
-    body = {"object": "list", "data": [model_json(model) for model in models.values()]}
+    data = [model_json(model) for model in models.values() if caller.allows_model(model.id)]
+    body = {"object": "list", "data": data}
     return web.json_response(body, headers=standard_headers(request))
 
 
 async def get_model(request: web.Request) -> web.Response:
     """One model; 404 ``model_not_found`` for one that is unknown or has no price."""
-    await authenticate(request)
+    caller = await authenticate(request)
     model = request.app[SERVICES].prices.get_model(request.match_info["model"])
+    caller.require_models([model.id])
     return web.json_response(model_json(model), headers=standard_headers(request))
 
 

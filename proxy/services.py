@@ -17,6 +17,7 @@ from billing.changes import ChangeFeed
 from billing.daybook import DayBook
 from billing.db import Database
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
+from billing.failures import AuthFailures
 from billing.fxbook import FxBook
 from billing.holds import Holds
 from billing.ids import new_id
@@ -54,6 +55,7 @@ class Services:
     calls: Calls
     quota: Quota
     keys: Keys
+    failures: AuthFailures
     wallets: Wallets
     prices: PriceBook
     fx: FxBook
@@ -98,6 +100,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         calls=calls,
         quota=quota,
         keys=Keys(database, settings.auth, settings.limits),
+        failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
         wallets=Wallets(database),
         prices=PriceBook(database),
         fx=FxBook(database, markup_bps=settings.fx.markup_bps),
@@ -115,6 +118,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
         await calls.close(settings.shutdown_s)
         await quota.close()
+        await services.keys.note_used()
         services.tasks.cancel()
         await services.tasks.drain(1.0)
         await upstream.close()
@@ -151,6 +155,7 @@ async def _start(services: Services) -> None:
     services.tasks.keep(services.calls.run, name="leases")
     services.tasks.keep(services.calls.run_notes, name="notes")
     services.tasks.keep(services.quota.run, name="quota")
+    services.tasks.keep(services.keys.run_notes, name="keys used")
     services.tasks.keep(services.sweeper.run, name="sweeper")
     for routine in routines:
         services.tasks.keep(routine.run, name=routine.name)
@@ -185,7 +190,8 @@ def cool_user(services: Services, user_id: UUID) -> None:
 
 
 async def changed_user(services: Services, user_id: str) -> None:
-    """Drop what is cached of a user: their mirror."""
+    """Drop what is cached of a user: their keys and their mirror."""
+    await services.keys.forget_user(user_id)
     if user_id != "*":
         cool_user(services, parse_id(user_id, "user"))
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from billing.errors import InvalidKeyError, TumaError
 from billing.fxbook import FxBook
-from billing.keys import Keys
+from billing.keys import KeyRules, Keys
 from billing.migrate import migrate
 from billing.money import NANO
 from billing.pricebook import PriceBook
@@ -170,7 +170,7 @@ class DevServer:
         user_id = await office.wallets.find_user(_DEMO_EMAIL) or await office.wallets.create_user(_DEMO_EMAIL)
         wallet_id = await office.wallets.create_wallet(str(user_id), currency=_DEMO_CURRENCY)
         await office.wallets.credit(wallet_id, _DEMO_CREDIT * NANO, reason="money to try Tuma with")
-        made = await keys.create(wallet_id, name="demo")
+        made = await keys.create(wallet_id, KeyRules(name="demo"))
         self.wallet_id, self.api_key = str(wallet_id), made.secret
         self._remembered["api_key"] = made.secret
         self._save_memory()

@@ -20,7 +20,7 @@ from aiohttp import web
 from billing.books import Books, Check
 from billing.db import Database
 from billing.fxbook import FxBook
-from billing.keys import Keys
+from billing.keys import KeyRules, Keys
 from billing.migrate import migrate
 from billing.money import parse_amount
 from billing.pricebook import PriceBook
@@ -207,7 +207,7 @@ async def make_payer(
     if parse_amount(amount):
         await office.wallets.credit(wallet_id, parse_amount(amount), reason="test")
     made = await Keys(office.database, office.settings.auth, office.settings.limits).create(
-        wallet_id, **limits
+        wallet_id, KeyRules(**limits)
     )
     return Payer(user_id, wallet_id, made.id, made.secret)
 

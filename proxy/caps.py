@@ -1,0 +1,48 @@
+"""``/v1/wallet/caps``: the limits that a person sets on their own wallet."""
+
+from aiohttp import web
+
+from billing.caps import Caps, caps_as_json
+from billing.keys import Caller
+from proxy.auth import authenticate, owner_of
+from proxy.context import standard_headers
+from proxy.forms import CapsForm, read_form
+from proxy.services import SERVICES, Services, cool_user
+
+
+async def get_caps(request: web.Request) -> web.Response:
+    """The caps on the caller's wallet, key and user, and what is left of each."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    return await _show(request, services, caller)
+
+
+async def put_caps(request: web.Request) -> web.Response:
+    """Set caps on the caller's wallet: named periods change, null lifts one; the operator's ceilings stay."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    owner_of(caller)
+    form = await read_form(request, CapsForm, services.settings.limits)
+    if form.limits:
+        room = Caps(services.database)
+        await room.set_caps("wallet", caller.wallet_id, form.limits, by_operator=False)
+        cool_user(services, caller.user_id)
+    return await _show(request, services, caller)
+
+
+async def _show(request: web.Request, services: Services, caller: Caller) -> web.Response:
+    scopes = {"wallet": caller.wallet_id, "user": caller.user_id}
+    if caller.key_id is not None:
+        scopes["key"] = caller.key_id
+    found = await Caps(services.database).find_caps(*scopes.values())
+    by_scope = {
+        f"{scope}_caps" if scope != "wallet" else "caps": caps_as_json(
+            cap for cap in found if cap.scope == scope
+        )
+        for scope in scopes
+    }
+    body = {
+        "object": "wallet.caps",
+        "wallet_id": str(caller.wallet_id),
+        "currency": caller.currency,
+        **by_scope,
+    }
+    return web.json_response(body, headers=standard_headers(request))

@@ -1,0 +1,133 @@
+"""What self-service paths are sent: JSON forms, checked by pydantic, amounts exact."""
+
+import json
+from datetime import datetime
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from billing.errors import InputError
+from billing.keys import KeyRules
+from billing.money import parse_amount
+from config.settings import LimitSettings
+from proxy.ask import read_body
+from proxy.errors import BadRequestError
+
+_Form = TypeVar("_Form", bound=BaseModel)
+_DIGITS_MAX = 40
+
+
+def _read_amount(value: object) -> int:
+    """Read an amount in major units, as a string or a JSON number, into nano units; never through a float."""
+    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
+        raise ValueError("give an amount in major units, as '12.50'")  # noqa: TRY004 - pydantic reads ValueError
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+    if len(text) > _DIGITS_MAX:
+        raise ValueError("the amount has too many digits")
+    try:
+        amount_nano = parse_amount(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    if amount_nano < 0:
+        raise ValueError("the amount is negative")
+    return amount_nano
+
+
+Amount = Annotated[
+    int,
+    BeforeValidator(_read_amount),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$",
+            "examples": ["12.50"],
+            "description": "Major units.",
+        }
+    ),
+]
+_Count = Annotated[int, Field(gt=0, lt=2**40, strict=True)]
+
+
+class Form(BaseModel):
+    """A JSON object with known members only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class CapsForm(Form):
+    """Limits by period, in major units of the wallet's currency; null lifts one, and what is not named stays."""
+
+    call: Amount | None = None
+    day: Amount | None = None
+    week: Amount | None = None
+    month: Amount | None = None
+    total: Amount | None = None
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """What was named, in nano units."""
+        return {period: getattr(self, period) for period in sorted(self.model_fields_set)}
+
+
+class KeyForm(Form):
+    """What a key is made with; see ``KeyRules``."""
+
+    name: Annotated[str, Field(max_length=200)] = ""
+    wallet_id: UUID | None = None
+    expires_at: datetime | None = None
+    models: Annotated[list[str], Field(min_length=1, max_length=100)] | None = None
+    networks: Annotated[list[IPv4Network | IPv6Network], Field(min_length=1, max_length=100)] | None = None
+    manages: Annotated[bool, Field(strict=True)] | None = None
+    requests_per_min: _Count | None = None
+    tokens_per_min: _Count | None = None
+    calls_in_flight: _Count | None = None
+    caps: CapsForm = CapsForm()
+
+    @property
+    def rules(self) -> KeyRules:
+        """The rules of the key to be made."""
+        named = self.model_dump(exclude={"wallet_id", "caps"}, exclude_unset=True)
+        limits = {period: amount for period, amount in self.caps.limits.items() if amount is not None}
+        return KeyRules(**named, caps=limits)
+
+
+class RotateForm(Form):
+    """How a key's secret is changed."""
+
+    overlap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+async def read_form(request: web.Request, form: type[_Form], limits: LimitSettings) -> _Form:
+    """Read and check a form; an empty body is an empty form.
+
+    Raises:
+        BodyTooLargeError, BodyTimeoutError, BadRequestError: nothing was changed.
+    """
+    body = await read_body(request, limits)
+    try:
+        fields = json.loads(
+            body or b"{}", parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_unique
+        )
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"The body is not a valid JSON object: {str(error)[:200]}") from None
+    try:
+        return form.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"])[:200] or None
+        raise BadRequestError(f"{name or 'The body'}: {first['msg']}", param=name) from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member is named twice")
+    return found

@@ -1,0 +1,77 @@
+"""How a command of ``tuma`` is made: run in an opened office, its result printed in words or as one JSON object."""
+
+import asyncio
+import functools
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import click
+
+from billing.errors import TumaError
+from config.logging import configure_logging
+from config.settings import SettingsError, load_settings
+from scripts.office import open_office
+
+_Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
+
+def run_command(work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], *, as_json: bool) -> None:
+    """Run a command's work, print what it returns, and exit 1 for what it refuses or finds wrong."""
+    try:
+        configure_logging(load_settings().log)
+        result = asyncio.run(work())
+    except (TumaError, SettingsError) as error:
+        if as_json:
+            click.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        click.echo(f"tuma: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        _print(result)
+    if result.get("ok") is False:
+        sys.exit(1)
+
+
+def _print(result: dict[str, Any]) -> None:
+    if "report" in result:  # in words already
+        click.echo(result["report"])
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                click.echo(f"{name} {key:<6} {_text(inner)}")
+        elif isinstance(value, list):
+            for inner in value:
+                click.echo(f"{name:<20} {_text(inner)}")
+        else:
+            click.echo(f"{name:<20} {_text(value)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        if {"ok", "detail"} <= value.keys():
+            return f"{'ok    ' if value['ok'] else 'NOT OK'} {value.get('name', '')} {value['detail']}"
+        return "  ".join(f"{key}={inner}" for key, inner in value.items())
+    return "" if value is None else str(value)
+
+
+def office_command(group: click.Group, name: str) -> Callable[[_Command], _Command]:
+    """Make a coroutine ``(office, **options) -> result`` a command with ``--json``."""
+
+    def decorate(work: _Command) -> _Command:
+        @functools.wraps(work)
+        def command(*, as_json: bool, **options: Any) -> None:
+            async def in_office() -> dict[str, Any]:
+                async with open_office(load_settings()) as office:
+                    return await work(office, **options)
+
+            run_command(in_office, as_json=as_json or bool(click.get_current_context().find_root().obj))
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+        group.command(name)(option(command))
+        return work
+
+    return decorate
