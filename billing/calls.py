@@ -22,6 +22,7 @@ import structlog
 
 from billing.assessment import ending_as_note
 from billing.batcher import Batcher
+from billing.callers import Caller
 from billing.corrections import Corrections
 from billing.db import Database
 from billing.errors import (
@@ -34,7 +35,6 @@ from billing.errors import (
     WalletFrozenError,
 )
 from billing.holds import Hold, Holds, RateState
-from billing.keys import Caller
 from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
 from billing.money import NANO_DECIMALS
 from billing.provider import Bill

@@ -7,16 +7,12 @@ mistyped is refused without a question to Postgres, and a scanner for leaked sec
 import asyncio
 import hashlib
 import hmac
-import math
 import secrets
 import string
-import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -24,13 +20,12 @@ from uuid import UUID
 import asyncpg
 import structlog
 
+from billing.callers import Caller, CallerCache, FoundCaller, Network, limits_of_user
 from billing.caps import check_caps
 from billing.db import Database
 from billing.errors import (
-    AddressNotAllowedError,
     InputError,
     InvalidKeyError,
-    ModelNotAllowedError,
     NotFoundError,
     PostgresUnavailableError,
 )
@@ -39,8 +34,6 @@ from billing.ids import new_id
 from config.settings import AuthSettings, LimitSettings
 
 PREFIX = "sk-tuma-"
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 _log = structlog.get_logger("tuma.keys")
 _SECRET_BYTES = 32
 _RANDOM_LENGTH = 43
@@ -51,48 +44,6 @@ _NAME_LENGTH_MAX = 200
 _RULES_MAX = 100
 _NOTE_PERIOD_S = 10.0
 PAGE_MAX = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, and which wallet pays; what bounds them, where anything does."""
-
-    user_id: UUID
-    wallet_id: UUID
-    key_id: UUID | None
-    currency: str
-    limits: Limits
-    user_limits: Limits | None = None
-    models: tuple[str, ...] | None = None
-    networks: tuple[Network, ...] | None = None
-    manages: bool = False
-
-    def allows_model(self, model: str) -> bool:
-        """Tell whether this caller may call a model."""
-        return self.models is None or any(
-            model.startswith(rule[:-1]) if rule.endswith("*") else model == rule for rule in self.models
-        )
-
-    def require_models(self, models: Sequence[str]) -> None:
-        """Refuse models that the key does not allow.
-
-        Raises:
-            ModelNotAllowedError: one of them is not among the key's.
-        """
-        for model in models:
-            if not self.allows_model(model):
-                raise ModelNotAllowedError(f"This key may not call {model[:_NAME_LENGTH_MAX]!r}.")
-
-    def require_address(self, address: Address | None) -> None:
-        """Refuse a client that calls from elsewhere than the key allows.
-
-        Raises:
-            AddressNotAllowedError: it does, or where from is unknown.
-        """
-        if self.networks is not None and (
-            address is None or not any(address in network for network in self.networks)
-        ):
-            raise AddressNotAllowedError(f"This key may not be used from {address or 'an unknown address'}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,20 +183,6 @@ class Key:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the cache knows of a digest, by the monotonic clock. ``caller`` None: there is no such key.
-
-    Args:
-        until: when Postgres is asked again.
-        ends: when the key expires, or the secret before a rotation stops.
-    """
-
-    caller: Caller | None
-    until: float
-    ends: float = math.inf
-
-
 class Keys:
     """Makes, lists, rotates, revokes and recognises API keys.
 
@@ -267,9 +204,7 @@ class Keys:
         self._database = database
         self._auth = auth
         self._limits = limits
-        self._cache: OrderedDict[bytes, _Known] = OrderedDict()
-        self._lookups: dict[bytes, asyncio.Future[_Known]] = {}
-        self._changes = 0  # counted, so that a lookup that a change overtook is not kept
+        self.callers: CallerCache[bytes] = CallerCache(ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries)
         self._used: dict[UUID, datetime] = {}
 
     def _digests(self, secret: str) -> list[bytes]:
@@ -412,97 +347,42 @@ class Keys:
         if not is_well_formed(secret):
             raise InvalidKeyError("The API key is not valid.")
         digests = self._digests(secret)
-        known = self._cache.get(digests[0])
-        if known is None or known.until <= time.monotonic():
-            known = await self._look_up(digests)
-        caller = known.caller
-        if caller is None or known.ends <= time.monotonic():
+        caller = await self.callers.find(digests[0], lambda: self._find(digests))
+        if caller is None:
             raise InvalidKeyError("The API key is not valid.")
         assert caller.key_id is not None
         self._used[caller.key_id] = datetime.now(UTC)
         return caller
 
-    async def _look_up(self, digests: list[bytes]) -> _Known:
-        """Ask Postgres, once for all who ask at the same time."""
-        while (running := self._lookups.get(digests[0])) is not None:
-            await asyncio.wait((running,))
-            if not running.cancelled():
-                return running.result()
-        running = self._lookups[digests[0]] = asyncio.get_running_loop().create_future()
-        try:
-            changes = self._changes
-            known = await self._find(digests)
-            if changes == self._changes:
-                self._keep(digests[0], known)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                running.set_exception(error)
-                running.exception()  # looked at, should nobody wait for it
-            else:
-                running.cancel()
-            raise
-        else:
-            running.set_result(known)
-            return known
-        finally:
-            del self._lookups[digests[0]]
-
-    def _keep(self, digest: bytes, known: _Known) -> None:
-        self._cache[digest] = known
-        self._cache.move_to_end(digest)
-        if len(self._cache) > self._auth.cache_entries:
-            self._cache.popitem(last=False)
-
-    async def _find(self, digests: list[bytes]) -> _Known:
-        asked = time.monotonic()  # what was read is at least as new as this
+    async def _find(self, digests: list[bytes]) -> FoundCaller | None:
         async with self._database.connection() as connection:
             row = await connection.fetchrow("SELECT * FROM find_key($1)", digests)
             if row is None or not any(hmac.compare_digest(row["digest"], digest) for digest in digests):
-                return _Known(None, asked + self._auth.cache_ttl_s)
+                return None
             if row["current"] and row["digest"] != digests[0]:
                 await connection.execute(
                     "SELECT rehash_key($1, $2, $3, $4)", row["id"], row["digest"], digests[0], self.pepper
                 )
-        limits = Limits(
-            row["requests_per_min"] or self._limits.requests_per_min,
-            row["tokens_per_min"] or self._limits.tokens_per_min,
-            row["calls_in_flight"] or 0,
-        )
         caller = Caller(
             user_id=row["user_id"],
             wallet_id=row["wallet_id"],
             key_id=row["id"],
             currency=row["currency"],
-            limits=limits,
-            user_limits=limits_of_user(
-                self._limits,
-                row["user_requests_per_min"],
-                row["user_tokens_per_min"],
-                row["user_calls_in_flight"],
+            limits=Limits(
+                row["requests_per_min"] or self._limits.requests_per_min,
+                row["tokens_per_min"] or self._limits.tokens_per_min,
+                row["calls_in_flight"] or 0,
             ),
+            user_limits=limits_of_user(row, self._limits),
             models=None if row["models"] is None else tuple(row["models"]),
             networks=None if row["networks"] is None else tuple(row["networks"]),
             manages=row["manages"],
         )
-        ends = math.inf if row["valid_s"] is None else asked + row["valid_s"]
-        return _Known(caller, asked + self._auth.cache_ttl_s, ends)
+        return FoundCaller(caller, row["valid_s"])
 
     async def forget(self, key_id: str) -> None:
         """Drop a key from the cache, or all with ``*``."""
-        self._drop(None if key_id == "*" else lambda caller: str(caller.key_id) == key_id)
-
-    async def forget_user(self, user_id: str) -> None:
-        """Drop a user's keys from the cache, or all with ``*``."""
-        self._drop(None if user_id == "*" else lambda caller: str(caller.user_id) == user_id)
-
-    def _drop(self, meant: Any) -> None:
-        self._changes += 1
-        if meant is None:
-            self._cache.clear()
-            return
-        for digest, known in list(self._cache.items()):
-            if known.caller is not None and meant(known.caller):
-                del self._cache[digest]
+        self.callers.drop(None if key_id == "*" else lambda caller: str(caller.key_id) == key_id)
 
     async def run_notes(self) -> None:
         """Write down now and then when keys were used, until cancelled."""
@@ -554,20 +434,6 @@ def _hint_of(secret: str) -> str:
 def name_pepper(pepper: bytes) -> str:
     """Return the name that a pepper goes by; it tells nothing of it."""
     return hmac.digest(pepper, b"tuma: the name of a pepper", hashlib.sha256).hex()[:8]
-
-
-def limits_of_user(
-    usual: LimitSettings, rpm: int | None, tpm: int | None, flight: int | None
-) -> Limits | None:
-    """Return a user's own limits, else the settings'; None when neither says anything."""
-    found = (
-        rpm or usual.user_requests_per_min,
-        tpm or usual.user_tokens_per_min,
-        flight or usual.user_calls_in_flight,
-    )
-    if not any(found):
-        return None
-    return Limits(found[0] or usual.requests_per_min, found[1] or usual.tokens_per_min, found[2])
 
 
 def _reach(owner: Owner | None) -> tuple[UUID | None, UUID | None]:

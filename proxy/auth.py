@@ -2,8 +2,9 @@
 
 from aiohttp import web
 
+from billing.callers import Caller
 from billing.errors import InvalidKeyError, NotPermittedError
-from billing.keys import Caller, Owner
+from billing.keys import Owner
 from proxy.addresses import client_address, network_of
 from proxy.context import CALLER
 from proxy.services import SERVICES, Services

@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
+from billing.callers import Caller
 from billing.caps import Caps, caps_as_json
-from billing.keys import Caller
 from proxy.auth import authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.forms import CapsForm, read_form

@@ -6,9 +6,9 @@ settle (Postgres) → release (Redis).
 
 from aiohttp import web
 
+from billing.callers import Caller
 from billing.calls import LiveCall
 from billing.errors import RateLimitError
-from billing.keys import Caller
 from billing.quoting import quote_ask
 from proxy.answer import Answer
 from proxy.ask import Ask, read_ask

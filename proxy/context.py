@@ -5,9 +5,9 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.callers import Caller
 from billing.holds import RateState
 from billing.ids import new_id
-from billing.keys import Caller
 
 CALL_ID = web.RequestKey("call_id", UUID)
 CALLER = web.RequestKey("caller", Caller)

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.callers import Caller
 from billing.caps import Caps, caps_as_json
 from billing.errors import NotPermittedError
-from billing.keys import Caller, Key, Owner
+from billing.keys import Key, Owner
 from billing.wallets import parse_id
 from proxy.auth import authenticate, owner_of
 from proxy.context import standard_headers

@@ -191,7 +191,7 @@ def cool_user(services: Services, user_id: UUID) -> None:
 
 async def changed_user(services: Services, user_id: str) -> None:
     """Drop what is cached of a user: their keys and their mirror."""
-    await services.keys.forget_user(user_id)
+    services.keys.callers.drop_user(user_id)
     if user_id != "*":
         cool_user(services, parse_id(user_id, "user"))
 

@@ -7,9 +7,10 @@ from uuid import UUID
 
 import click
 
+from billing.callers import Network
 from billing.caps import PERIODS, Caps, Scope, caps_as_json
 from billing.errors import InputError
-from billing.keys import PAGE_MAX, KeyRules, Keys, Network, Owner
+from billing.keys import PAGE_MAX, KeyRules, Keys, Owner
 from billing.money import parse_amount
 from billing.wallets import parse_id
 from scripts.command import office_command

@@ -11,6 +11,12 @@ ALTER TABLE api_keys
     ADD COLUMN manages        boolean NOT NULL DEFAULT true,            -- whether it may manage keys and caps
     ADD COLUMN last_used_at   timestamptz, -- to the minute
     ADD CHECK ((previous_hmac IS NULL) = (previous_until IS NULL));
+-- A key that is bound in any way manages nothing: it would make itself one that is not.
+UPDATE api_keys SET manages = false
+WHERE requests_per_min IS NOT NULL OR tokens_per_min IS NOT NULL OR calls_in_flight IS NOT NULL;
+ALTER TABLE api_keys ADD CONSTRAINT api_keys_bound CHECK (NOT manages OR (
+    expires_at IS NULL AND models IS NULL AND networks IS NULL
+    AND requests_per_min IS NULL AND tokens_per_min IS NULL AND calls_in_flight IS NULL));
 
 CREATE OR REPLACE FUNCTION notify_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -26,11 +32,9 @@ CREATE TRIGGER api_keys_changed
 CREATE TRIGGER users_changed AFTER UPDATE OF status, requests_per_min, tokens_per_min, calls_in_flight ON users
     FOR EACH ROW EXECUTE FUNCTION notify_change('user');
 
--- A key that is bound in any way manages nothing: it would make itself one that is not.
+-- Caps may come later.
 CREATE FUNCTION may_manage(p_key api_keys) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT p_key.manages AND p_key.expires_at IS NULL AND p_key.models IS NULL AND p_key.networks IS NULL
-       AND p_key.requests_per_min IS NULL AND p_key.tokens_per_min IS NULL AND p_key.calls_in_flight IS NULL
-       AND NOT EXISTS (SELECT FROM spending_caps s WHERE s.scope_id = p_key.id)
+    SELECT p_key.manages AND NOT EXISTS (SELECT FROM spending_caps s WHERE s.scope_id = p_key.id)
 $$;
 
 -- The key that a secret opens now, given by its digest under each pepper, and for how long it will.

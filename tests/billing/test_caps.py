@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from billing.assessment import Evidence
 from billing.books import Books
+from billing.callers import Caller
 from billing.calls import LiveCall
 from billing.caps import Caps, Scope
 from billing.corrections import Corrections
 from billing.errors import CapExceededError, InputError, InsufficientFundsError, NotFoundError, RateLimitError
 from billing.holds import Hold, Limits
 from billing.ids import new_id
-from billing.keys import Caller
 from billing.ledger import Ending, Extension, Opening
 from billing.money import NANO
 from billing.provider import Bill

@@ -27,12 +27,12 @@ from hypothesis.stateful import (
 )
 
 from billing.assessment import Evidence
+from billing.callers import Caller
 from billing.calls import LiveCall
 from billing.caps import Caps, Scope
 from billing.corrections import Corrections
 from billing.errors import CapExceededError, InputError, InsufficientFundsError, WalletFrozenError
 from billing.ids import new_id
-from billing.keys import Caller
 from billing.ledger import Ending
 from billing.pricing import Usage
 from billing.reconcile import Reconciler

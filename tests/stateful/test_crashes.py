@@ -17,10 +17,10 @@ import pytest
 from pydantic import SecretStr
 
 from billing.assessment import Evidence
+from billing.callers import Caller
 from billing.calls import LiveCall
 from billing.holds import Hold
 from billing.ids import new_id
-from billing.keys import Caller
 from billing.ledger import Ending
 from billing.pricing import Usage
 from billing.reconcile import Reconciler

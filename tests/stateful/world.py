@@ -7,13 +7,14 @@ from typing import Any
 
 from billing.assessment import Evidence, assess
 from billing.books import Books, Check
+from billing.callers import Caller
 from billing.calls import Calls, LiveCall
 from billing.db import Database
 from billing.fx import FxQuote, usd_quote
 from billing.fxbook import FxBook
 from billing.holds import Holds, Limits
 from billing.ids import new_id
-from billing.keys import Caller, Keys
+from billing.keys import Keys
 from billing.ledger import Ending, Ledger
 from billing.opening import record_openings
 from billing.pricebook import ModelPrice, PriceBook
