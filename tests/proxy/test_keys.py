@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from billing.caps import Caps
-from billing.keys import KeyRules, Keys, is_well_formed, make_secret, name_pepper
+from billing.errors import NotFoundError
+from billing.keys import KeyRules, Keys, Owner, is_well_formed, make_secret, name_pepper
 from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
@@ -215,8 +216,12 @@ async def test_nobody_reaches_the_keys_of_another(client: Client, payer: Payer, 
             assert await client.code(method, path) == (404, "not_found")
     for wallet_id in (other.wallet_id, second, uuid4()):
         assert await client.code("POST", "/v1/keys", {"wallet_id": str(wallet_id)}) == (404, "not_found")
+    with pytest.raises(NotFoundError):
+        await room_of(office).create(other.wallet_id, owner=Owner(payer.user_id))
     listed = (await client.ask("GET", "/v1/keys"))[1]["data"]
     assert [key["id"] for key in listed] == [str(payer.key_id)]
+    everybodys = {key.id for key in await room_of(office).find_keys()}
+    assert everybodys == {payer.key_id, other.key_id, elsewhere.id}  # none was made by the way
     assert await client.with_secret(other.secret).call() == 200
     for path in ("/v1/keys/x", "/v1/keys/%00", "/v1/keys/" + "9" * 300):
         assert await client.code("GET", path) == (404, "not_found")
