@@ -74,8 +74,19 @@ class AuthSettings(_Section):
     """How callers prove who they are."""
 
     key_pepper: SecretStr = SecretStr("")
-    cache_ttl_s: Positive = 5.0
-    cache_entries: Count = 100_000
+    cache_ttl_s: Positive = 5.0  # of keys, and of tokens that were verified
+    cache_entries: Count = 100_000  # of each of the two
+    jwt_secret: SecretStr = SecretStr("")  # for HS256, shared with the issuer; empty: such tokens are refused
+    jwt_bytes: Count = 8 * 1024  # a token larger than this is refused
+    jwks_url: str = ""  # the issuer's keys for RS256 and ES256; empty: such tokens are refused
+    jwks_bytes: Count = 128 * 1024  # an answer larger than this is refused
+    jwks_timeout_s: Positive = 5.0
+    jwks_ttl_s: Positive = 600.0  # keys older than this are fetched anew, behind the calls
+    jwks_retry_s: Positive = 10.0  # between two fetches at least, whatever the tokens name
+    jwks_stale_s: Positive = 86_400.0  # keys that cannot be fetched anew stay good for so long
+    issuer: str = ""  # what `iss` must be; empty: anything
+    audience: str = ""  # what `aud` must contain; empty: anything
+    leeway_s: Annotated[float, Field(ge=0, le=600)] = 30.0  # between the issuer's clock and ours
 
 
 class AdminSettings(_Section):
