@@ -14,7 +14,6 @@ from typing import Any
 import aiohttp
 import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
 from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 from yarl import URL
@@ -27,6 +26,8 @@ _RSA_BITS_MIN = 2048
 _RSA_BITS_MAX = 8192  # beyond it a signature costs milliseconds
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _DRAIN_S = 1.0
+_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
+_ES256 = ECAlgorithm(ECAlgorithm.SHA256)
 _log = structlog.get_logger("tuma.jwks")
 
 
@@ -41,10 +42,6 @@ class VerifyingKey:
     def verify(self, signed: bytes, signature: bytes) -> bool:
         """Whether the signature is this key's."""
         return self.algorithm.verify(signed, self.key, signature)
-
-
-_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
-_ES256 = ECAlgorithm(ECAlgorithm.SHA256, SECP256R1)
 
 
 def parse_jwks(body: bytes) -> Mapping[str, VerifyingKey]:
@@ -104,7 +101,9 @@ def _parse_rsa(jwk: dict[str, Any]) -> VerifyingKey:
 
 
 def _parse_ec(jwk: dict[str, Any]) -> VerifyingKey:
-    return VerifyingKey("ES256", _ES256.prepare_key(ECAlgorithm.from_jwk(jwk)), _ES256)
+    if jwk.get("crv") != "P-256":
+        raise ValueError("another curve than P-256")
+    return VerifyingKey("ES256", ECAlgorithm.from_jwk(jwk), _ES256)
 
 
 def check_url(url: str) -> None:

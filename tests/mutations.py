@@ -635,6 +635,182 @@ MUTATIONS = (
         "        return [(self.key_id, self.limits)]",
         "tests/billing/test_caps.py",
     ),
+    Mutation(
+        "a JWT's algorithm is its key's",
+        "proxy/jwt.py",
+        "        if key.alg != token.alg:\n            raise InvalidTokenError(\"The token's 'alg' is not its key's.\")\n",
+        "",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's secret is for HS256 alone",
+        "proxy/jwt.py",
+        'if token.alg == "HS256" and self._secret is not None:',
+        'if token.alg != "RS256" and self._secret is not None:',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's signature is checked",
+        "proxy/jwt.py",
+        "if not key.verify(parts.signed, parts.signature):",
+        "if not parts.signature:",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT is for our audience",
+        "proxy/jwt.py",
+        "if settings.audience and not _is_meant(",
+        "if False and not _is_meant(",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT is our issuer's",
+        "proxy/jwt.py",
+        'if settings.issuer and claims.get("iss") != settings.issuer:',
+        'if settings.issuer and not claims.get("iss"):',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT expires",
+        "proxy/jwt.py",
+        "if expires_s is None or now_s >= expires_s + settings.leeway_s:",
+        "if expires_s is None:",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT says when it expires",
+        "proxy/jwt.py",
+        "    if expires_s is None or now_s >= expires_s + settings.leeway_s:\n",
+        "    expires_s = expires_s or int(now_s) + 60\n    if now_s >= expires_s + settings.leeway_s:\n",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's times are whole numbers",
+        "proxy/jwt.py",
+        "if type(value) is not int or not",
+        "if not isinstance(value, int | float) or not",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's critical extensions are refused",
+        "proxy/jwt.py",
+        '("crit", "jku",',
+        '("jku",',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT of a role is no person's",
+        "proxy/jwt.py",
+        'if claims.get("role", _PERSON) != _PERSON:',
+        'if claims.get("role", _PERSON) == "anon":',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT names a claim once",
+        "proxy/jwt.py",
+        "if len(found) != len(pairs):",
+        "if not found and pairs:",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT has one spelling",
+        "proxy/jwt.py",
+        'if base64.urlsafe_b64encode(found).rstrip(b"=") == part.encode():',
+        "if found:",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT seen a moment ago is dropped with its key",
+        "proxy/jwt.py",
+        "if current and self._monotonic()",
+        "if self._monotonic()",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT seen a moment ago expires",
+        "proxy/jwt.py",
+        " and self._clock() < found.expires_s:",
+        ":",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's key is no published secret",
+        "proxy/jwks.py",
+        'if jwk.get("kty") not in ("RSA", "EC") or _PRIVATE_MEMBERS & jwk.keys():',
+        'if jwk.get("kty") not in ("RSA", "EC"):',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's key is not symmetric",
+        "proxy/jwks.py",
+        '    if jwk.get("kty") not in ("RSA", "EC") or _PRIVATE_MEMBERS & jwk.keys():\n'
+        '        raise ValueError("not a public key")  # a secret that everybody can read proves nothing\n'
+        '    key = _parse_rsa(jwk) if jwk["kty"] == "RSA" else _parse_ec(jwk)\n',
+        '    if jwk.get("kty") == "oct":\n'
+        "        from jwt.algorithms import HMACAlgorithm\n"
+        "\n"
+        "        return kid, VerifyingKey(\n"
+        '            "HS256", HMACAlgorithm.from_jwk(jwk), HMACAlgorithm(HMACAlgorithm.SHA256)\n'
+        "        )\n"
+        '    key = _parse_rsa(jwk) if jwk["kty"] == "RSA" else _parse_ec(jwk)\n',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's key is strong",
+        "proxy/jwks.py",
+        "_RSA_BITS_MIN = 2048",
+        "_RSA_BITS_MIN = 1024",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's key is of the one curve",
+        "proxy/jwks.py",
+        'if jwk.get("crv") != "P-256":',
+        'if jwk.get("crv") == "P-521":',
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "a JWT's key has a name of its own",
+        "proxy/jwks.py",
+        "return {kid: key for kid, key in found if times[kid] == 1}",
+        "return dict(found)",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "JWT keys are fetched once per window",
+        "proxy/jwks.py",
+        "        if self._wait_s() > 0:\n            return None\n",
+        "",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "JWT keys are fetched by one",
+        "proxy/jwks.py",
+        "if self._fetching is not None and not self._fetching.done():",
+        "if False:",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "JWT keys grow stale",
+        "proxy/jwks.py",
+        "return self._keys.get(kid) if self._age_s() <= self._settings.jwks_stale_s else None",
+        "return self._keys.get(kid)",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "JWT keys are not fetched from elsewhere",
+        "proxy/jwks.py",
+        "allow_redirects=False",
+        "allow_redirects=True",
+        "tests/unit/test_jwt.py",
+    ),
+    Mutation(
+        "JWT keys come in an answer with a bound",
+        "proxy/jwks.py",
+        "if len(body) > limit:",
+        "if len(body) > 100 * limit:",
+        "tests/unit/test_jwt.py",
+    ),
 )
 
 
