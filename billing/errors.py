@@ -3,6 +3,7 @@
 * TumaError
   * RefusalError: the caller's to mend; nothing was written
     - InvalidKeyError
+      - InvalidTokenError
     - NotPermittedError: the caller is known, and may not do this
       - ModelNotAllowedError
       - AddressNotAllowedError
@@ -19,6 +20,7 @@
     - FxUnavailableError
     - ProviderUnavailableError
     - ProviderQuotaError
+    - JwksUnavailableError
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
 
@@ -38,6 +40,10 @@ class RefusalError(TumaError):
 
 class InvalidKeyError(RefusalError):
     """The API key is unknown, revoked or malformed."""
+
+
+class InvalidTokenError(InvalidKeyError):
+    """The user's token is malformed, expired, not for us, or not signed by the issuer."""
 
 
 class NotPermittedError(RefusalError):
@@ -126,6 +132,10 @@ class ProviderUnavailableError(UnavailableError):
 
 class ProviderQuotaError(UnavailableError):
     """The provider's quota does not cover the call, or the provider refuses our key or account: ours to mend."""
+
+
+class JwksUnavailableError(UnavailableError):
+    """The issuer's keys cannot be fetched, and none that is known would do."""
 
 
 class BrokenInvariantError(TumaError):

@@ -86,12 +86,24 @@ class AuthSettings(_Section):
     key_pepper: SecretStr = SecretStr("")
     old_key_peppers: tuple[SecretStr, ...] = ()  # a JSON array: keys made under them go on working
     cache_ttl_s: Annotated[float, Field(gt=0, le=1)] = 0.8  # a revoked key stops by then, though nobody tell
-    cache_entries: Count = 100_000
+    cache_entries: Count = 100_000  # of keys, of people, and of tokens that were verified
     keys_max: Count = 100  # that a user makes for themselves
     key_overlap_s: Annotated[float, Field(ge=0)] = (
         24 * 3600.0
     )  # how long a rotated key's secret before is good
     key_overlap_max_s: Annotated[float, Field(ge=0)] = 30 * 24 * 3600.0
+    default_currency: str = ""  # of the wallet that somebody who signs in first is given; empty: none
+    jwt_secret: SecretStr = SecretStr("")  # for HS256, shared with the issuer; empty: such tokens are refused
+    jwt_bytes: Count = 8 * 1024  # a token larger than this is refused
+    jwks_url: str = ""  # the issuer's keys for RS256 and ES256; empty: such tokens are refused
+    jwks_bytes: Count = 128 * 1024  # an answer larger than this is refused
+    jwks_timeout_s: Positive = 5.0
+    jwks_ttl_s: Positive = 600.0  # keys older than this are fetched anew, behind the calls
+    jwks_retry_s: Positive = 10.0  # between two fetches at least, whatever the tokens name
+    jwks_stale_s: Positive = 86_400.0  # keys that cannot be fetched anew stay good for so long
+    issuer: str = ""  # what `iss` must be; empty: anything
+    audience: str = ""  # what `aud` must contain; empty: anything
+    leeway_s: Annotated[float, Field(ge=0, le=600)] = 30.0  # between the issuer's clock and ours
     trusted_proxies: str = ""  # networks whose X-Forwarded-For is believed, comma separated
 
     @field_validator("trusted_proxies")

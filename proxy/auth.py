@@ -1,23 +1,32 @@
-"""Who calls: ``Authorization: Bearer`` with an API key."""
+"""Who calls: ``Authorization: Bearer`` with an API key, or with the token of somebody who signed in."""
+
+from uuid import UUID
 
 from aiohttp import web
 
 from billing.callers import Caller
 from billing.errors import InvalidKeyError, NotPermittedError
-from billing.keys import Owner
+from billing.keys import PREFIX, Owner
+from billing.wallets import parse_id
 from proxy.addresses import client_address, network_of
 from proxy.context import CALLER
 from proxy.services import SERVICES, Services
+
+_TOKEN_DOTS = 2  # of a JWS in compact form, RFC 7515
 
 
 async def authenticate(request: web.Request) -> Caller:
     """Return the caller, and remember them on the request.
 
+    Somebody who signed in and has several wallets names the one that pays in ``x-tuma-wallet``.
+
     Raises:
-        InvalidKeyError: no key, or one that is not valid.
+        InvalidKeyError: no key or token, or one that is not valid.
+        NotPermittedError: the key pays from another wallet than the one named.
+        NotFoundError, InsufficientFundsError: the wallet named is not theirs; they have none.
         AddressNotAllowedError: the key may not be used from where the client is.
         RateLimitError: too many keys that are not valid came from the client's address.
-        PostgresUnavailableError: the key is not cached and Postgres is away.
+        PostgresUnavailableError, JwksUnavailableError: who calls cannot be told just now.
     """
     services = request.app[SERVICES]
     try:
@@ -39,7 +48,20 @@ async def _recognise(request: web.Request, services: Services) -> Caller:
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise InvalidKeyError("No API key was given: send it as 'Authorization: Bearer sk-tuma-…'.")
-    return await services.keys.authenticate(secret.strip())
+    wallet_id = _read_wallet(request)
+    secret = secret.strip()
+    if services.tokens.configured and not secret.startswith(PREFIX) and secret.count(".") == _TOKEN_DOTS:
+        claims = await services.tokens.verify(secret)
+        return await services.people.sign_in(claims.subject, email=claims.email, wallet_id=wallet_id)
+    caller = await services.keys.authenticate(secret)
+    if wallet_id not in (None, caller.wallet_id):
+        raise NotPermittedError("This key pays from another wallet.")
+    return caller
+
+
+def _read_wallet(request: web.Request) -> UUID | None:
+    named = request.headers.get("x-tuma-wallet")
+    return None if named is None else parse_id(named, "wallet")
 
 
 def _network_of(request: web.Request, services: Services) -> str:

@@ -25,6 +25,7 @@ from billing.keys import Keys
 from billing.ledger import Ledger
 from billing.migrate import require_current
 from billing.opening import record_openings
+from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
 from billing.reconcile import Reconciler
@@ -35,6 +36,7 @@ from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
+from proxy.jwt import JwtVerifier
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
@@ -55,6 +57,8 @@ class Services:
     calls: Calls
     quota: Quota
     keys: Keys
+    tokens: JwtVerifier
+    people: People
     failures: AuthFailures
     wallets: Wallets
     prices: PriceBook
@@ -100,6 +104,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         calls=calls,
         quota=quota,
         keys=Keys(database, settings.auth, settings.limits),
+        tokens=JwtVerifier(settings.auth),
+        people=People(database, settings.auth, settings.limits),
         failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
         wallets=Wallets(database),
         prices=PriceBook(database),
@@ -121,6 +127,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await services.keys.note_used()
         services.tasks.cancel()
         await services.tasks.drain(1.0)
+        await services.tokens.close()
         await upstream.close()
         services.counter.close()
         await pipe.close()
@@ -179,7 +186,10 @@ async def cool_wallet(services: Services, wallet_id: str) -> None:
 
     A change that was missed needs nothing: the mirror's own end of life bounds how long it can be stale.
     """
-    if wallet_id != "*":
+    if wallet_id == "*":
+        services.people.callers.drop(None)
+    else:
+        services.people.callers.drop(lambda caller: str(caller.wallet_id) == wallet_id)
         wallet = await services.wallets.get_wallet(parse_id(wallet_id, "wallet"))
         cool_user(services, wallet.user_id)
 
@@ -192,6 +202,7 @@ def cool_user(services: Services, user_id: UUID) -> None:
 async def changed_user(services: Services, user_id: str) -> None:
     """Drop what is cached of a user: their keys and their mirror."""
     services.keys.callers.drop_user(user_id)
+    services.people.callers.drop_user(user_id)
     if user_id != "*":
         cool_user(services, parse_id(user_id, "user"))
 
