@@ -89,6 +89,7 @@ class Calls:
         quota: this worker's part of the provider's quota.
         worker_id: whose calls these are; its lease in Postgres keeps the sweeper off them.
         settings: of group commit, leases and corrections.
+        settler, keeper: the same database, by roles that may settle and correct; ``database``, without them.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Calls:
         *,
         worker_id: UUID,
         settings: Settings,
+        settler: Database | None = None,
+        keeper: Database | None = None,
     ) -> None:
         self.holds = holds
         self.quota = quota
@@ -109,7 +112,7 @@ class Calls:
         self._note_s = settings.holds.note_s
         self._worker_lease_s = settings.sweep.worker_lease_s
         self._calls_max = settings.limits.calls_in_flight
-        self._ledger = ledger = Ledger(database, worker_id=worker_id)
+        self._ledger = ledger = Ledger(database, worker_id=worker_id, settler=settler)
         self._opens = Batcher[Opening, str](
             ledger.open_calls,
             name="open",
@@ -132,7 +135,7 @@ class Calls:
             queue_max=batch.queue_rows,
         )
         self._corrections = Corrections(
-            database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
+            keeper or database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
         )
         self._live: dict[UUID, LiveCall] = {}
         self._endings = TrackedTasks()
@@ -148,7 +151,7 @@ class Calls:
         """
         async with self._database.connection() as connection:
             await connection.execute(
-                "INSERT INTO workers (id, host, pid, lease_until) VALUES ($1, $2, $3, now() + make_interval(secs => $4))",
+                "SELECT register_worker($1, $2, $3, make_interval(secs => $4))",
                 self._worker_id,
                 host,
                 pid,
@@ -410,7 +413,7 @@ class Calls:
         try:
             async with self._database.connection() as connection:
                 await connection.execute(
-                    "UPDATE workers SET lease_until = now() + make_interval(secs => $2) WHERE id = $1",
+                    "SELECT renew_worker($1, make_interval(secs => $2))",
                     self._worker_id,
                     self._worker_lease_s,
                 )
@@ -429,9 +432,7 @@ class Calls:
             _log.error("shutdown.calls_left", endings=left, batches=[len(items) for items in unsent])
         try:
             async with self._database.connection() as connection:
-                await connection.execute(
-                    "UPDATE workers SET stopped_at = now() WHERE id = $1", self._worker_id
-                )
+                await connection.execute("SELECT sign_off_worker($1)", self._worker_id)
         except PostgresUnavailableError:
             _log.warning("worker.not_signed_off")
 

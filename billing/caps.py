@@ -78,27 +78,31 @@ class Caps:
         self._database = database
 
     async def set_caps(
-        self, scope: Scope, scope_id: UUID, limits: Mapping[str, int | None], *, by_operator: bool
+        self, scope: Scope, scope_id: UUID, limits: Mapping[str, int | None], *, owner: UUID | None = None
     ) -> None:
         """Set caps by period, in nano units; None lifts one. Periods that are not named stay as they are.
 
         What was spent in the present windows counts from the first moment on.
 
+        Args:
+            scope: what is bound.
+            scope_id: which wallet, key or user.
+            limits: by period.
+            owner: the user who sets limits for themselves; None for the operator, whose ceilings no user can lift.
+
         Raises:
             InputError: an unknown period, or an amount out of bounds.
-            NotFoundError: there is no such wallet, key or user.
+            NotFoundError: there is no such wallet, key or user, or it is another's.
         """
         check_caps(limits)
+        values = (scope, scope_id, list(limits.keys()), list(limits.values()))
         try:
-            async with self._database.transaction() as connection:
-                await connection.execute(
-                    "SELECT set_caps($1, $2, $3, $4, $5)",
-                    scope,
-                    scope_id,
-                    by_operator,
-                    list(limits.keys()),
-                    list(limits.values()),
-                )
+            if owner is None:
+                async with self._database.transaction() as connection:
+                    await connection.execute("SELECT set_caps($1, $2, true, $3, $4)", *values)
+            else:
+                async with self._database.as_person(owner) as connection:
+                    await connection.execute("SELECT own_set_caps($1, $2, $3, $4)", *values)
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no {scope} {scope_id}") from None
 
@@ -108,8 +112,15 @@ class Caps:
             rows = await connection.fetch(
                 "SELECT * FROM list_caps($1, $2)", list(scope_ids), moment or datetime.now(UTC)
             )
-        found = [Cap(**row) for row in rows]
-        return sorted(found, key=lambda cap: (cap.scope, cap.scope_id, PERIODS.index(cap.period)))
+        return _in_order(rows)
+
+    async def find_own_caps(self, owner: UUID, *scope_ids: UUID) -> list[Cap]:
+        """Return those of the caps that are a user's own, each with its present window."""
+        async with self._database.as_person(owner, readonly=True) as connection:
+            rows = await connection.fetch(
+                "SELECT * FROM own_caps($1, $2)", list(scope_ids), datetime.now(UTC)
+            )
+        return _in_order(rows)
 
     async def set_clock(self, user_id: UUID, *, timezone: str, week_starts: int) -> None:
         """Set the clock that a user's windows follow; what was spent in the new windows counts.
@@ -147,6 +158,11 @@ class Caps:
                 "SELECT forget_cap_windows(make_interval(days => $1))", older_than_days
             )
         return gone
+
+
+def _in_order(rows: Iterable[Any]) -> list[Cap]:
+    found = [Cap(**row) for row in rows]
+    return sorted(found, key=lambda cap: (cap.scope, cap.scope_id, PERIODS.index(cap.period)))
 
 
 def check_caps(limits: Mapping[str, int | None]) -> None:

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
+from billing.access import Role, login_of
 from billing.errors import InputError, PostgresUnavailableError
 from config.settings import PostgresSettings
 
@@ -43,29 +45,52 @@ class Database:
     Args:
         settings: DSN, sizes and timeouts.
         name: shown in ``pg_stat_activity``.
+        role: what is done as; the DSN's own user, without one.
+        connections_max: at once; the settings' ``pool_max``, without one.
     """
 
-    def __init__(self, settings: PostgresSettings, *, name: str = "tuma") -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: PostgresSettings,
+        *,
+        name: str = "tuma",
+        role: Role | None = None,
+        connections_max: int | None = None,
+    ) -> None:
+        self.settings = self._settings = settings
+        self.role = role
+        self._login = {"dsn": settings.dsn.get_secret_value()} if role is None else login_of(settings, role)
+        self._connections_max = min(connections_max or settings.pool_max, settings.pool_max)
         self._name = name
         self._pool: Any = None
         self._opening = asyncio.Lock()
 
     async def _get_pool(self) -> Any:
-        if not self._settings.dsn.get_secret_value():
-            raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
+        self._require_dsn()
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
-                        self._settings.dsn.get_secret_value(),
+                        **self._login,
                         min_size=1,
-                        max_size=self._settings.pool_max,
+                        max_size=self._connections_max,
                         timeout=self._settings.connect_timeout_s,
                         command_timeout=self._settings.command_timeout_s,
                         server_settings={"application_name": self._name, "lock_timeout": "5s"},
                     )
         return self._pool
+
+    def _require_dsn(self) -> None:
+        if not self._login["dsn"]:
+            raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
+
+    def _misconfigured(self, error: BaseException) -> InputError:
+        if self.role is None:
+            return InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}")
+        return InputError(
+            f"Postgres does not let in the role of the {self.role} ({error}): run `tuma migrate`, which makes it, or say how"
+            f" in TUMA_POSTGRES__{self.role.upper()}_DSN"
+        )
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
@@ -79,7 +104,7 @@ class Database:
             async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
                 yield connection
         except MISCONFIGURED as error:
-            raise InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}") from None
+            raise self._misconfigured(error) from None
         except AWAY as error:
             raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
 
@@ -94,19 +119,29 @@ class Database:
         ):
             yield connection
 
+    @asynccontextmanager
+    async def as_person(self, user_id: UUID, *, readonly: bool = False) -> AsyncIterator[Any]:
+        """Lend a connection inside one transaction in which policies and ``own_…`` functions see this user's rows alone."""
+        async with self.transaction(readonly=readonly) as connection:
+            await connection.execute("SELECT set_config('app.user_id', $1, true)", str(user_id))
+            yield connection
+
     async def connect_alone(self) -> Any:
         """Open a connection outside the pool, for LISTEN and for advisory locks; the caller closes it.
 
         Raises:
             PostgresUnavailableError: Postgres is away.
         """
+        self._require_dsn()
         try:
             return await asyncpg.connect(
-                self._settings.dsn.get_secret_value(),
+                **self._login,
                 timeout=self._settings.connect_timeout_s,
                 command_timeout=self._settings.command_timeout_s,
                 server_settings={"application_name": f"{self._name} alone"},
             )
+        except MISCONFIGURED as error:
+            raise self._misconfigured(error) from None
         except AWAY as error:
             raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
 

@@ -35,9 +35,7 @@ class FxBook:
     async def load(self, _change: str = "*") -> None:
         """Read the current quotes."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT id, currency, rate, markup_bps FROM fx_quotes WHERE superseded_at IS NULL"
-            )
+            rows = await connection.fetch("SELECT * FROM list_fx_quotes()")
         self._quotes = {
             row["currency"]: FxQuote(row["id"], row["currency"], row["rate"], row["markup_bps"])
             for row in rows

@@ -10,7 +10,8 @@ import hmac
 import secrets
 import string
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -190,18 +191,27 @@ class Keys:
         database: where they are kept.
         auth: the peppers, the cache's bounds, how many keys a user may have.
         limits: for keys without limits of their own.
+        people: the same, for what people do with their own keys.
 
     Raises:
         InputError: there is no pepper: an unpeppered hash would be worth stealing.
     """
 
-    def __init__(self, database: Database, auth: AuthSettings, limits: LimitSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        auth: AuthSettings,
+        limits: LimitSettings,
+        *,
+        people: Database | None = None,
+    ) -> None:
         peppers = [pepper.get_secret_value() for pepper in (auth.key_pepper, *auth.old_key_peppers)]
         if not all(peppers):
             raise InputError("TUMA_AUTH__KEY_PEPPER is not set: give it a long random value and keep it")
         self._peppers = [pepper.encode() for pepper in peppers]
         self.pepper = name_pepper(self._peppers[0])
         self._database = database
+        self._people = people or database
         self._auth = auth
         self._limits = limits
         self.callers: CallerCache[bytes] = CallerCache(ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries)
@@ -231,12 +241,13 @@ class Keys:
             raise NotFoundError(f"there is no wallet {wallet_id}")
         secret, key_id = make_secret(), new_id()
         try:
-            async with self._database.transaction() as connection:
+            async with self._acting(owner) as connection:
                 await connection.execute(
-                    "SELECT create_key($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)",
+                    "SELECT create_key($1, $2, NULL, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+                    if owner is None
+                    else "SELECT own_create_key($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
                     key_id,
                     wallet_id,
-                    None if owner is None else owner.user_id,
                     None if owner is None else self._auth.keys_max,
                     rules.name,
                     _hint_of(secret),
@@ -265,8 +276,12 @@ class Keys:
             NotFoundError: there is no such key, or it is not the owner's.
         """
         try:
-            async with self._database.transaction() as connection:
-                await connection.execute("SELECT revoke_key($1, $2, $3)", key_id, *_reach(owner))
+            async with self._acting(owner) as connection:
+                await connection.execute(
+                    "SELECT revoke_key($1, NULL, $2)" if owner is None else "SELECT own_revoke_key($1, $2)",
+                    key_id,
+                    None if owner is None else owner.wallet_id,
+                )
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no key {key_id}") from None
 
@@ -289,11 +304,13 @@ class Keys:
             raise InputError(f"the overlap is from 0 to {self._auth.key_overlap_max_s:g} seconds")
         secret = make_secret()
         try:
-            async with self._database.transaction() as connection:
+            async with self._acting(owner) as connection:
                 done = await connection.fetchval(
-                    "SELECT rotate_key($1, $2, $3, $4, $5, $6, $7)",
+                    "SELECT rotate_key($1, NULL, $2, $3, $4, $5, $6)"
+                    if owner is None
+                    else "SELECT own_rotate_key($1, $2, $3, $4, $5, $6)",
                     key_id,
-                    *_reach(owner),
+                    None if owner is None else owner.wallet_id,
                     _hint_of(secret),
                     self._digests(secret)[0],
                     self.pepper,
@@ -309,17 +326,32 @@ class Keys:
         self,
         *,
         owner: Owner | None = None,
+        user_id: UUID | None = None,
+        wallet_id: UUID | None = None,
         key_id: UUID | None = None,
         revoked: bool = False,
         after: UUID | None = None,
         limit: int = PAGE_MAX,
     ) -> list[Key]:
-        """Return keys by age: the owner's, or all; at most ``limit`` of them, after the key ``after``."""
-        async with self._database.connection() as connection:
+        """Return keys by age, at most ``limit`` of them, after the key ``after``.
+
+        Args:
+            owner: who asks, and sees their own; None for the operator.
+            user_id: whose, for the operator; None for everybody's.
+            wallet_id: whose, for the operator; None for all wallets'.
+            key_id: which one; None for all.
+            revoked: those, too.
+            after: the last key of the page before.
+            limit: of a page.
+        """
+        async with self._acting(owner) as connection:
             rows = await connection.fetch(
-                "SELECT * FROM list_keys($1, $2, $3, $4, $5, $6)",
+                "SELECT * FROM list_keys($1, $2, $3, $4, $5, $6)"
+                if owner is None
+                else "SELECT * FROM own_keys($1, $3, $4, $5, $6) WHERE user_id = $2",
                 key_id,
-                *_reach(owner),
+                user_id if owner is None else owner.user_id,
+                wallet_id if owner is None else owner.wallet_id,
                 revoked,
                 after,
                 min(limit, PAGE_MAX),
@@ -336,6 +368,16 @@ class Keys:
         if not found:
             raise NotFoundError(f"there is no key {key_id}")
         return found[0]
+
+    @asynccontextmanager
+    async def _acting(self, owner: Owner | None) -> AsyncIterator[Any]:
+        """Lend a connection: for the operator, or for a person, whose own keys it reaches."""
+        if owner is None:
+            async with self._database.transaction() as connection:
+                yield connection
+        else:
+            async with self._people.as_person(owner.user_id) as connection:
+                yield connection
 
     async def authenticate(self, secret: str) -> Caller:
         """Tell who calls with this secret.
@@ -434,10 +476,6 @@ def _hint_of(secret: str) -> str:
 def name_pepper(pepper: bytes) -> str:
     """Return the name that a pepper goes by; it tells nothing of it."""
     return hmac.digest(pepper, b"tuma: the name of a pepper", hashlib.sha256).hex()[:8]
-
-
-def _reach(owner: Owner | None) -> tuple[UUID | None, UUID | None]:
-    return (None, None) if owner is None else (owner.user_id, owner.wallet_id)
 
 
 def _iso(moment: datetime | None) -> str | None:

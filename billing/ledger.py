@@ -91,10 +91,12 @@ class Ledger:
     Args:
         database: where the truth is.
         worker_id: whose calls are opened.
+        settler: the same, by a role that may settle; ``database``, without one.
     """
 
-    def __init__(self, database: Database, *, worker_id: UUID) -> None:
+    def __init__(self, database: Database, *, worker_id: UUID, settler: Database | None = None) -> None:
         self._database = database
+        self._settler = settler or database
         self._worker_id = worker_id
 
     async def open_calls(self, batch: Sequence[Opening]) -> list[str]:
@@ -155,16 +157,7 @@ class Ledger:
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                """
-                WITH found AS (
-                    SELECT c.id, n.generation FROM calls c JOIN unnest($1::uuid[], $2::text[]) AS n (id, generation) ON n.id = c.id
-                    WHERE c.state = 'open' FOR NO KEY UPDATE OF c SKIP LOCKED
-                ), noted AS (
-                    UPDATE calls c SET generation_id = found.generation FROM found
-                    WHERE c.id = found.id AND c.generation_id IS DISTINCT FROM found.generation
-                )
-                SELECT id FROM found
-                """,
+                "SELECT id FROM note_generations($1, $2) AS noted (id)",
                 list(ids.keys()),
                 list(ids.values()),
             )
@@ -198,7 +191,7 @@ class Ledger:
             [item.first_byte_ms for item in batch],
             [item.duration_ms for item in batch],
         )
-        async with self._database.connection() as connection:
+        async with self._settler.connection() as connection:
             rows = await connection.fetch(
                 "SELECT * FROM settle_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
                 " $17, $18, $19)",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from billing.access import apply_access, ensure_roles
 from billing.db import Database
 from billing.errors import TumaError
 
@@ -46,6 +47,8 @@ async def schema_version(connection: Any) -> int:
     """Return the number of the newest applied migration, 0 for an empty database."""
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return 0
+    if await connection.fetchval("SELECT to_regprocedure('read_schema()')") is not None:
+        return int(await connection.fetchval("SELECT read_schema()"))
     return int(await connection.fetchval("SELECT coalesce(max(number), 0) FROM schema_migrations"))
 
 
@@ -65,6 +68,9 @@ async def migrate(database: Database) -> tuple[int, int]:
         try:
             before = await schema_version(connection)
             await _refuse_misfit(connection, known, before)
+            settings = database.settings
+            if settings.roles:
+                await ensure_roles(connection, settings)
             for migration in known[before:]:
                 async with connection.transaction():
                     await connection.execute(
@@ -81,6 +87,11 @@ async def migrate(database: Database) -> tuple[int, int]:
                         migration.name,
                         migration.digest,
                     )
+                    if settings.roles and migration is known[-1]:  # nothing is open to others for a moment
+                        await apply_access(connection, settings, (item.sql for item in known))
+            if settings.roles and before == len(known):
+                async with connection.transaction():
+                    await apply_access(connection, settings, (item.sql for item in known))
         finally:
             await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
     return before, len(known)

@@ -66,11 +66,7 @@ class PriceBook:
     async def load(self, _change: str = "*") -> None:
         """Read the current prices."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT m.id, m.name, m.created_at, m.context_tokens, m.completion_tokens_max, p.id AS price_id,"  # noqa: S608 - column names of this module
-                f" {', '.join(f'p.{column}' for column in _PRICES)}"
-                " FROM models m JOIN model_prices p ON p.model_id = m.id AND p.valid_to IS NULL ORDER BY m.id"
-            )
+            rows = await connection.fetch("SELECT * FROM list_prices()")
         self._models = {row["id"]: _model(row) for row in rows}
 
     def get_model(self, model_id: str) -> Model:

@@ -183,11 +183,8 @@ class Quota:
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(
-                    "UPDATE provider_quota SET paused_until = now() + make_interval(secs => $1), pause_reason = $2",
-                    pause_s,
-                    reason,
+                    "SELECT pause_provider(make_interval(secs => $1), $2)", pause_s, reason
                 )
-                await connection.execute("SELECT pg_notify('tuma', 'quota:')")
         except PostgresUnavailableError as error:
             _log.warning("pause.not_told", error=str(error))
 
@@ -209,10 +206,7 @@ class Quota:
     async def load(self, _detail: str = "*") -> None:
         """Take over what changed in the account: a pause, or a limit where there was none."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                "SELECT granted_nanousd IS NULL AS unlimited, pause_reason,"
-                " extract(epoch FROM paused_until - now())::float8 AS left_s FROM provider_quota"
-            )
+            row = await connection.fetchrow("SELECT * FROM read_pause()")
         if not row["unlimited"]:
             self._unlimited = False
         if row["left_s"] is not None and row["left_s"] > 0 and self._pause is None:
@@ -236,7 +230,7 @@ class Quota:
             try:
                 async with self._database.connection() as connection:
                     await connection.execute(
-                        "UPDATE quota_slabs SET leased_nanousd = spent_nanousd + $2 WHERE worker_id = $1",
+                        "SELECT return_slab($1, $2)",
                         self._worker_id,
                         self._free_nanousd + self._held_nanousd,
                     )

@@ -405,28 +405,8 @@ class Reconciler:
             if drift_nanousd > 0
             else "a loss whose call was settled since"
         )
-        accounts = ["house_loss", "revenue", "provider_cost", "provider_prepaid"]
-        amounts = [-drift_nanousd, drift_nanousd, -drift_nanousd, drift_nanousd]
         async with self._database.transaction() as connection:
-            await connection.execute(
-                "INSERT INTO journal_tx (id, kind, memo) VALUES ($1, 'house_loss', $2)",
-                tx_id,
-                memo,
-            )
-            await connection.execute(
-                "SELECT post_entries($1, $2, $3, $4, $5, $6)",
-                [tx_id] * 4,
-                [1, 2, 3, 4],
-                accounts,
-                [None] * 4,
-                ["USD"] * 4,
-                amounts,
-            )
-            await connection.execute(
-                "INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, memo) VALUES ($1, 'correction', $2, 'reconciliation')",
-                tx_id,
-                drift_nanousd,
-            )
+            await connection.execute("SELECT book_loss($1, $2, $3)", tx_id, drift_nanousd, memo)
         return tx_id
 
     async def _record(self, run_id: UUID, report: Report) -> None:

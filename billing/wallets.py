@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -54,6 +54,9 @@ class Credit:
     wallet: Wallet
 
 
+Status = Literal["active", "frozen"]
+
+
 class Wallets:
     """The registry of users and wallets.
 
@@ -64,20 +67,27 @@ class Wallets:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_user(self, email: str) -> UUID:
+    async def create_user(self, email: str, *, subject: str | None = None) -> UUID:
         """Register a person by e-mail address.
 
+        Args:
+            email: to know them by; it proves nothing.
+            subject: ``sub`` of the tokens that they sign in with, if they do.
+
         Raises:
-            InputError: not an address, or it is taken.
+            InputError: not an address, or it or the subject is taken.
         """
         if not _EMAIL.fullmatch(email):
             raise InputError(f"{email!r} is not an e-mail address")
         user_id = new_id()
         try:
             async with self._database.transaction() as connection:
-                await connection.execute("INSERT INTO users (id, email) VALUES ($1, $2)", user_id, email)
-        except asyncpg.UniqueViolationError:
-            raise InputError(f"there is a user {email} already") from None
+                await connection.execute("SELECT create_user($1, $2, $3)", user_id, email, subject)
+        except asyncpg.UniqueViolationError as error:
+            taken = f"with the subject {subject!r}" if "subject" in str(error) else email
+            raise InputError(f"there is a user {taken} already") from None
+        except asyncpg.CheckViolationError:
+            raise InputError("a subject has 1 to 255 characters") from None
         return user_id
 
     async def find_user(self, email: str) -> UUID | None:
@@ -117,11 +127,7 @@ class Wallets:
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(
-                    "INSERT INTO wallets (id, user_id, currency, overdraft_nano) VALUES ($1, $2, $3, $4)",
-                    wallet_id,
-                    user_id,
-                    currency,
-                    overdraft_nano,
+                    "SELECT create_wallet($1, $2, $3, $4)", wallet_id, user_id, currency, overdraft_nano
                 )
         except (asyncpg.ForeignKeyViolationError, asyncpg.NotNullViolationError):
             raise NotFoundError(f"there is no user {user}") from None
@@ -134,6 +140,39 @@ class Wallets:
             NotFoundError: there is no such wallet.
         """
         async with self._database.connection() as connection:
+            return await _read(connection, wallet_id)
+
+    async def get_own_wallet(self, user_id: UUID, wallet_id: UUID) -> Wallet:
+        """Return a wallet of a user's own.
+
+        Raises:
+            NotFoundError: there is no such wallet, or it is another's.
+        """
+        async with self._database.as_person(user_id, readonly=True) as connection:
+            return await _read(connection, wallet_id)
+
+    async def find_owner(self, wallet_id: UUID) -> UUID | None:
+        """Return whose wallet it is."""
+        async with self._database.connection() as connection:
+            owner: UUID | None = await connection.fetchval("SELECT find_owner($1)", wallet_id)
+        return owner
+
+    async def set_wallet(
+        self, wallet_id: UUID, *, status: Status | None = None, overdraft_nano: int | None = None
+    ) -> Wallet:
+        """Freeze or unfreeze a wallet, or set how far below zero it may go; what is None stays.
+
+        Raises:
+            NotFoundError: there is no such wallet.
+            InputError: the overdraft is out of bounds.
+        """
+        if overdraft_nano is not None and not 0 <= overdraft_nano <= AMOUNT_MAX_NANO:
+            raise InputError("the overdraft must not be negative")
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval(
+                "SELECT set_wallet($1, $2, $3)", wallet_id, status, overdraft_nano
+            ):
+                raise NotFoundError(f"there is no wallet {wallet_id}")
             return await _read(connection, wallet_id)
 
     async def credit(

@@ -38,7 +38,15 @@ def read_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 class PostgresSettings(_Section):
     """Where the truth is."""
 
-    dsn: SecretStr = SecretStr("")
+    dsn: SecretStr = SecretStr("")  # of the user who owns the schema, or may act as its owner
+    # How the roles of `tuma serve` log in (billing/access.py); empty: with the DSN above, and passwords derived from it.
+    proxy_dsn: SecretStr = SecretStr("")
+    settler_dsn: SecretStr = SecretStr("")
+    keeper_dsn: SecretStr = SecretStr("")
+    api_dsn: SecretStr = SecretStr("")
+    operator_dsn: SecretStr = SecretStr("")
+    roles: bool = True  # false: no roles are made, and everything is done as the DSN's user
+    role_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] = "tuma"
     pool_max: Count = 8
     connect_timeout_s: Positive = 5.0
     command_timeout_s: Positive = 15.0

@@ -52,7 +52,7 @@ async def _recognise(request: web.Request, services: Services) -> Caller:
     secret = secret.strip()
     if services.tokens.configured and not secret.startswith(PREFIX) and secret.count(".") == _TOKEN_DOTS:
         claims = await services.tokens.verify(secret)
-        return await services.people.sign_in(claims.subject, email=claims.email, wallet_id=wallet_id)
+        return await services.signed_in.sign_in(claims.subject, email=claims.email, wallet_id=wallet_id)
     caller = await services.keys.authenticate(secret)
     if wallet_id not in (None, caller.wallet_id):
         raise NotPermittedError("This key pays from another wallet.")

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from billing.callers import Caller
-from billing.caps import Caps, caps_as_json
+from billing.caps import caps_as_json
 from proxy.auth import authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.forms import CapsForm, read_form
@@ -22,8 +22,7 @@ async def put_caps(request: web.Request) -> web.Response:
     owner_of(caller)
     form = await read_form(request, CapsForm, services.settings.limits)
     if form.limits:
-        room = Caps(services.database)
-        await room.set_caps("wallet", caller.wallet_id, form.limits, by_operator=False)
+        await services.caps.set_caps("wallet", caller.wallet_id, form.limits, owner=caller.user_id)
         cool_user(services, caller.user_id)
     return await _show(request, services, caller)
 
@@ -32,7 +31,7 @@ async def _show(request: web.Request, services: Services, caller: Caller) -> web
     scopes = {"wallet": caller.wallet_id, "user": caller.user_id}
     if caller.key_id is not None:
         scopes["key"] = caller.key_id
-    found = await Caps(services.database).find_caps(*scopes.values())
+    found = await services.caps.find_own_caps(caller.user_id, *scopes.values())
     by_scope = {
         f"{scope}_caps" if scope != "wallet" else "caps": caps_as_json(
             cap for cap in found if cap.scope == scope

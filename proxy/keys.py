@@ -6,7 +6,7 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.callers import Caller
-from billing.caps import Caps, caps_as_json
+from billing.caps import caps_as_json
 from billing.errors import NotPermittedError
 from billing.keys import Key, Owner
 from billing.wallets import parse_id
@@ -101,7 +101,7 @@ def _owner_of(caller: Caller, key_id: UUID) -> Owner:
 
 
 async def _describe(services: Services, keys: list[Key]) -> list[dict[str, Any]]:
-    caps = await Caps(services.database).find_caps(*(key.id for key in keys)) if keys else []
+    caps = await services.caps.find_own_caps(keys[0].user_id, *(key.id for key in keys)) if keys else []
     return [
         {
             "object": "api_key",

@@ -42,6 +42,11 @@ from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
 
 _COOL_AGAIN_S = 1.0
+# Connections of a worker, beside those of the proxy's own role (TUMA_POSTGRES__POOL_MAX).
+_SETTLER_MAX = 4
+_KEEPER_MAX = 4
+_PEOPLE_MAX = 4
+_OPERATOR_MAX = 2
 _DAYS_PERIOD_S = 3600.0
 
 
@@ -52,15 +57,18 @@ class Services:
     settings: Settings
     worker_id: UUID
     database: Database
+    keeper: Database
+    operator: Database
     pipe: RedisPipe
     holds: Holds
     calls: Calls
     quota: Quota
     keys: Keys
     tokens: JwtVerifier
-    people: People
+    signed_in: People
     failures: AuthFailures
     wallets: Wallets
+    caps: Caps
     prices: PriceBook
     fx: FxBook
     counter: TokenCounter
@@ -89,30 +97,40 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         InputError: a setting is missing.
     """
     worker_id = new_id()
-    database = Database(settings.postgres, name="tuma serve")
+    # One pool per role: nothing on the way of a call may do more than that way needs (billing/access.py).
+    database = Database(settings.postgres, name="tuma serve", role="proxy")
+    settler = Database(settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX)
+    keeper = Database(settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX)
+    people = Database(settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX)
+    operator = Database(settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX)
     pipe = RedisPipe(settings.redis)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror)
     upstream = make_upstream(settings)
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
-    calls = Calls(database, holds, quota, worker_id=worker_id, settings=settings)
+    calls = Calls(
+        database, holds, quota, worker_id=worker_id, settings=settings, settler=settler, keeper=keeper
+    )
     services = Services(
         settings=settings,
         worker_id=worker_id,
         database=database,
+        keeper=keeper,
+        operator=operator,
         pipe=pipe,
         holds=holds,
         calls=calls,
         quota=quota,
-        keys=Keys(database, settings.auth, settings.limits),
+        keys=Keys(database, settings.auth, settings.limits, people=people),
         tokens=JwtVerifier(settings.auth),
-        people=People(database, settings.auth, settings.limits),
+        signed_in=People(database, settings.auth, settings.limits),
         failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
-        wallets=Wallets(database),
+        wallets=Wallets(people),
+        caps=Caps(people),
         prices=PriceBook(database),
         fx=FxBook(database, markup_bps=settings.fx.markup_bps),
         counter=TokenCounter(),
         upstream=upstream,
-        sweeper=Sweeper(database, holds, upstream, settings.sweep),
+        sweeper=Sweeper(keeper, holds, upstream, settings.sweep),
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
@@ -131,7 +149,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await upstream.close()
         services.counter.close()
         await pipe.close()
-        await database.close()
+        for pool in (database, settler, keeper, people, operator):
+            await pool.close()
 
 
 async def _start(services: Services) -> None:
@@ -154,7 +173,7 @@ async def _start(services: Services) -> None:
         },
     )
     with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
-        await record_openings(services.database, services.upstream)
+        await record_openings(services.keeper, services.upstream)
     routines = make_routines(services)
     await routines[0].take_turn()  # the quota, before the first call is admitted by it
     await services.quota.load()
@@ -170,7 +189,7 @@ async def _start(services: Services) -> None:
 
 def make_routines(services: Services) -> list[Routine]:
     """Return what one worker among all does now and then; the provider's quota is watched by the first."""
-    settings, database, provider = services.settings, services.database, services.upstream
+    settings, database, provider = services.settings, services.keeper, services.upstream
     watch = QuotaWatch(database, provider, settings.quota)
     reconciler = Reconciler(database, provider, settings.reconcile)
     return [
@@ -187,11 +206,12 @@ async def cool_wallet(services: Services, wallet_id: str) -> None:
     A change that was missed needs nothing: the mirror's own end of life bounds how long it can be stale.
     """
     if wallet_id == "*":
-        services.people.callers.drop(None)
+        services.signed_in.callers.drop(None)
     else:
-        services.people.callers.drop(lambda caller: str(caller.wallet_id) == wallet_id)
-        wallet = await services.wallets.get_wallet(parse_id(wallet_id, "wallet"))
-        cool_user(services, wallet.user_id)
+        services.signed_in.callers.drop(lambda caller: str(caller.wallet_id) == wallet_id)
+        owner = await Wallets(services.database).find_owner(parse_id(wallet_id, "wallet"))
+        if owner is not None:
+            cool_user(services, owner)
 
 
 def cool_user(services: Services, user_id: UUID) -> None:
@@ -202,7 +222,7 @@ def cool_user(services: Services, user_id: UUID) -> None:
 async def changed_user(services: Services, user_id: str) -> None:
     """Drop what is cached of a user: their keys and their mirror."""
     services.keys.callers.drop_user(user_id)
-    services.people.callers.drop_user(user_id)
+    services.signed_in.callers.drop_user(user_id)
     if user_id != "*":
         cool_user(services, parse_id(user_id, "user"))
 

@@ -10,7 +10,7 @@ import click
 from billing.callers import Network
 from billing.caps import PERIODS, Caps, Scope, caps_as_json
 from billing.errors import InputError
-from billing.keys import PAGE_MAX, KeyRules, Keys, Owner
+from billing.keys import PAGE_MAX, KeyRules, Keys
 from billing.money import parse_amount
 from billing.wallets import parse_id
 from scripts.command import office_command
@@ -94,7 +94,7 @@ async def _set_and_show_caps(
     room = Caps(office.database)
     limits = _read_caps(options)
     if limits:
-        await room.set_caps(scope, scope_id, limits, by_operator=True)
+        await room.set_caps(scope, scope_id, limits)
     return caps_as_json(await room.find_caps(scope_id))
 
 
@@ -220,15 +220,15 @@ async def keys_list(
     office: Office, *, wallet: str | None, user: str | None, revoked: bool, after: str | None, limit: int
 ) -> dict[str, Any]:
     """List keys by age: what they are bound by, and when they were last used."""
-    owner = None
     if wallet is not None:
-        found = await office.wallets.get_wallet(parse_id(wallet, "wallet"))
-        owner = Owner(found.user_id, found.id)
-    elif user is not None:
-        owner = Owner(await office.wallets.get_user(user))
+        await office.wallets.get_wallet(parse_id(wallet, "wallet"))
     room = _keys(office)
     page = await room.find_keys(
-        owner=owner, revoked=revoked, after=None if after is None else parse_id(after, "key"), limit=limit
+        user_id=None if user is None else await office.wallets.get_user(user),
+        wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
+        revoked=revoked,
+        after=None if after is None else parse_id(after, "key"),
+        limit=limit,
     )
     return {"keys": [{**key.as_json(), "current_pepper": key.pepper == room.pepper} for key in page]}
 

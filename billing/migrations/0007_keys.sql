@@ -42,7 +42,10 @@ CREATE FUNCTION find_key(p_digests bytea[])
 RETURNS TABLE (digest bytea, current boolean, id uuid, wallet_id uuid, user_id uuid, currency text, requests_per_min bigint,
                tokens_per_min bigint, calls_in_flight bigint, user_requests_per_min bigint, user_tokens_per_min bigint,
                user_calls_in_flight bigint, models text[], networks cidr[], manages boolean, valid_s double precision)
-LANGUAGE sql STABLE AS $$
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN -- plpgsql keeps the plan
+    RETURN QUERY
     SELECT f.digest, f.current, k.id, k.wallet_id, w.user_id, w.currency, k.requests_per_min, k.tokens_per_min,
            k.calls_in_flight, u.requests_per_min, u.tokens_per_min, u.calls_in_flight, k.models, k.networks, may_manage(k),
            extract(epoch FROM least(k.expires_at, f.until) - clock_timestamp())::double precision
@@ -53,8 +56,8 @@ LANGUAGE sql STABLE AS $$
         SELECT p.id, p.previous_hmac, false, p.previous_until FROM api_keys p WHERE p.previous_hmac = ANY (p_digests)
     ) f
     JOIN api_keys k ON k.id = f.id JOIN wallets w ON w.id = k.wallet_id JOIN users u ON u.id = w.user_id
-    WHERE k.revoked_at IS NULL AND u.status = 'active' AND coalesce(least(k.expires_at, f.until) > clock_timestamp(), true)
-$$;
+    WHERE k.revoked_at IS NULL AND u.status = 'active' AND coalesce(least(k.expires_at, f.until) > clock_timestamp(), true);
+END $$;
 
 -- Keep a secret under another pepper.
 CREATE FUNCTION rehash_key(p_key uuid, p_old bytea, p_new bytea, p_pepper text) RETURNS void LANGUAGE sql AS $$

@@ -269,7 +269,7 @@ async def test_a_cap_is_whole_again_in_the_next_window(shop: Shop) -> None:
     caller = await shop.make_caller()
     await shop.caps.set_clock(caller.user_id, timezone="America/New_York", week_starts=7)
     for period in ("day", "month"):
-        await shop.caps.set_caps("wallet", caller.wallet_id, {period: 10 * NANO}, by_operator=False)
+        await shop.caps.set_caps("wallet", caller.wallet_id, {period: 10 * NANO})
     # On 1 November 2037 clocks go back in New York: a day of 25 hours, from 04:00 to 05:00 UTC, and a new month.
     before = datetime(2037, 11, 1, 3, 59, 59, 999000, tzinfo=UTC)
     after = datetime(2037, 11, 1, 4, 0, tzinfo=UTC)
@@ -308,7 +308,7 @@ async def test_a_cap_is_whole_again_in_the_next_window(shop: Shop) -> None:
 @pytest.mark.parametrize("period", PERIODS)
 async def test_a_cap_counts_what_is_held_and_spent(shop: Shop, scope: Scope, period: str) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps(scope, scope_id(caller, scope), {period: 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps(scope, scope_id(caller, scope), {period: 10 * NANO})
     first = await shop.begin(caller, 6 * NANO)
     await shop.refuses(caller, 4 * NANO + 1)
     second = await shop.begin(caller, 4 * NANO)
@@ -326,7 +326,7 @@ async def test_a_cap_counts_what_is_held_and_spent(shop: Shop, scope: Scope, per
 @pytest.mark.parametrize("scope", SCOPES)
 async def test_a_cap_per_call_bounds_the_hold_with_its_extensions(shop: Shop, scope: Scope) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps(scope, scope_id(caller, scope), {"call": 5 * NANO}, by_operator=False)
+    await shop.caps.set_caps(scope, scope_id(caller, scope), {"call": 5 * NANO})
     await shop.refuses(caller, 5 * NANO + 1)
     calls = [await shop.begin(caller, 5 * NANO), await shop.begin(caller, 3 * NANO)]
     extend = shop.workers[0].calls.extend
@@ -342,7 +342,7 @@ async def test_a_cap_per_call_bounds_the_hold_with_its_extensions(shop: Shop, sc
 @pytest.mark.parametrize("scope", SCOPES)
 async def test_an_extension_is_refused_by_what_is_left(shop: Shop, scope: Scope) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO})
     call = await shop.begin(caller, 4 * NANO)
     worker = shop.workers[0]
     assert await worker.calls.extend(call, hold_nano=9 * NANO, hold_nanousd=9 * NANO)
@@ -363,7 +363,7 @@ async def test_an_extension_is_refused_by_what_is_left(shop: Shop, scope: Scope)
 
 async def test_refusals_say_whose_cap_and_until_when(shop: Shop) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps("key", scope_id(caller, "key"), {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("key", scope_id(caller, "key"), {"day": 10 * NANO})
     await shop.pay(caller, 7 * NANO)
     with pytest.raises(CapExceededError) as caught:
         await shop.begin(caller, 4 * NANO)
@@ -374,7 +374,7 @@ async def test_refusals_say_whose_cap_and_until_when(shop: Shop) -> None:
 
 async def test_funds_are_asked_before_caps_and_neither_keeps_anything(shop: Shop) -> None:
     caller = await shop.make_caller(amount=5)
-    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 100 * NANO}, by_operator=False)
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 100 * NANO})
     with pytest.raises(InsufficientFundsError):
         await shop.begin(caller, 6 * NANO)
     assert await shop.open_unreserved(caller, 6 * NANO) == "insufficient_funds"
@@ -386,7 +386,7 @@ async def test_funds_are_asked_before_caps_and_neither_keeps_anything(shop: Shop
 async def test_one_batch_is_judged_call_by_call(shop: Shop) -> None:
     """Ten calls in one commit, of two keys: each cap admits what fits it, in their order."""
     caller = await shop.make_caller()
-    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
     batch = [shop.opening_of(caller, 3 * NANO) for _ in range(5)]
     verdicts = await shop.workers[0].ledger.open_calls(batch)
     assert verdicts == ["opened", "opened", "opened", "cap_exceeded", "cap_exceeded"]
@@ -404,7 +404,7 @@ async def test_two_hundred_at_once_never_pass_a_cap_nor_leave_a_holds_worth(shop
     """On three workers: what is held and spent never exceeds the cap; when all are refused, less than one hold is left."""
     caller = await shop.make_caller()
     limit, hold, cost = 20 * NANO, NANO, 3 * NANO // 10
-    await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": limit}, by_operator=False)
+    await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": limit})
     flushing = asyncio.Event()
 
     async def spend(number: int) -> int:
@@ -452,7 +452,7 @@ async def test_a_users_cap_counts_dollars_over_wallets_of_several_currencies(sho
     wallet_id = await worker.wallets.create_wallet(str(dollars.user_id), currency="NGN")
     await worker.wallets.credit(wallet_id, 10**6 * NANO, reason="test")
     naira = Caller(dollars.user_id, wallet_id, None, "NGN", WIDE)
-    await shop.caps.set_caps("user", dollars.user_id, {"month": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("user", dollars.user_id, {"month": 10 * NANO})
     third = await worker.wallets.create_wallet(str(dollars.user_id), currency="EUR")
     async with worker.database.connection() as connection:
         assert await connection.fetchval("SELECT capped FROM wallets WHERE id = $1", third), (
@@ -482,7 +482,7 @@ async def test_a_window_that_another_wallet_makes_meanwhile_counts_a_settlement(
     wallet_id = await worker.wallets.create_wallet(str(dollars.user_id), currency="USD")
     await worker.wallets.credit(wallet_id, 100 * NANO, reason="test")
     other = Caller(dollars.user_id, wallet_id, None, "USD", WIDE)
-    await shop.caps.set_caps("user", dollars.user_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("user", dollars.user_id, {"day": 10 * NANO})
     call = await shop.begin(other, 3 * NANO)
     quote = quote_of(shop.house, dollars, NANO)
     async with worker.database.transaction() as connection:
@@ -521,9 +521,7 @@ async def test_a_cap_counts_what_was_spent_before_it_was_set(shop: Shop) -> None
     await shop.end(void, 0)
     live = await shop.begin(caller, 2 * NANO)
     for scope in SCOPES:
-        await shop.caps.set_caps(
-            scope, scope_id(caller, scope), {"day": 6 * NANO, "total": 50 * NANO}, by_operator=False
-        )
+        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 6 * NANO, "total": 50 * NANO})
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.refuses(caller, NANO + 1)
     await shop.end(live, 2 * NANO)
@@ -550,7 +548,7 @@ async def test_caps_set_while_calls_come_and_go_count_every_one(shop: Shop) -> N
     for step in range(30):
         for scope in SCOPES:
             limits = {"day": 10**9 if step % 3 else None, "total": 10**12 if step % 2 else None}
-            await shop.caps.set_caps(scope, scope_id(caller, scope), limits, by_operator=False)
+            await shop.caps.set_caps(scope, scope_id(caller, scope), limits)
         if step % 5 == 0:
             zone = ("Asia/Tokyo", "America/Lima")[step % 2]
             await shop.caps.set_clock(caller.user_id, timezone=zone, week_starts=1 + step % 7)
@@ -564,20 +562,20 @@ async def test_caps_set_while_calls_come_and_go_count_every_one(shop: Shop) -> N
 async def test_the_user_sets_limits_below_the_operators_ceiling(shop: Shop) -> None:
     caller = await shop.make_caller()
     room = shop.caps
-    await room.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=True)
-    await room.set_caps("wallet", caller.wallet_id, {"day": 50 * NANO}, by_operator=False)
+    await room.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
+    await room.set_caps("wallet", caller.wallet_id, {"day": 50 * NANO}, owner=caller.user_id)
     (cap,) = await room.find_caps(caller.wallet_id)
     assert (cap.effective_nano, cap.as_json()["limit"]) == (10 * NANO, "10")
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.refuses(caller, 11 * NANO)
-    await room.set_caps("wallet", caller.wallet_id, {"day": None}, by_operator=False)
+    await room.set_caps("wallet", caller.wallet_id, {"day": None}, owner=caller.user_id)
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.refuses(caller, 11 * NANO)
-    await room.set_caps("wallet", caller.wallet_id, {"day": 0}, by_operator=False)
+    await room.set_caps("wallet", caller.wallet_id, {"day": 0}, owner=caller.user_id)
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.refuses(caller, 1)
-    await room.set_caps("wallet", caller.wallet_id, {"day": None}, by_operator=True)
-    await room.set_caps("wallet", caller.wallet_id, {"day": None}, by_operator=False)
+    await room.set_caps("wallet", caller.wallet_id, {"day": None})
+    await room.set_caps("wallet", caller.wallet_id, {"day": None}, owner=caller.user_id)
     assert await room.find_caps(caller.wallet_id) == []
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.pay(caller, 11 * NANO)
@@ -590,11 +588,11 @@ async def test_bad_input_is_refused(shop: Shop) -> None:
     caller = await shop.make_caller()
     room = shop.caps
     with pytest.raises(InputError, match="fortnight"):
-        await room.set_caps("wallet", caller.wallet_id, {"fortnight": 1}, by_operator=False)
+        await room.set_caps("wallet", caller.wallet_id, {"fortnight": 1}, owner=caller.user_id)
     with pytest.raises(InputError):
-        await room.set_caps("wallet", caller.wallet_id, {"day": -1}, by_operator=False)
+        await room.set_caps("wallet", caller.wallet_id, {"day": -1}, owner=caller.user_id)
     with pytest.raises(NotFoundError):
-        await room.set_caps("key", caller.wallet_id, {"day": 1}, by_operator=False)
+        await room.set_caps("key", caller.wallet_id, {"day": 1}, owner=caller.user_id)
     for zone in ("Mars/Olympus", "", "EST5EDT4,M3.2.0,M11.1.0", "'; DROP TABLE users; --"):
         with pytest.raises(InputError, match="time zone"):
             await room.set_clock(caller.user_id, timezone=zone, week_starts=1)
@@ -607,7 +605,7 @@ async def test_bad_input_is_refused(shop: Shop) -> None:
 
 async def test_thresholds_are_told_once_per_window(shop: Shop) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
     steps: list[Callable[[], Any]] = [lambda: shop.pay(caller, 4 * NANO), lambda: shop.pay(caller, NANO)]
     await steps[0]()
     assert await shop.events(caller) == []
@@ -626,7 +624,7 @@ async def test_corrections_and_refunds_move_the_window_of_their_call(shop: Shop)
     caller = await shop.make_caller()
     yesterday = datetime.now(UTC) - timedelta(days=1)
     for scope in SCOPES:
-        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO}, by_operator=False)
+        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO})
     old = await shop.pay(caller, 6 * NANO, at=yesterday)
     new = await shop.pay(caller, 5 * NANO)
     corrections = Corrections(shop.workers[0].database, charge_estimates_upward=True)
@@ -647,7 +645,7 @@ async def test_corrections_and_refunds_move_the_window_of_their_call(shop: Shop)
 async def test_old_windows_are_forgotten_and_counted_anew(shop: Shop) -> None:
     caller = await shop.make_caller()
     old = datetime.now(UTC) - timedelta(days=60)
-    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
     await shop.pay(caller, 4 * NANO, at=old)
     live = await shop.begin(caller, 3 * NANO, at=old)
     assert await shop.caps.forget_windows() == 1
@@ -660,7 +658,7 @@ async def test_old_windows_are_forgotten_and_counted_anew(shop: Shop) -> None:
 async def test_a_flush_forgets_no_window(shop: Shop) -> None:
     caller = await shop.make_caller()
     for scope in SCOPES:
-        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO}, by_operator=False)
+        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO})
     await shop.pay(caller, 4 * NANO)
     live = await shop.begin(caller, 3 * NANO)
     await shop.workers[0].pipe.run("FLUSHALL")
@@ -676,7 +674,7 @@ async def test_a_flush_forgets_no_window(shop: Shop) -> None:
 
 async def test_the_books_find_a_cap_that_counts_otherwise(shop: Shop) -> None:
     caller = await shop.make_caller()
-    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO}, by_operator=False)
+    await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
     await shop.pay(caller, 4 * NANO)
     worker = shop.workers[0]
     books = Books(worker.database, worker.holds, shop.provider, sweep_grace_s=60)
@@ -698,7 +696,7 @@ async def test_a_hold_that_a_flush_took_is_put_back_under_its_caps(shop: Shop) -
     """Reserved, not yet open, the mirror lost and filled without it: a sign of life counts it again, in dollars too."""
     caller = await shop.make_caller()
     for scope in SCOPES:
-        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO}, by_operator=False)
+        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 10 * NANO})
     worker = shop.workers[0]
     quote = quote_of(shop.house, caller, 6 * NANO)
     call = await worker.calls.reserve(caller, quote, call_id=new_id(), model=MODEL, stream=False)
@@ -722,7 +720,7 @@ async def test_what_the_house_pays_counts_for_no_cap(shop: Shop) -> None:
     quote = quote_of(shop.house, caller, 6 * NANO)
     call = await worker.calls.reserve(caller, quote, call_id=new_id(), model=MODEL, stream=False)
     for scope in SCOPES:
-        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 5 * NANO}, by_operator=False)
+        await shop.caps.set_caps(scope, scope_id(caller, scope), {"day": 5 * NANO})
     worker.calls.open(call)
     with pytest.raises(CapExceededError):
         await worker.calls.confirm_open(call)

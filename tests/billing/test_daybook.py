@@ -178,7 +178,7 @@ async def test_a_month_whose_days_are_proved_can_be_detached(past: Past) -> None
     """As docs/archiving.md says; the quick check goes on without it, and caps in total count what was in it."""
     caps = Caps(past.office.database)
     wallet_id = past.payer.wallet_id
-    await caps.set_caps("wallet", wallet_id, {"day": 10**9, "total": 10**9}, by_operator=False)
+    await caps.set_caps("wallet", wallet_id, {"day": 10**9, "total": 10**9})
     old = await past.open(40)
     await past.settle(old, 1000)
     await past.settle(await past.open(1), 500)

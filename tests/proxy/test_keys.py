@@ -197,7 +197,7 @@ async def test_a_bound_key_cannot_unbind_itself(client: Client, payer: Payer, bo
 
 async def test_a_key_that_is_bound_later_stops_managing(client: Client, payer: Payer, office: Office) -> None:
     assert (await client.ask("GET", "/v1/keys"))[0] == 200
-    await Caps(office.database).set_caps("key", payer.key_id, {"day": 10**9}, by_operator=True)
+    await Caps(office.database).set_caps("key", payer.key_id, {"day": 10**9})
     async with asyncio.timeout(2):
         while (await client.ask("GET", "/v1/keys"))[0] != 403:
             await asyncio.sleep(0.02)
@@ -415,7 +415,7 @@ async def test_use_is_noted_to_the_minute(
 
 
 async def test_caps_of_ones_own_wallet(client: Client, payer: Payer, office: Office) -> None:
-    await Caps(office.database).set_caps("wallet", payer.wallet_id, {"day": 5 * 10**9}, by_operator=True)
+    await Caps(office.database).set_caps("wallet", payer.wallet_id, {"day": 5 * 10**9})
     status, shown = await client.ask("PUT", "/v1/wallet/caps", b'{"day": 7.5, "call": "0.25", "month": 30}')
     assert status == 200
     day = shown["caps"]["day"]

@@ -76,10 +76,13 @@ async def test_somebody_new_has_a_wallet_and_pays(
     await check_books(office)
 
 
+@pytest.mark.parametrize("known", [False, True])
 async def test_many_sign_in_at_once_as_one(
-    settings: Settings, proxy: Running, session: aiohttp.ClientSession, office: Office
+    settings: Settings, proxy: Running, session: aiohttp.ClientSession, office: Office, known: bool
 ) -> None:
     subject = str(uuid4())
+    if known:  # and without a wallet
+        await office.wallets.create_user("eve@example.com", subject=subject)
     async with run_proxy(with_tokens(settings)) as second:
         clients = [
             Client(session, running.base_url, token_of(subject, email="eve@example.com", nonce=index))
@@ -213,7 +216,7 @@ async def test_limits_and_caps_of_a_person_hold_without_a_key(
     await asyncio.sleep(0.9)  # what was cached before the limit was set
     statuses = [(await ada.ask("POST", "/v1/chat/completions", CHAT))[0] for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
-    await Caps(office.database).set_caps("user", user_id, {"total": 0}, by_operator=True)
+    await Caps(office.database).set_caps("user", user_id, {"total": 0})
     room = Keys(office.database, office.settings.auth, office.settings.limits)
     made = await room.create(UUID(wallet["id"]))
     with_key = Client(session, proxy.base_url, made.secret)

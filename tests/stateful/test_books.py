@@ -242,7 +242,7 @@ class BooksMachine(RuleBasedStateMachine):
         async def work() -> None:
             scope_id = caller.wallet_id if scope == "wallet" else caller.user_id
             room = Caps(self.workers[0].database)
-            await room.set_caps(scope, scope_id, {"total": purse.caps.get(scope)}, by_operator=False)
+            await room.set_caps(scope, scope_id, {"total": purse.caps.get(scope)})
             if restarts:
                 await self.audit.execute("DELETE FROM cap_windows")
             await self.cool(name)
