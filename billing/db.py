@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 
+from billing.acting import find_acting
 from billing.errors import InputError, PostgresUnavailableError
 from config.settings import PostgresSettings
 
@@ -87,11 +88,21 @@ class Database:
     async def transaction(
         self, *, isolation: str = "read_committed", readonly: bool = False
     ) -> AsyncIterator[Any]:
-        """Lend a connection inside one transaction, committed when the block ends well."""
+        """Lend a connection inside one transaction, committed when the block ends well.
+
+        Postgres is told who acts (``billing/acting.py``), if anybody does but the house.
+        """
         async with (
             self.connection() as connection,
             connection.transaction(isolation=isolation, readonly=readonly),
         ):
+            who = None if readonly else find_acting()
+            if who is not None:
+                await connection.execute(
+                    "SELECT set_config('tuma.actor', $1, true), set_config('tuma.request_id', $2, true)",
+                    who.actor,
+                    who.request_id or "",
+                )
             yield connection
 
     async def connect_alone(self) -> Any:
