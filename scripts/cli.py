@@ -5,12 +5,15 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
 import click
 
+from billing.acting import acting
+from billing.audit import Audit, describe_row
 from billing.books import Books
 from billing.callbook import describe_call
 from billing.caps import PERIODS, Caps, Scope, caps_as_json
@@ -28,7 +31,7 @@ from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
 from proxy.upstream.listing import read_listing
 from scripts.doctor import examine
-from scripts.office import Office, open_office
+from scripts.office import Office, open_office, operator_name
 from scripts.serve import run_server
 
 _Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
@@ -90,7 +93,8 @@ def office_command(group: click.Group, name: str) -> Callable[[_Command], _Comma
         def command(*, as_json: bool, **options: Any) -> None:
             async def in_office() -> dict[str, Any]:
                 async with open_office(load_settings()) as office:
-                    return await work(office, **options)
+                    with acting(f"operator:{operator_name()}"):
+                        return await work(office, **options)
 
             _run(in_office, as_json=as_json or bool(click.get_current_context().find_root().obj))
 
@@ -433,6 +437,50 @@ async def books_check(office: Office, *, full: bool) -> dict[str, Any]:
     )
     checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
     return {"ok": all(check.ok for check in found.values()), "checks": checks}
+
+
+@main.group()
+def audit() -> None:
+    """The audit log: who changed money or a permission."""
+
+
+@office_command(audit, "verify")
+@click.option("--expect", default=None, metavar="NUMBER:DIGEST", help="A head that was noted elsewhere.")
+async def audit_verify(office: Office, *, expect: str | None) -> dict[str, Any]:
+    """Find altered, removed and reordered rows; exits 1 if there are any. Note the head that it prints elsewhere."""
+    return (await Audit(office.database).verify(expect=expect)).as_json()
+
+
+@office_command(audit, "seal")
+async def audit_seal(office: Office) -> dict[str, Any]:
+    """Seal what is not sealed yet; a running server does so every few seconds."""
+    return {"blocks": await Audit(office.database).seal()}
+
+
+@office_command(audit, "list")
+@click.option("--wallet", default=None)
+@click.option("--user", default=None, help="Id or e-mail address.")
+@click.option("--actor", default=None, help="As operator:NAME, user:ID, key:ID, system.")
+@click.option("--since", type=click.DateTime(), default=None, help="In UTC.")
+@click.option("--limit", type=int, default=50, show_default=True)
+async def audit_list(
+    office: Office,
+    *,
+    wallet: str | None,
+    user: str | None,
+    actor: str | None,
+    since: datetime | None,
+    limit: int,
+) -> dict[str, Any]:
+    """List what was changed, the newest last."""
+    rows = await Audit(office.database).list_rows(
+        wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
+        user_id=None if user is None else await office.wallets.get_user(user),
+        actor=actor,
+        since=None if since is None else since.replace(tzinfo=UTC),
+        limit=limit,
+    )
+    return {"report": "\n".join(map(describe_row, rows)), "rows": rows}
 
 
 @main.command()

@@ -1,5 +1,7 @@
 """What a command needs of the house: opened for one command, closed after it."""
 
+import os
+import pwd
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,6 +43,14 @@ class Office:
             await self.holds.cool(user_id)
         except RedisUnavailableError as error:
             print(f"note: {error}; the mirror follows within minutes", file=sys.stderr)
+
+
+def operator_name() -> str:
+    """Return who types the command, for the audit log: the name of the process's user."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have none
+        return str(os.getuid())
 
 
 @asynccontextmanager
