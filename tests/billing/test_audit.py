@@ -128,7 +128,9 @@ class Log:
             for table, rows in kept.items():
                 await connection.execute(f"DELETE FROM {table}")
                 await connection.copy_records_to_table(table, records=rows)
-        assert (await self.audit.verify()).ok, "it is as it was"
+        verdict = Verdict()
+        await self.audit._verify_on(verdict, None)
+        assert verdict.ok, "it is as it was"
         return problems
 
 
@@ -635,14 +637,11 @@ async def test_a_cut_tail_shows_against_a_noted_head(log: Log, office: Office) -
         with pytest.raises(InputError):
             await log.audit.verify(expect=wrong)
 
-
-async def test_what_is_wrong_is_not_sealed_over(log: Log) -> None:
-    await sealed_twice(log)
+    await log.write(1)
     async with log.tampering() as connection:
         await connection.execute("DELETE FROM audit_log WHERE id = 2")
     verdict = await log.audit.verify()
-    assert (verdict.ok, verdict.unsealed, verdict.blocks) == (False, 3, 2)
-    assert str(verdict.head).startswith("2:")
+    assert (verdict.ok, verdict.unsealed, verdict.blocks) == (False, 1, 4), "what is wrong is not sealed over"
 
 
 async def test_a_row_that_commits_late_is_sealed_late(log: Log, dsn: str) -> None:
@@ -666,6 +665,9 @@ async def test_a_row_that_commits_late_is_sealed_late(log: Log, dsn: str) -> Non
         await fast.close()
     verdict = await log.audit.verify()
     assert (verdict.ok, verdict.rows, verdict.blocks) == (True, 2, 1)
+    async with log.office.database.transaction(isolation="repeatable_read") as connection:
+        with pytest.raises(asyncpg.InvalidTransactionStateError):  # its snapshot is older than the lock
+            await connection.execute("SELECT seal_audit()")
 
 
 async def test_writers_and_sealers_at_once(log: Log, dsn: str) -> None:
@@ -691,13 +693,6 @@ async def test_writers_and_sealers_at_once(log: Log, dsn: str) -> None:
     assert verdict.ok, verdict.as_json()
     assert (verdict.rows, verdict.unsealed) == (120, 0)
     assert verdict.blocks >= sum(count or 0 for count in done) > 2
-
-
-async def test_sealing_asks_for_a_fresh_snapshot(log: Log, office: Office) -> None:
-    await log.write(1)
-    async with office.database.transaction(isolation="repeatable_read") as connection:
-        with pytest.raises(asyncpg.InvalidTransactionStateError):
-            await connection.execute("SELECT seal_audit()")
 
 
 async def test_who_may_only_read_verifies_all_the_same(log: Log, office: Office, dsn: str) -> None:
@@ -739,7 +734,7 @@ class Reader:
 
 
 async def test_many_rows_are_verified_in_little_memory(log: Log) -> None:
-    rows = 100_000
+    rows = 20_000  # five times as many take five times as long, and no more memory
     began = time.monotonic()
     await log.write(rows)
     written_s = time.monotonic() - began
@@ -760,14 +755,13 @@ async def test_many_rows_are_verified_in_little_memory(log: Log) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     print(f"peak {peak / 2**20:.1f} MiB")
-    assert peak < 16 * 2**20
+    assert peak < 8 * 2**20
 
-
-async def test_problems_are_listed_up_to_a_bound(log: Log) -> None:
-    await log.write(300)
-    problems = await log.tamper("UPDATE audit_log SET actor = 'admin'")
-    assert len(problems) == 101
-    assert problems[-1] == {"problem": "200 more"}
+    async with log.tampering() as connection:
+        await connection.execute("UPDATE audit_log SET actor = 'admin'")
+    problems = (await log.audit.verify()).as_json()["problems"]
+    assert len(problems) == 101, "what is wrong is listed up to a bound"
+    assert problems[-1] == {"problem": f"{rows - 100} more"}
 
 
 async def test_lists_by_wallet_user_actor_and_time(log: Log, office: Office) -> None:
