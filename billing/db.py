@@ -51,6 +51,7 @@ class Database:
         self._name = name
         self._pool: Any = None
         self._opening = asyncio.Lock()
+        self.acted = False  # somebody but the house did something: there may be rows of the audit log to seal
 
     async def _get_pool(self) -> Any:
         if not self._settings.dsn.get_secret_value():
@@ -98,6 +99,7 @@ class Database:
         ):
             who = None if readonly else find_acting()
             if who is not None:
+                self.acted = True
                 await connection.execute(
                     "SELECT set_config('tuma.actor', $1, true), set_config('tuma.request_id', $2, true)",
                     who.actor,

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import click
 
-from billing.acting import acting
 from billing.audit import Audit, describe_row
 from billing.books import Books
 from billing.callbook import describe_call
@@ -31,7 +30,7 @@ from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
 from proxy.upstream.listing import read_listing
 from scripts.doctor import examine
-from scripts.office import Office, open_office, operator_name
+from scripts.office import Office, open_office, run_as_operator
 from scripts.serve import run_server
 
 _Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
@@ -93,8 +92,7 @@ def office_command(group: click.Group, name: str) -> Callable[[_Command], _Comma
         def command(*, as_json: bool, **options: Any) -> None:
             async def in_office() -> dict[str, Any]:
                 async with open_office(load_settings()) as office:
-                    with acting(f"operator:{operator_name()}"):
-                        return await work(office, **options)
+                    return await run_as_operator(office, work(office, **options))
 
             _run(in_office, as_json=as_json or bool(click.get_current_context().find_root().obj))
 

@@ -32,12 +32,13 @@ from billing.pricing import Usage
 from billing.provider import Bill
 from billing.reconcile import Reconciler
 from billing.tasks import TrackedTasks
+from config.settings import Settings
 from scripts.cli import main
 from scripts.office import Office, operator_name
 from scripts.sim.provider import SimulatedProvider
 from tests.billing.test_ledger import opening
 from tests.billing.test_sweeper import generate
-from tests.conftest import Payer, make_payer
+from tests.conftest import Payer, make_payer, run_proxy
 
 # Every table that is not audited, and why.
 UNAUDITED = {
@@ -695,6 +696,16 @@ async def test_writers_and_sealers_at_once(log: Log, dsn: str) -> None:
     assert verdict.blocks >= sum(count or 0 for count in done) > 2
 
 
+async def test_a_running_server_seals(log: Log, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.services._SEAL_PERIOD_S", 0.1)
+    await log.write(3)
+    async with run_proxy(settings), asyncio.timeout(10):
+        async with log.office.database.connection() as connection:
+            while not await connection.fetchval("SELECT count(*) FROM audit_blocks"):
+                await asyncio.sleep(0.05)
+    assert (await log.audit.verify()).unsealed == 0
+
+
 async def test_who_may_only_read_verifies_all_the_same(log: Log, office: Office, dsn: str) -> None:
     await log.write(3)
     async with office.database.connection() as connection:
@@ -789,6 +800,8 @@ async def test_the_command(log: Log, office: Office, monkeypatch: pytest.MonkeyP
         return done.exit_code, json.loads(done.stdout)
 
     assert (await run("users", "create", "--email", "cli@example.com"))[0] == 0
+    async with office.database.connection() as connection:
+        assert await connection.fetchval("SELECT ids FROM audit_blocks") == [1], "sealed at once"
     code, listed = await run("audit", "list", "--user", "cli@example.com", "--since", "2020-01-01")
     assert code == 0
     assert [row["actor"] for row in listed["rows"]] == [f"operator:{operator_name()}"]
