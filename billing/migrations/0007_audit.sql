@@ -116,6 +116,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
+REVOKE EXECUTE ON FUNCTION audit_change FROM PUBLIC; -- else anybody might put it on a table of their own
+
 -- Audit a table: every column but `p_idle`. An update that sets only those pays nothing. To be called again by a migration
 -- that adds a column.
 CREATE FUNCTION audit_table(p_table text, p_key text[], p_idle text[] DEFAULT '{}') RETURNS void LANGUAGE plpgsql AS $$
@@ -162,6 +164,7 @@ BEGIN
     PERFORM write_audit(NEW.kind, 'journal_tx', NEW.id::text, purse.user_id, NEW.wallet_id, before, after);
     RETURN NULL;
 END $$;
+REVOKE EXECUTE ON FUNCTION audit_posting FROM PUBLIC;
 CREATE CONSTRAINT TRIGGER journal_tx_audited AFTER INSERT ON journal_tx DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.kind <> 'settlement') EXECUTE FUNCTION audit_posting();
 
