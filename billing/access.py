@@ -64,6 +64,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "open_batch",
         "read_mirror",
         "return_slabs",
+        "seal_audit",
         "settle_batch",
         "take_turn",
     ),
@@ -255,10 +256,11 @@ async def apply_access(connection: Any, settings: PostgresSettings, scripts: Ite
     """
     names = {role: f'"{role_name(settings, role)}"' for role in ROLES}
     made = "\n".join(scripts)
-    tables = {"schema_migrations", *re.findall(r"^CREATE (?:TABLE|VIEW) (\w+)", made, re.MULTILINE)}
+    tables = {"schema_migrations", *re.findall(r"^CREATE (?:TABLE|VIEW|SEQUENCE) (\w+)", made, re.MULTILINE)}
     functions = set(re.findall(r"^CREATE (?:OR REPLACE )?FUNCTION (\w+)\(", made, re.MULTILINE))
     schema = await connection.fetchval("SELECT current_schema()")
-    relations = await connection.fetch(_RELATIONS, schema, sorted(tables))
+    everything = await connection.fetch(_RELATIONS, schema, sorted(tables))
+    relations = [row for row in everything if row["kind"] != "S"]
     routines = await connection.fetch(_ROUTINES, schema, sorted(functions))
     readers = [names["api"]]
     others = [
@@ -271,7 +273,7 @@ async def apply_access(connection: Any, settings: PostgresSettings, scripts: Ite
     statements = [
         f'GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {names["owner"]}',
         f'GRANT USAGE ON SCHEMA "{schema}" TO {", ".join([*readers, *(names[role] for role in ROLES)])}',
-        *_own(relations, routines, names["owner"]),
+        *_own(everything, routines, names["owner"]),
         *_grant_functions(routines, names, everybody, schema),
         *_grant_tables(relations, names, everybody, readers),
         *await _set_policies(connection, relations, names, readers),
@@ -283,11 +285,12 @@ async def apply_access(connection: Any, settings: PostgresSettings, scripts: Ite
         await connection.execute(f"GRANT USAGE ON SCHEMA auth TO {names['owner']}, {', '.join(readers)}")
 
 
+_KINDS = {"v": "VIEW", "S": "SEQUENCE"}
 # Tables and views of ours, with the partitions of tables; what is an extension's is not ours.
 _RELATIONS = """
     WITH RECURSIVE ours AS (
         SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relkind IN ('r', 'p', 'v')
+        WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relkind IN ('r', 'p', 'v', 'S')
         UNION SELECT i.inhrelid FROM pg_inherits i JOIN ours ON ours.oid = i.inhparent
     )
     SELECT c.oid::regclass::text AS name, c.relname, c.relkind::text AS kind, pg_get_userbyid(c.relowner) AS owner,
@@ -307,7 +310,7 @@ _ROUTINES = """
 def _own(relations: Sequence[Any], routines: Sequence[Any], owner: str) -> list[str]:
     """Hand over what is not the owner's yet; each takes a lock, so what is stays untouched."""
     statements = [
-        f"ALTER {'VIEW' if row['kind'] == 'v' else 'TABLE'} {row['name']} OWNER TO {owner}"
+        f"ALTER {_KINDS.get(row['kind'], 'TABLE')} {row['name']} OWNER TO {owner}"
         for row in relations
         if f'"{row["owner"]}"' != owner
     ]

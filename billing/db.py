@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from billing.access import Role, login_of
+from billing.acting import find_acting
 from billing.errors import InputError, PostgresUnavailableError
 from config.settings import PostgresSettings
 
@@ -64,6 +65,7 @@ class Database:
         self._name = name
         self._pool: Any = None
         self._opening = asyncio.Lock()
+        self.acted = False  # somebody but the house did something: there may be rows of the audit log to seal
 
     async def _get_pool(self) -> Any:
         self._require_dsn()
@@ -112,11 +114,22 @@ class Database:
     async def transaction(
         self, *, isolation: str = "read_committed", readonly: bool = False
     ) -> AsyncIterator[Any]:
-        """Lend a connection inside one transaction, committed when the block ends well."""
+        """Lend a connection inside one transaction, committed when the block ends well.
+
+        Postgres is told who acts (``billing/acting.py``), if anybody does but the house.
+        """
         async with (
             self.connection() as connection,
             connection.transaction(isolation=isolation, readonly=readonly),
         ):
+            who = None if readonly else find_acting()
+            if who is not None:
+                self.acted = True
+                await connection.execute(
+                    "SELECT set_config('tuma.actor', $1, true), set_config('tuma.request_id', $2, true)",
+                    who.actor,
+                    who.request_id or "",
+                )
             yield connection
 
     @asynccontextmanager

@@ -6,6 +6,8 @@ from typing import Any
 
 import structlog
 
+from billing.acting import copy_context_of_house
+
 _log = structlog.get_logger("tuma.tasks")
 _AGAIN_S = 0.5
 
@@ -20,8 +22,11 @@ class TrackedTasks:
         return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Run ``work`` until it ends; an exception is logged as an error, whoever else looks at the task."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        """Run ``work`` until it ends; an exception is logged as an error, whoever else looks at the task.
+
+        It is the house's: not audited as the doing of whoever was acting when it was started.
+        """
+        task = asyncio.get_running_loop().create_task(work, name=name, context=copy_context_of_house())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

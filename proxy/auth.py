@@ -1,15 +1,17 @@
 """Who calls: ``Authorization: Bearer`` with an API key, or with the token of somebody who signed in."""
 
+from contextlib import AbstractContextManager
 from uuid import UUID
 
 from aiohttp import web
 
+from billing.acting import acting
 from billing.callers import Caller
 from billing.errors import InvalidKeyError, NotPermittedError
 from billing.keys import PREFIX, Owner
 from billing.wallets import parse_id
 from proxy.addresses import client_address, network_of
-from proxy.context import CALLER
+from proxy.context import CALLER, call_id_of
 from proxy.services import SERVICES, Services
 
 _TOKEN_DOTS = 2  # of a JWS in compact form, RFC 7515
@@ -66,6 +68,13 @@ def _read_wallet(request: web.Request) -> UUID | None:
 
 def _network_of(request: web.Request, services: Services) -> str:
     return network_of(client_address(request, services.settings.auth.trusted_networks))
+
+
+def acting_as(request: web.Request) -> AbstractContextManager[None]:
+    """Let what is changed inside the block be audited as the caller's doing, with the request's id."""
+    caller = request[CALLER]
+    who = f"user:{caller.user_id}" if caller.key_id is None else f"key:{caller.key_id}"
+    return acting(who, str(call_id_of(request)))
 
 
 def owner_of(caller: Caller) -> Owner:

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from billing.callers import Caller
 from billing.caps import caps_as_json
-from proxy.auth import authenticate, owner_of
+from proxy.auth import acting_as, authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.forms import CapsForm, read_form
 from proxy.services import SERVICES, Services, cool_user
@@ -22,7 +22,8 @@ async def put_caps(request: web.Request) -> web.Response:
     owner_of(caller)
     form = await read_form(request, CapsForm, services.settings.limits)
     if form.limits:
-        await services.caps.set_caps("wallet", caller.wallet_id, form.limits, owner=caller.user_id)
+        with acting_as(request):
+            await services.caps.set_caps("wallet", caller.wallet_id, form.limits, owner=caller.user_id)
         cool_user(services, caller.user_id)
     return await _show(request, services, caller)
 

@@ -10,7 +10,7 @@ from billing.caps import caps_as_json
 from billing.errors import NotPermittedError
 from billing.keys import Key, Owner
 from billing.wallets import parse_id
-from proxy.auth import authenticate, owner_of
+from proxy.auth import acting_as, authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
 from proxy.forms import KeyForm, RotateForm, read_form
@@ -48,7 +48,8 @@ async def create_key(request: web.Request) -> web.Response:
     owner = owner_of(caller)
     form = await read_form(request, KeyForm, services.settings.limits)
     wallet_id = form.wallet_id or caller.wallet_id
-    made = await services.keys.create(wallet_id, form.rules, owner=owner)
+    with acting_as(request):
+        made = await services.keys.create(wallet_id, form.rules, owner=owner)
     shown = (await _describe(services, [await services.keys.get_key(made.id, owner=owner)]))[0]
     return web.json_response(
         {**shown, "secret": made.secret},
@@ -71,7 +72,8 @@ async def rotate_key(request: web.Request) -> web.Response:
     owner = owner_of(caller)
     form = await read_form(request, RotateForm, services.settings.limits)
     key_id = parse_id(request.match_info["key"], "key")
-    made = await services.keys.rotate(key_id, owner=owner, overlap_s=form.overlap_s)
+    with acting_as(request):
+        made = await services.keys.rotate(key_id, owner=owner, overlap_s=form.overlap_s)
     shown = (await _describe(services, [await services.keys.get_key(key_id, owner=owner)]))[0]
     return web.json_response(
         {**shown, "secret": made.secret}, headers={**standard_headers(request), "Cache-Control": "no-store"}
@@ -85,7 +87,8 @@ async def delete_key(request: web.Request) -> web.Response:
     if not named:
         raise BadRequestError("Name the key: DELETE /v1/keys/{id}.", param="id")
     key_id = parse_id(named, "key")
-    await services.keys.revoke(key_id, owner=_owner_of(caller, key_id))
+    with acting_as(request):
+        await services.keys.revoke(key_id, owner=_owner_of(caller, key_id))
     await services.keys.forget(str(key_id))
     body = {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"}
     return web.json_response(body, headers=standard_headers(request))

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.audit import Audit
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
@@ -48,6 +49,7 @@ _KEEPER_MAX = 4
 _PEOPLE_MAX = 4
 _OPERATOR_MAX = 2
 _DAYS_PERIOD_S = 3600.0
+_SEAL_PERIOD_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,7 @@ def make_routines(services: Services) -> list[Routine]:
         Routine(database, "reconcile", period_s=settings.reconcile.period_s, work=reconciler.run_quietly),
         Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
+        Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
     ]
 
 

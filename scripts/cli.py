@@ -1,11 +1,13 @@
 """The ``tuma`` command."""
 
 import sys
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import click
 
+from billing.audit import Audit, describe_row
 from billing.books import Books
 from billing.callbook import describe_call
 from billing.corrections import Corrections
@@ -200,6 +202,50 @@ async def books_check(office: Office, *, full: bool) -> dict[str, Any]:
     )
     checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
     return {"ok": all(check.ok for check in found.values()), "checks": checks}
+
+
+@main.group()
+def audit() -> None:
+    """The audit log: who changed money or a permission."""
+
+
+@office_command(audit, "verify")
+@click.option("--expect", default=None, metavar="NUMBER:DIGEST", help="A head that was noted elsewhere.")
+async def audit_verify(office: Office, *, expect: str | None) -> dict[str, Any]:
+    """Find altered, removed and reordered rows; exits 1 if there are any. Note the head that it prints elsewhere."""
+    return (await Audit(office.database).verify(expect=expect)).as_json()
+
+
+@office_command(audit, "seal")
+async def audit_seal(office: Office) -> dict[str, Any]:
+    """Seal what is not sealed yet; a running server does so every few seconds."""
+    return {"blocks": await Audit(office.database).seal()}
+
+
+@office_command(audit, "list")
+@click.option("--wallet", default=None)
+@click.option("--user", default=None, help="Id or e-mail address.")
+@click.option("--actor", default=None, help="As operator:NAME, user:ID, key:ID, system.")
+@click.option("--since", type=click.DateTime(), default=None, help="In UTC.")
+@click.option("--limit", type=int, default=50, show_default=True)
+async def audit_list(
+    office: Office,
+    *,
+    wallet: str | None,
+    user: str | None,
+    actor: str | None,
+    since: datetime | None,
+    limit: int,
+) -> dict[str, Any]:
+    """List what was changed, the newest last."""
+    rows = await Audit(office.database).list_rows(
+        wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
+        user_id=None if user is None else await office.wallets.get_user(user),
+        actor=actor,
+        since=None if since is None else since.replace(tzinfo=UTC),
+        limit=limit,
+    )
+    return {"report": "\n".join(map(describe_row, rows)), "rows": rows}
 
 
 @main.command()

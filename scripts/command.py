@@ -12,7 +12,7 @@ import click
 from billing.errors import TumaError
 from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
-from scripts.office import open_office
+from scripts.office import open_office, run_as_operator
 
 _Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
@@ -66,7 +66,7 @@ def office_command(group: click.Group, name: str) -> Callable[[_Command], _Comma
         def command(*, as_json: bool, **options: Any) -> None:
             async def in_office() -> dict[str, Any]:
                 async with open_office(load_settings()) as office:
-                    return await work(office, **options)
+                    return await run_as_operator(office, work(office, **options))
 
             run_command(in_office, as_json=as_json or bool(click.get_current_context().find_root().obj))
 

@@ -22,6 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
+from billing.acting import acting
 from billing.errors import InvalidKeyError, TumaError
 from billing.fxbook import FxBook
 from billing.keys import KeyRules, Keys
@@ -33,7 +34,7 @@ from config.settings import LogSettings, Settings, SettingsError, load_settings
 from proxy.upstream.listing import read_listing
 from scripts.dev_check import check
 from scripts.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, find_free_port
-from scripts.office import Office, open_office
+from scripts.office import Office, open_office, operator_name
 from scripts.processes import end_with_parent
 
 _HOME = Path(__file__).resolve().parent.parent / ".tuma"
@@ -148,7 +149,8 @@ class DevServer:
         async with open_office(self.settings) as office:
             before, after = await migrate(office.database)
             self._say(f"schema at version {after}" + (f" (was {before})" if before != after else ""))
-            await self._seed(office)
+            with acting(f"operator:{operator_name()}"):
+                await self._seed(office)
 
     async def _seed(self, office: Office) -> None:
         book = PriceBook(office.database)

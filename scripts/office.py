@@ -1,13 +1,19 @@
 """What a command needs of the house: opened for one command, closed after it."""
 
+import contextlib
+import os
+import pwd
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
+from billing.acting import acting
+from billing.audit import Audit
 from billing.db import Database
-from billing.errors import RedisUnavailableError
+from billing.errors import PostgresUnavailableError, RedisUnavailableError
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.ledger import Ledger
@@ -41,6 +47,26 @@ class Office:
             await self.holds.cool(user_id)
         except RedisUnavailableError as error:
             print(f"note: {error}; the mirror follows within minutes", file=sys.stderr)
+
+
+def operator_name() -> str:
+    """Return who types the command, for the audit log: the name of the process's user."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have none
+        return str(os.getuid())
+
+
+async def run_as_operator(office: Office, work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """Do a command's work as the operator's doing, and seal at once what it left in the audit log."""
+    with acting(f"operator:{operator_name()}"):
+        result = await work
+    if office.database.acted:
+        with contextlib.suppress(
+            PostgresUnavailableError
+        ):  # the work is done; a server seals it, or the next command
+            await Audit(office.database).seal()
+    return result
 
 
 @asynccontextmanager
