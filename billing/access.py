@@ -79,6 +79,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "list_keys",
         "revoke_key",
         "rotate_key",
+        "seal_audit",
         "set_caps",
         "set_clock",
         "set_user",

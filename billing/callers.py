@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from billing.errors import AddressNotAllowedError, ModelNotAllowedError
+from billing.errors import AddressNotAllowedError, ModelNotAllowedError, PostgresUnavailableError
 from billing.holds import Limits
 from config.settings import LimitSettings
 
@@ -18,6 +18,8 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Name = TypeVar("Name", bound=Hashable)
 _NAME_LENGTH_MAX = 200
+_AGAIN_S = 0.1
+_RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,12 @@ class CallerCache(Generic[Name]):
     Args:
         ttl_s: how long an answer is believed, should nobody tell of a change.
         entries_max: callers remembered.
+        wait_s: how long a lookup waits for a Postgres that is away.
     """
 
-    def __init__(self, *, ttl_s: float, entries_max: int) -> None:
+    def __init__(self, *, ttl_s: float, entries_max: int, wait_s: float) -> None:
         self._ttl_s = ttl_s
+        self._wait_s = wait_s
         self._entries_max = entries_max
         self._known: OrderedDict[Name, _Known] = OrderedDict()
         self._lookups: dict[Name, asyncio.Future[_Known]] = {}
@@ -116,9 +120,17 @@ class CallerCache(Generic[Name]):
                 return running.result()
         running = self._lookups[name] = asyncio.get_running_loop().create_future()
         try:
-            changes = self._changes
-            asked = time.monotonic()  # what is read is at least as new as this
-            found = await look_up()
+            deadline = time.monotonic() + self._wait_s
+            while True:
+                changes = self._changes
+                asked = time.monotonic()  # what is read is at least as new as this
+                try:
+                    found = await look_up()
+                    break
+                except PostgresUnavailableError as error:
+                    if time.monotonic() >= deadline:
+                        raise PostgresUnavailableError(str(error), retry_after_s=_RETRY_AFTER_S) from error
+                    await asyncio.sleep(_AGAIN_S)
             ends = math.inf if found is None or found.valid_s is None else asked + found.valid_s
             known = _Known(None if found is None else found.caller, asked + self._ttl_s, ends)
             if changes == self._changes:

@@ -100,11 +100,16 @@ class Database:
 
         Raises:
             PostgresUnavailableError: none could be had, or it broke in use.
+            InputError: a text has a character that Postgres does not store.
         """
         try:
             pool = await self._get_pool()
             async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
                 yield connection
+        except (asyncpg.CharacterNotInRepertoireError, asyncpg.DataError) as error:
+            if isinstance(error, asyncpg.CharacterNotInRepertoireError) or "surrogates" in str(error):
+                raise InputError("a text has a character that cannot be stored, as NUL") from None
+            raise
         except MISCONFIGURED as error:
             raise self._misconfigured(error) from None
         except AWAY as error:

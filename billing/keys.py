@@ -214,7 +214,9 @@ class Keys:
         self._people = people or database
         self._auth = auth
         self._limits = limits
-        self.callers: CallerCache[bytes] = CallerCache(ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries)
+        self.callers: CallerCache[bytes] = CallerCache(
+            ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries, wait_s=auth.wait_s
+        )
         self._used: dict[UUID, datetime] = {}
 
     def _digests(self, secret: str) -> list[bytes]:

@@ -32,7 +32,7 @@ class People:
         self._currency = auth.default_currency or None
         self._limits = limits
         self.callers: CallerCache[tuple[str, UUID | None]] = CallerCache(
-            ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries
+            ttl_s=auth.cache_ttl_s, entries_max=auth.cache_entries, wait_s=auth.wait_s
         )
 
     async def sign_in(self, subject: str, *, email: str | None, wallet_id: UUID | None) -> Caller:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -47,6 +48,37 @@ class Wallet:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """A person, with the limits over all their keys and the clock that their caps follow."""
+
+    id: UUID
+    email: str | None
+    subject: str | None
+    status: str
+    timezone: str
+    week_starts: int
+    requests_per_min: int | None
+    tokens_per_min: int | None
+    calls_in_flight: int | None
+    created_at: datetime
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what an operator sees."""
+        return {
+            "id": str(self.id),
+            "email": self.email,
+            "subject": self.subject,
+            "status": self.status,
+            "timezone": self.timezone,
+            "week_starts": self.week_starts,
+            "requests_per_min": self.requests_per_min,
+            "tokens_per_min": self.tokens_per_min,
+            "calls_in_flight": self.calls_in_flight,
+            "created_at": self.created_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Credit:
     """Money that came into a wallet, and the balance after it; nano units."""
 
@@ -55,6 +87,11 @@ class Credit:
 
 
 Status = Literal["active", "frozen"]
+UserStatus = Literal["active", "disabled"]
+PAGE_MAX = 1_000
+_LIMIT_MAX = 2**40
+_USER = "id, email, subject, status, timezone, week_starts, requests_per_min, tokens_per_min, calls_in_flight, created_at"
+_WALLET = "id, user_id, currency, posted_nano, held_nano, overdraft_nano, status"
 
 
 class Wallets:
@@ -157,10 +194,84 @@ class Wallets:
             owner: UUID | None = await connection.fetchval("SELECT find_owner($1)", wallet_id)
         return owner
 
+    async def find_wallets(
+        self, *, user_id: UUID | None = None, after: UUID | None = None, limit: int = PAGE_MAX
+    ) -> list[Wallet]:
+        """Return wallets by age, a user's or all, at most ``limit`` of them, after the wallet ``after``."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_WALLET} FROM wallets WHERE ($1::uuid IS NULL OR user_id = $1)"  # noqa: S608 - column names of this module
+                " AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+                user_id,
+                after,
+                min(limit, PAGE_MAX),
+            )
+        return [Wallet(**row) for row in rows]
+
+    async def find_users(
+        self, *, email: str | None = None, after: UUID | None = None, limit: int = PAGE_MAX
+    ) -> list[User]:
+        """Return users by age, or the one with an address; at most ``limit`` of them, after the user ``after``."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_USER} FROM users WHERE ($1::text IS NULL OR lower(email) = lower($1))"  # noqa: S608 - column names of this module
+                " AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+                email,
+                after,
+                min(limit, PAGE_MAX),
+            )
+        return [User(**row) for row in rows]
+
+    async def describe_user(self, user_id: UUID) -> User:
+        """Return a user with their limits and their clock.
+
+        Raises:
+            NotFoundError: there is no such user.
+        """
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(f"SELECT {_USER} FROM users WHERE id = $1", user_id)  # noqa: S608 - column names of this module
+        if row is None:
+            raise NotFoundError(f"there is no user {user_id}")
+        return User(**row)
+
+    async def set_user(
+        self,
+        user_id: UUID,
+        *,
+        status: UserStatus | None = None,
+        requests_per_min: int | None = None,
+        tokens_per_min: int | None = None,
+        calls_in_flight: int | None = None,
+    ) -> User:
+        """Disable or enable a user, or set limits over all their keys; what is None stays, 0 lifts a limit.
+
+        Raises:
+            NotFoundError: there is no such user.
+            InputError: a limit is out of bounds.
+        """
+        limits = (requests_per_min, tokens_per_min, calls_in_flight)
+        if any(limit is not None and not 0 <= limit < _LIMIT_MAX for limit in limits):
+            raise InputError("a limit is a positive number, or 0 for none")
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval("SELECT set_user($1, $2, $3, $4, $5)", user_id, status, *limits):
+                raise NotFoundError(f"there is no user {user_id}")
+        return await self.describe_user(user_id)
+
     async def set_wallet(
-        self, wallet_id: UUID, *, status: Status | None = None, overdraft_nano: int | None = None
+        self,
+        wallet_id: UUID,
+        *,
+        status: Status | None = None,
+        reason: str | None = None,
+        overdraft_nano: int | None = None,
     ) -> Wallet:
         """Freeze or unfreeze a wallet, or set how far below zero it may go; what is None stays.
+
+        Args:
+            wallet_id: which.
+            status: a frozen one admits no calls; those under way are settled.
+            reason: for the status; operators see it, and the audit log.
+            overdraft_nano: in nano units of its currency.
 
         Raises:
             NotFoundError: there is no such wallet.
@@ -170,7 +281,7 @@ class Wallets:
             raise InputError("the overdraft must not be negative")
         async with self._database.transaction() as connection:
             if not await connection.fetchval(
-                "SELECT set_wallet($1, $2, $3)", wallet_id, status, overdraft_nano
+                "SELECT set_wallet($1, $2, $3, $4)", wallet_id, status, overdraft_nano, reason
             ):
                 raise NotFoundError(f"there is no wallet {wallet_id}")
             return await _read(connection, wallet_id)
@@ -227,10 +338,7 @@ def parse_id(text: str, what: str) -> UUID:
 
 
 async def _read(connection: Any, wallet_id: UUID) -> Wallet:
-    row = await connection.fetchrow(
-        "SELECT id, user_id, currency, posted_nano, held_nano, overdraft_nano, status FROM wallets WHERE id = $1",
-        wallet_id,
-    )
+    row = await connection.fetchrow(f"SELECT {_WALLET} FROM wallets WHERE id = $1", wallet_id)  # noqa: S608 - column names of this module
     if row is None:
         raise NotFoundError(f"there is no wallet {wallet_id}")
     return Wallet(**row)

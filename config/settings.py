@@ -95,6 +95,7 @@ class AuthSettings(_Section):
     old_key_peppers: tuple[SecretStr, ...] = ()  # a JSON array: keys made under them go on working
     cache_ttl_s: Annotated[float, Field(gt=0, le=1)] = 0.8  # a revoked key stops by then, though nobody tell
     cache_entries: Count = 100_000  # of keys, of people, and of tokens that were verified
+    wait_s: Positive = 5.0  # how long it waits for a Postgres that is away, before 503
     keys_max: Count = 100  # that a user makes for themselves
     key_overlap_s: Annotated[float, Field(ge=0)] = (
         24 * 3600.0

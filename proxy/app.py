@@ -8,6 +8,8 @@ from aiohttp import web
 
 from billing.errors import TumaError
 from config.settings import Settings
+from proxy.admin import ROUTES as ADMIN_ROUTES
+from proxy.admin import guard_admin
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
 from proxy.context import RATES, RateMemory, standard_headers
@@ -28,7 +30,9 @@ def init_app(settings: Settings) -> web.Application:
     Args:
         settings: everything configurable.
     """
-    app = web.Application(client_max_size=settings.limits.body_bytes, middlewares=[answer_errors])
+    app = web.Application(
+        client_max_size=settings.limits.body_bytes, middlewares=[answer_errors, guard_admin]
+    )
     app[RATES] = RateMemory()
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings))
@@ -49,6 +53,7 @@ def init_app(settings: Settings) -> web.Application:
             web.post("/v1/keys/{key}/rotate", rotate_key),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
+            *ADMIN_ROUTES,
         ]
     )
     return app

@@ -38,7 +38,7 @@ async def authenticate(request: web.Request) -> Caller:
         else:
             caller = await _recognise(request, services)
     except InvalidKeyError:
-        await services.failures.count(_network_of(request, services))
+        await count_failure(request, services)
         raise
     if caller.networks is not None:
         caller.require_address(client_address(request, services.settings.auth.trusted_networks))
@@ -64,6 +64,15 @@ async def _recognise(request: web.Request, services: Services) -> Caller:
 def _read_wallet(request: web.Request) -> UUID | None:
     named = request.headers.get("x-tuma-wallet")
     return None if named is None else parse_id(named, "wallet")
+
+
+async def count_failure(request: web.Request, services: Services) -> None:
+    """Count a failed authentication of the client's address.
+
+    Raises:
+        RateLimitError: there were too many from there.
+    """
+    await services.failures.count(_network_of(request, services))
 
 
 def _network_of(request: web.Request, services: Services) -> str:

@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from aiohttp import web
@@ -49,6 +49,7 @@ Amount = Annotated[
         }
     ),
 ]
+_Limit = Annotated[int, Field(ge=0, lt=2**40, strict=True)]
 _Count = Annotated[int, Field(gt=0, lt=2**40, strict=True)]
 
 
@@ -93,6 +94,60 @@ class KeyForm(Form):
         named = self.model_dump(exclude={"wallet_id", "caps"}, exclude_unset=True)
         limits = {period: amount for period, amount in self.caps.limits.items() if amount is not None}
         return KeyRules(**named, caps=limits)
+
+
+class UserForm(Form):
+    """A person to be registered."""
+
+    email: Annotated[str, Field(max_length=320)]
+    subject: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+
+
+class UserChangeForm(Form):
+    """What changes of a person; what is not named stays, a limit of 0 is none."""
+
+    status: Literal["active", "disabled"] | None = None
+    requests_per_min: _Limit | None = None
+    tokens_per_min: _Limit | None = None
+    calls_in_flight: _Limit | None = None
+    timezone: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    week_starts: Annotated[int, Field(ge=1, le=7, strict=True)] | None = None
+
+
+class WalletForm(Form):
+    """A wallet to be opened; the overdraft is in major units."""
+
+    user: Annotated[str, Field(max_length=320)]
+    currency: Annotated[str, Field(max_length=3)]
+    overdraft: Amount = 0
+
+
+class OverdraftForm(Form):
+    """How far below zero a wallet may go, in major units."""
+
+    overdraft: Amount
+
+
+class ReasonForm(Form):
+    """Why; operators see it, and the audit log."""
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class CreditForm(Form):
+    """Money for a wallet, in major units of its currency. The user sees the reason; a repeat with the key posts nothing."""
+
+    amount: Amount
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class RefundForm(Form):
+    """A charge to be given back, all of it when no amount is named."""
+
+    amount: Amount | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class RotateForm(Form):

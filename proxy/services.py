@@ -15,6 +15,7 @@ from billing.audit import Audit
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
+from billing.corrections import Corrections
 from billing.daybook import DayBook
 from billing.db import Database
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
@@ -60,7 +61,7 @@ class Services:
     worker_id: UUID
     database: Database
     keeper: Database
-    operator: Database
+    desk: "Desk"
     pipe: RedisPipe
     holds: Holds
     calls: Calls
@@ -78,6 +79,19 @@ class Services:
     sweeper: Sweeper
     tasks: TrackedTasks  # loops that run as long as the worker
     conclusions: TrackedTasks  # ends of calls, which the worker waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the operator's API works with, by the operator's role; reconciliation by the keeper's."""
+
+    database: Database
+    wallets: Wallets
+    caps: Caps
+    keys: Keys
+    corrections: Corrections
+    audit: Audit
+    reconciler: Reconciler
 
 
 SERVICES = web.AppKey("services", Services)
@@ -117,7 +131,17 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         worker_id=worker_id,
         database=database,
         keeper=keeper,
-        operator=operator,
+        desk=Desk(
+            database=operator,
+            wallets=Wallets(operator),
+            caps=Caps(operator),
+            keys=Keys(operator, settings.auth, settings.limits),
+            corrections=Corrections(
+                operator, charge_estimates_upward=settings.reconcile.charge_estimates_upward
+            ),
+            audit=Audit(operator),
+            reconciler=Reconciler(keeper, upstream, settings.reconcile),
+        ),
         pipe=pipe,
         holds=holds,
         calls=calls,

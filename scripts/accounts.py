@@ -24,9 +24,53 @@ def users() -> None:
 
 @office_command(users, "create")
 @click.option("--email", required=True)
-async def users_create(office: Office, *, email: str) -> dict[str, Any]:
+@click.option("--subject", default=None, help="`sub` of the tokens that they sign in with.")
+async def users_create(office: Office, *, email: str, subject: str | None) -> dict[str, Any]:
     """Register a person."""
-    return {"id": str(await office.wallets.create_user(email)), "email": email}
+    user_id = await office.wallets.create_user(email, subject=subject)
+    return (await office.wallets.describe_user(user_id)).as_json()
+
+
+@office_command(users, "show")
+@click.argument("user")
+async def users_show(office: Office, *, user: str) -> dict[str, Any]:
+    """Show a person and their wallets."""
+    user_id = await office.wallets.get_user(user)
+    found = await office.wallets.find_wallets(user_id=user_id)
+    shown = (await office.wallets.describe_user(user_id)).as_json()
+    return {**shown, "wallets": [wallet.as_json() for wallet in found]}
+
+
+@office_command(users, "limits")
+@click.argument("user")
+@click.option("--rpm", type=int, default=None, help="Requests per minute over all keys; 0 lifts it.")
+@click.option("--tpm", type=int, default=None, help="Tokens per minute; 0 lifts it.")
+@click.option("--max-parallel", type=int, default=None, help="Calls at a time; 0 lifts it.")
+async def users_limits(
+    office: Office, *, user: str, rpm: int | None, tpm: int | None, max_parallel: int | None
+) -> dict[str, Any]:
+    """Show or set the limits over all keys of a person."""
+    user_id = await office.wallets.get_user(user)
+    changed = await office.wallets.set_user(
+        user_id, requests_per_min=rpm, tokens_per_min=tpm, calls_in_flight=max_parallel
+    )
+    return changed.as_json()
+
+
+@office_command(users, "disable")
+@click.argument("user")
+async def users_disable(office: Office, *, user: str) -> dict[str, Any]:
+    """Refuse a person's keys and tokens, on every worker."""
+    changed = await office.wallets.set_user(await office.wallets.get_user(user), status="disabled")
+    return changed.as_json()
+
+
+@office_command(users, "enable")
+@click.argument("user")
+async def users_enable(office: Office, *, user: str) -> dict[str, Any]:
+    """Let a person in again."""
+    changed = await office.wallets.set_user(await office.wallets.get_user(user), status="active")
+    return changed.as_json()
 
 
 @click.group()
@@ -59,6 +103,50 @@ async def wallets_credit(
     credit = await office.wallets.credit(wallet_id, parse_amount(amount), reason=reason, key=key)
     await office.cool(wallet_id)
     return {"transaction_id": str(credit.tx_id), **credit.wallet.as_json()}
+
+
+@office_command(wallets, "list")
+@click.option("--user", default=None, help="Id or e-mail address.")
+@click.option("--after", default=None, help="The last wallet of the page before.")
+@click.option("--limit", type=click.IntRange(1, PAGE_MAX), default=PAGE_MAX)
+async def wallets_list(office: Office, *, user: str | None, after: str | None, limit: int) -> dict[str, Any]:
+    """List wallets by age."""
+    found = await office.wallets.find_wallets(
+        user_id=None if user is None else await office.wallets.get_user(user),
+        after=None if after is None else parse_id(after, "wallet"),
+        limit=limit,
+    )
+    return {"wallets": [{**wallet.as_json(), "user_id": str(wallet.user_id)} for wallet in found]}
+
+
+@office_command(wallets, "freeze")
+@click.argument("wallet")
+@click.option("--reason", default="", help="For operators and the audit log.")
+async def wallets_freeze(office: Office, *, wallet: str, reason: str) -> dict[str, Any]:
+    """Freeze a wallet: no call is admitted; those under way are settled."""
+    changed = await office.wallets.set_wallet(parse_id(wallet, "wallet"), status="frozen", reason=reason)
+    await office.cool_user(changed.user_id)
+    return {**changed.as_json()}
+
+
+@office_command(wallets, "unfreeze")
+@click.argument("wallet")
+@click.option("--reason", default="", help="For operators and the audit log.")
+async def wallets_unfreeze(office: Office, *, wallet: str, reason: str) -> dict[str, Any]:
+    """Let a wallet pay again."""
+    changed = await office.wallets.set_wallet(parse_id(wallet, "wallet"), status="active", reason=reason)
+    await office.cool_user(changed.user_id)
+    return {**changed.as_json()}
+
+
+@office_command(wallets, "overdraft")
+@click.argument("wallet")
+@click.argument("amount")
+async def wallets_overdraft(office: Office, *, wallet: str, amount: str) -> dict[str, Any]:
+    """Set how far below zero a wallet may go, in major units."""
+    changed = await office.wallets.set_wallet(parse_id(wallet, "wallet"), overdraft_nano=parse_amount(amount))
+    await office.cool_user(changed.user_id)
+    return {**changed.as_json()}
 
 
 @office_command(wallets, "show")

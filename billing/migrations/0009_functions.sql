@@ -77,9 +77,11 @@ CREATE FUNCTION create_wallet(p_id uuid, p_user uuid, p_currency text, p_overdra
     INSERT INTO wallets (id, user_id, currency, overdraft_nano) VALUES (p_id, p_user, p_currency, p_overdraft)
 $$;
 -- What is NULL stays as it is. False: there is no such wallet.
-CREATE FUNCTION set_wallet(p_wallet uuid, p_status text, p_overdraft bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+ALTER TABLE wallets ADD COLUMN status_reason text NOT NULL DEFAULT ''; -- why it was frozen, or let go again; for operators
+CREATE FUNCTION set_wallet(p_wallet uuid, p_status text, p_overdraft bigint, p_reason text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE wallets w SET status = coalesce(p_status, w.status), overdraft_nano = coalesce(p_overdraft, w.overdraft_nano)
+    UPDATE wallets w SET status = coalesce(p_status, w.status), overdraft_nano = coalesce(p_overdraft, w.overdraft_nano),
+           status_reason = CASE WHEN p_status IS NULL THEN w.status_reason ELSE coalesce(p_reason, '') END
     WHERE w.id = p_wallet;
     RETURN FOUND;
 END $$;

@@ -368,7 +368,7 @@ async def test_refusals_say_whose_cap_and_until_when(shop: Shop) -> None:
     with pytest.raises(CapExceededError) as caught:
         await shop.begin(caller, 4 * NANO)
     text = str(caught.value)
-    assert "the key's cap is 10 per day, and 3 of it is left until" in text
+    assert "the key's cap is 10 USD per day, and 3 of it is left until" in text
     assert f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%d}T00:00:00Z" in text or "T00:00:00Z" in text
 
 
