@@ -5,16 +5,19 @@ Units are in the names (``_s`` seconds, ``_ms`` milliseconds, ``_bytes``, ``_bps
 secrets are ``SecretStr`` and never printed. This module alone reads the environment.
 """
 
+import json
+import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Bound = Annotated[int, Field(ge=0)]  # 0: none
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class SettingsError(ValueError):
@@ -100,6 +103,14 @@ class LogSettings(_Section):
 class LimitSettings(_Section):
     """Bounds on what a caller may send and how slowly."""
 
+    line_bytes: Count = 8 * 1024  # a request's first line
+    field_bytes: Count = 16 * 1024  # one header, its name included
+    fields: Count = 100  # headers of one request
+    head_bytes: Count = 64 * 1024  # all of them, and the first line
+    head_timeout_s: Positive = 15.0  # from a request's first byte to the end of its head
+    silent_timeout_s: Positive = 30.0  # a new connection that has sent nothing
+    connections: Count = 20_000  # per worker; one more is closed at once
+    connections_per_address: Bound = 0  # per worker and client address; 0: none, as behind a load balancer
     body_bytes: Count = 16 * 1024 * 1024
     body_timeout_s: Positive = 30.0
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
@@ -115,6 +126,38 @@ class LimitSettings(_Section):
     )
     user_tokens_per_min: Bound = 0
     user_calls_in_flight: Bound = 0
+
+
+class HttpSettings(_Section):
+    """What responses tell browsers."""
+
+    hsts_s: Bound = 0  # Strict-Transport-Security, where TLS ends before us; 0: none
+
+
+class CorsSettings(_Section):
+    """Which web pages may call the API from a browser."""
+
+    origins: Annotated[tuple[str, ...], NoDecode] = ()  # https://app.example.com, comma separated, or "*"
+    max_age_s: Bound = 600  # how long a browser need not ask again
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("origins")
+    @classmethod
+    def _exact(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+                raise ValueError("every origin is scheme://host[:port] in lower case, without a path, or '*'")
+        if "*" in value and len(value) > 1:
+            raise ValueError("'*' stands alone")
+        return value
 
 
 class HoldSettings(_Section):
@@ -194,6 +237,8 @@ class Settings(BaseSettings):
     fx: FxSettings = FxSettings()
     log: LogSettings = LogSettings()
     limits: LimitSettings = LimitSettings()
+    http: HttpSettings = HttpSettings()
+    cors: CorsSettings = CorsSettings()
     holds: HoldSettings = HoldSettings()
     batch: BatchSettings = BatchSettings()
     sweep: SweepSettings = SweepSettings()

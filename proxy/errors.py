@@ -2,6 +2,7 @@
 
 * ProxyError (TumaError)
   - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
+    - AmbiguousRequestError: two servers could read its head differently; the connection is closed
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
   - UpstreamRefusesUsError: the provider refuses *us* (401, 402 for its key)
@@ -28,6 +29,14 @@ class BadRequestError(ProxyError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class AmbiguousRequestError(BadRequestError):
+    """Two servers could read this request's head differently; nothing more is read on its connection."""
+
+
+class HeadTooLargeError(AmbiguousRequestError):
+    """The request's head is larger than the settings allow."""
 
 
 class BodyTooLargeError(ProxyError):
@@ -103,6 +112,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
     BodyTooLargeError: Shape(413, "invalid_request_error", "request_too_large"),
+    HeadTooLargeError: Shape(431, "invalid_request_error", "request_too_large"),
     billing.RateLimitError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     UpstreamBusyError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     UpstreamRefusedError: Shape(400, "invalid_request_error", None),
@@ -117,7 +127,13 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
 _REASON_LENGTH_MAX = 200
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
+_HTTP_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    431: "request_too_large",
+}
 
 
 def shape_of(error: billing.TumaError) -> Shape:
