@@ -255,12 +255,23 @@ class ClientRunner(web.AppRunner):
         await self._app.startup()
         self._app.freeze()
         return ClientServer(
-            self._app._handle,  # noqa: SLF001 - the same
+            self._handle,
             request_factory=self._app._make_request,  # noqa: SLF001 - the same
             loop=loop,
             limits=self._limits,
             **self._kwargs,
         )
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._app._handle(request)  # noqa: SLF001 - as above
+        except web.HTTPException as error:
+            # Raised before any middleware: an expectation other than 100-continue.
+            response = http_error_response(
+                error.status, f"{error.reason}.", headers={"x-request-id": str(new_id())}
+            )
+            response.force_close()
+            return response
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from proxy.errors import AmbiguousRequestError, BodyTooLargeError, HeadTooLargeE
 # uri-host [":" port]: a name, an IPv4 address, or an IPv6 address in brackets.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 # Of these a second one must not be there to choose from; aiohttp sees to Host, Content-Length and Transfer-Encoding.
-_ONCE = (b"authorization", b"x-tuma-wallet", b"idempotency-key", b"expect")
+_ONCE = frozenset((b"authorization", b"x-tuma-wallet", b"idempotency-key", b"expect"))
+# Gateways that put headers into variables cannot tell these with an underscore from those with a hyphen.
+_LOOKED_LIKE = frozenset((b"content-length", b"transfer-encoding", b"x-tuma-wallet", b"x-forwarded-for"))
 _PER_FIELD_BYTES = 4  # colon, space and the line's end
 
 
@@ -27,7 +29,7 @@ def check_head(request: web.Request, limits: LimitSettings) -> None:
     """
     target = request.raw_path
     size = len(target)
-    seen = set()
+    seen: set[bytes] = set()
     for name, value in request.raw_headers:
         size += len(name) + len(value) + _PER_FIELD_BYTES
         lower = name.lower()
@@ -35,6 +37,8 @@ def check_head(request: web.Request, limits: LimitSettings) -> None:
             if lower in seen:
                 raise AmbiguousRequestError(f"The header {lower.decode()!r} is there twice.")
             seen.add(lower)
+        elif b"_" in lower and lower.replace(b"_", b"-") in _LOOKED_LIKE:
+            raise AmbiguousRequestError("A header's name has an underscore where a hyphen belongs.")
     if size > limits.head_bytes:
         raise HeadTooLargeError(f"The request's head is larger than {limits.head_bytes} bytes.")
     headers = request.headers
