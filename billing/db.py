@@ -1,9 +1,11 @@
 """Postgres: one pool, one way to tell "it is away" from "it refuses"."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -52,13 +54,11 @@ class Database:
         self._opening = asyncio.Lock()
 
     async def _get_pool(self) -> Any:
-        if not self._settings.dsn.get_secret_value():
-            raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
-                        self._settings.dsn.get_secret_value(),
+                        _read_dsn(self._settings),
                         min_size=1,
                         max_size=self._settings.pool_max,
                         timeout=self._settings.connect_timeout_s,
@@ -81,7 +81,7 @@ class Database:
         except MISCONFIGURED as error:
             raise InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}") from None
         except AWAY as error:
-            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+            raise _unavailable(error) from error
 
     @asynccontextmanager
     async def transaction(
@@ -102,13 +102,15 @@ class Database:
         """
         try:
             return await asyncpg.connect(
-                self._settings.dsn.get_secret_value(),
+                _read_dsn(self._settings),
                 timeout=self._settings.connect_timeout_s,
                 command_timeout=self._settings.command_timeout_s,
                 server_settings={"application_name": f"{self._name} alone"},
             )
+        except MISCONFIGURED as error:
+            raise InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}") from None
         except AWAY as error:
-            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+            raise _unavailable(error) from error
 
     async def close(self) -> None:
         """Close the pool, waiting a bounded time for connections in use."""
@@ -118,3 +120,41 @@ class Database:
             except AWAY:
                 self._pool.terminate()
             self._pool = None
+
+
+def _read_dsn(settings: PostgresSettings) -> str:
+    """Return the DSN, if it can be read without a doubt where its password ends.
+
+    asyncpg would look up the rest of a password with ``@`` as a host's name, and show one with ``/`` as a wrong port.
+
+    Raises:
+        InputError: it is missing or malformed; the message shows nothing of it.
+    """
+    dsn = settings.dsn.get_secret_value()
+    example = "postgresql://user:password@host:5432/tuma"
+    if not dsn:
+        raise InputError(f"TUMA_POSTGRES__DSN is not set: {example}")
+    try:
+        parts = urlsplit(dsn)
+        readable = parts.scheme in {"postgresql", "postgres"} and parts.netloc.count("@") <= 1
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            int(host.rpartition("]")[2].partition(":")[2] or 0)
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        readable = False
+    if not readable or "#" in dsn:
+        raise InputError(
+            f"TUMA_POSTGRES__DSN is not of the form {example}; in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+        )
+    return dsn
+
+
+def _unavailable(error: BaseException) -> PostgresUnavailableError:
+    """Say why, as far as it is known and no secret."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"its certificate is not accepted: {error.verify_message}"
+    elif isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
+        reason = "it does not speak TLS, which the DSN's sslmode demands"
+    else:
+        reason = type(error).__name__
+    return PostgresUnavailableError(f"Postgres is unavailable: {reason}")

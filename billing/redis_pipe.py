@@ -162,8 +162,12 @@ class RedisPipe:
                 socket_connect_timeout=self._settings.timeout_s,
                 max_connections=self._settings.connections_max + 4,
             )
-        except ValueError as error:
-            raise InputError(f"TUMA_REDIS__URL cannot be used: {error}") from None
+        except ValueError:
+            # Its text may show a part of the password, as a port.
+            raise InputError(
+                "TUMA_REDIS__URL is not of the form redis://:password@host:6379/0 (or rediss://);"
+                " in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+            ) from None
 
     @staticmethod
     async def _exchange(connection: AbstractConnection, commands: list[tuple[Argument, ...]]) -> list[Any]:

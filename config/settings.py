@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -70,7 +71,17 @@ class UpstreamSettings(_Section):
     def _no_trailing_slash(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if any(sign in value for sign in "@?# \\"):
+            raise ValueError("must have no user, query or fragment: the key is TUMA_UPSTREAM__API_KEY")
         return value.rstrip("/")
+
+    @field_validator("api_key", "management_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if not text.isascii() or (text and not text.isprintable()):
+            raise ValueError("has characters that no header can carry; is there a line's end in it?")
+        return value
 
 
 class AuthSettings(_Section):
@@ -260,3 +271,5 @@ def load_settings(**overrides: object) -> Settings:
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise SettingsError("; ".join(lines)) from None
+    except UnreadableError as error:
+        raise SettingsError(f"{error}: it is no JSON") from None

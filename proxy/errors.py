@@ -9,7 +9,8 @@
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -127,6 +128,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
 _REASON_LENGTH_MAX = 200
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _HTTP_CODES = {
     404: "not_found",
     405: "method_not_allowed",
@@ -200,7 +202,9 @@ def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str])
     )
 
 
-def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
+def upstream_error(
+    status: int, body: bytes, headers: Mapping[str, str], *, redact: Callable[[str], str]
+) -> ProxyError:
     """Turn a provider's refusal into ours.
 
     4xx for the caller's own input passes through, moderation's 403 included; 401 and 402 are about our account.
@@ -209,8 +213,9 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
         status: the provider's.
         body: the provider's.
         headers: the provider's; only ``Retry-After`` is used.
+        redact: takes our own key out, should the provider show it.
     """
-    error = _parse_error(body)
+    error = _parse_error(body, redact)
     match status:
         case 401 | 402:
             return UpstreamRefusesUsError(f"{status}: {error['message'][:_REASON_LENGTH_MAX]}")
@@ -218,17 +223,24 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
             return UpstreamTimeoutError("The provider did not answer in time.")
         case 429:
             return UpstreamBusyError(
-                "The provider limits requests; try again.", retry_after=headers.get("Retry-After")
+                "The provider limits requests; try again.",
+                retry_after=_whole_seconds(headers.get("Retry-After")),
             )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)
         case _:
+            # A redirect, too: it is never followed, as it would take our key elsewhere.
             return UpstreamError(f"The provider failed with status {status}.")
 
 
-def _parse_error(body: bytes) -> dict[str, Any]:
+def _whole_seconds(value: str | None) -> str | None:
+    return value if value is not None and _SECONDS.fullmatch(value) else None
+
+
+def _parse_error(body: bytes, redact: Callable[[str], str]) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
+        # Written anew, so that a key looks the same however it was escaped.
+        parsed = json.loads(redact(json.dumps(json.loads(body), allow_nan=False)))
     except (ValueError, RecursionError):
         parsed = None
     found = parsed.get("error") if isinstance(parsed, dict) else None

@@ -27,8 +27,24 @@ def check_head(request: web.Request, limits: LimitSettings) -> None:
     Raises:
         AmbiguousRequestError, HeadTooLargeError, BodyTooLargeError: the connection is to be closed.
     """
-    target = request.raw_path
-    size = len(target)
+    _check_fields(request, limits)
+    headers = request.headers
+    coding = headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and coding.lower() != "chunked":
+        raise AmbiguousRequestError("The only transfer coding is 'chunked'.")
+    if request.method == hdrs.METH_CONNECT:
+        raise AmbiguousRequestError("CONNECT is not served.")
+    if "#" in request.raw_path:
+        raise AmbiguousRequestError("The request's target has a fragment.")
+    if _HOST.fullmatch(headers.get(hdrs.HOST, "")) is None:
+        raise AmbiguousRequestError("The header 'Host' is not valid.")
+    length = request.content_length
+    if length is not None and length > limits.body_bytes:
+        raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
+
+
+def _check_fields(request: web.Request, limits: LimitSettings) -> None:
+    size = len(request.raw_path)
     seen: set[bytes] = set()
     for name, value in request.raw_headers:
         size += len(name) + len(value) + _PER_FIELD_BYTES
@@ -41,19 +57,6 @@ def check_head(request: web.Request, limits: LimitSettings) -> None:
             raise AmbiguousRequestError("A header's name has an underscore where a hyphen belongs.")
     if size > limits.head_bytes:
         raise HeadTooLargeError(f"The request's head is larger than {limits.head_bytes} bytes.")
-    headers = request.headers
-    coding = headers.get(hdrs.TRANSFER_ENCODING)
-    if coding is not None and coding.lower() != "chunked":
-        raise AmbiguousRequestError("The only transfer coding is 'chunked'.")
-    if request.method == hdrs.METH_CONNECT:
-        raise AmbiguousRequestError("CONNECT is not served.")
-    if "#" in target:
-        raise AmbiguousRequestError("The request's target has a fragment.")
-    if _HOST.fullmatch(headers.get(hdrs.HOST, "")) is None:
-        raise AmbiguousRequestError("The header 'Host' is not valid.")
-    length = request.content_length
-    if length is not None and length > limits.body_bytes:
-        raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
 
 
 def ends_connection(request: web.Request) -> bool:

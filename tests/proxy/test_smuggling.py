@@ -267,6 +267,7 @@ async def send(proxy: Running, data: bytes, *, split: int | None = None) -> tupl
     """Send in one piece, or in two; return the answer and whether the server closed the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.base_url.rpartition(":")[2]))
     answer = b""
+    closed = True
     try:
         for piece in (data,) if split is None else (data[:split], data[split:]):
             writer.write(piece)
@@ -275,13 +276,13 @@ async def send(proxy: Running, data: bytes, *, split: int | None = None) -> tupl
         async with asyncio.timeout(5):
             while piece := await reader.read(65_536):
                 answer += piece
-        return answer, True
     except (ConnectionResetError, BrokenPipeError):
-        return answer, True
+        pass
     except TimeoutError:
-        return answer, False
+        closed = False
     finally:
         writer.close()
+    return answer, closed
 
 
 def asked(sim: SimulatedProvider) -> list[str]:
