@@ -34,9 +34,11 @@ class Redactor:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it is, and as it looks inside JSON or a ``repr``."""
+    """A secret as it is, and as it looks inside JSON, inside JSON in JSON, or a ``repr``."""
     yield secret
-    yield json.dumps(secret)[1:-1]
+    escaped = json.dumps(secret)[1:-1]
+    yield escaped
+    yield json.dumps(escaped)[1:-1]
     yield json.dumps(secret, ensure_ascii=False)[1:-1].replace("/", "\\/")
     yield repr(secret)[1:-1]
 

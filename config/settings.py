@@ -272,4 +272,4 @@ def load_settings(**overrides: object) -> Settings:
         ]
         raise SettingsError("; ".join(lines)) from None
     except UnreadableError as error:
-        raise SettingsError(f"{error}: it is no JSON") from None
+        raise SettingsError(f"TUMA_…: {error}; it is no JSON") from None

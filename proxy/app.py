@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 
 from billing.errors import TumaError
+from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
 from proxy.chat import chat_completions
 from proxy.context import RATES, RateMemory, standard_headers
@@ -25,6 +26,7 @@ LIMITS = web.AppKey("limits", LimitSettings)
 USUAL = web.AppKey("usual headers", UsualHeaders)
 CORS = web.AppKey("cors", Cors)
 _HEAD_CHECKED = web.RequestKey("head_checked", bool)
+_hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -101,7 +103,7 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
                 return preflight
         return http_error_response(
             error.status,
-            f"{request.method} {request.path}: {error.reason}.",
+            _hide_keys(f"{request.method} {request.path}: {error.reason}."),
             headers={
                 **standard_headers(request),
                 **({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}),
