@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -30,6 +31,8 @@ MISCONFIGURED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+# What of a DSN's options names a file.
+_FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl"))
 # What a transaction may be repeated after, as every posting is idempotent.
 REPEATABLE = (
     asyncpg.SerializationError,
@@ -139,13 +142,16 @@ def _read_dsn(settings: PostgresSettings) -> str:
         readable = parts.scheme in {"postgresql", "postgres"} and parts.netloc.count("@") <= 1
         for host in parts.netloc.rpartition("@")[2].split(","):
             int(host.rpartition("]")[2].partition(":")[2] or 0)
-        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+        options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
-        readable = False
+        readable, options = False, {}
     if not readable or "#" in dsn:
         raise InputError(
             f"TUMA_POSTGRES__DSN is not of the form {example}; in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
         )
+    for name in _FILES & options.keys():
+        if not Path(options[name]).is_file():
+            raise InputError(f"TUMA_POSTGRES__DSN cannot be used: {name} names no file")
     return dsn
 
 
@@ -153,6 +159,8 @@ def _unavailable(error: BaseException) -> PostgresUnavailableError:
     """Say why, as far as it is known and no secret."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = f"its certificate is not accepted: {error.verify_message}"
+    elif isinstance(error, ssl.SSLError):
+        reason = "its TLS is none that is accepted"
     elif isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
         reason = "it does not speak TLS, which the DSN's sslmode demands"
     else:

@@ -42,6 +42,7 @@ class RedisSettings(_Section):
     """Where calls are admitted."""
 
     url: SecretStr = SecretStr("")
+    ca_file: str = ""  # who signs the certificate of a rediss:// server; empty: whom the system trusts
     timeout_s: Positive = 1.0  # a Redis that answers slower than this fails closed
     connections_max: Count = 4  # pipelines in flight at once, per worker
     pipeline_max: Count = 256  # commands in one pipeline
