@@ -23,11 +23,11 @@ from tests.conftest import Payer, Running, check_books, make_payer, run_proxy, s
 _ANSWER_S = 8.0
 _SHORT_EXAMPLES = 40
 _QUICK = {
-    "head_timeout_s": 0.5,
-    "silent_timeout_s": 0.5,
-    "keepalive_timeout_s": 0.5,
-    "body_timeout_s": 0.5,
-    "lingering_s": 0.2,
+    "head_timeout_s": 0.2,
+    "silent_timeout_s": 0.2,
+    "keepalive_timeout_s": 0.2,
+    "body_timeout_s": 0.2,
+    "lingering_s": 0.1,
     "body_bytes": 300_000,
 }
 _KEY = b"@key@"  # in the place of the payer's key, so that an example that failed can be kept
