@@ -1,9 +1,12 @@
 """Postgres: one pool, one way to tell "it is away" from "it refuses"."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -31,6 +34,8 @@ MISCONFIGURED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+# What of a DSN's options names a file.
+_FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl"))
 # What a transaction may be repeated after, as every posting is idempotent.
 REPEATABLE = (
     asyncpg.SerializationError,
@@ -68,12 +73,11 @@ class Database:
         self.acted = False  # somebody but the house did something: there may be rows of the audit log to seal
 
     async def _get_pool(self) -> Any:
-        self._require_dsn()
         if self._pool is None:
             async with self._opening:
                 if self._pool is None:
                     self._pool = await asyncpg.create_pool(
-                        **self._login,
+                        **self._read_login(),
                         min_size=1,
                         max_size=self._connections_max,
                         timeout=self._settings.connect_timeout_s,
@@ -82,9 +86,11 @@ class Database:
                     )
         return self._pool
 
-    def _require_dsn(self) -> None:
-        if not self._login["dsn"]:
-            raise InputError("TUMA_POSTGRES__DSN is not set: postgresql://user:password@host:5432/tuma")
+    def _read_login(self) -> dict[str, str]:
+        name = "TUMA_POSTGRES__DSN" if self.role is None else f"TUMA_POSTGRES__{self.role.upper()}_DSN"
+        own = self.role is not None and "user" not in self._login and self.settings.roles
+        check_dsn(self._login["dsn"], name=name if own else "TUMA_POSTGRES__DSN")
+        return self._login
 
     def _misconfigured(self, error: BaseException) -> InputError:
         if self.role is None:
@@ -113,7 +119,7 @@ class Database:
         except MISCONFIGURED as error:
             raise self._misconfigured(error) from None
         except AWAY as error:
-            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+            raise _unavailable(error) from error
 
     @asynccontextmanager
     async def transaction(
@@ -150,10 +156,9 @@ class Database:
         Raises:
             PostgresUnavailableError: Postgres is away.
         """
-        self._require_dsn()
         try:
             return await asyncpg.connect(
-                **self._login,
+                **self._read_login(),
                 timeout=self._settings.connect_timeout_s,
                 command_timeout=self._settings.command_timeout_s,
                 server_settings={"application_name": f"{self._name} alone"},
@@ -161,7 +166,7 @@ class Database:
         except MISCONFIGURED as error:
             raise self._misconfigured(error) from None
         except AWAY as error:
-            raise PostgresUnavailableError(f"Postgres is unavailable: {type(error).__name__}") from error
+            raise _unavailable(error) from error
 
     async def close(self) -> None:
         """Close the pool, waiting a bounded time for connections in use."""
@@ -171,3 +176,44 @@ class Database:
             except AWAY:
                 self._pool.terminate()
             self._pool = None
+
+
+def check_dsn(dsn: str, *, name: str = "TUMA_POSTGRES__DSN") -> None:
+    """Refuse a DSN that cannot be read without a doubt where its password ends.
+
+    asyncpg would look up the rest of a password with ``@`` as a host's name, and show one with ``/`` as a wrong port.
+
+    Raises:
+        InputError: it is missing or malformed; the message shows nothing of it.
+    """
+    example = "postgresql://user:password@host:5432/tuma"
+    if not dsn:
+        raise InputError(f"{name} is not set: {example}")
+    try:
+        parts = urlsplit(dsn)
+        readable = parts.scheme in {"postgresql", "postgres"} and parts.netloc.count("@") <= 1
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            int(host.rpartition("]")[2].partition(":")[2] or 0)
+        options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    except ValueError:
+        readable, options = False, {}
+    if not readable or "#" in dsn:
+        raise InputError(
+            f"{name} is not of the form {example}; in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+        )
+    for option in _FILES & options.keys():
+        if not Path(options[option]).is_file():
+            raise InputError(f"{name} cannot be used: {option} names no file")
+
+
+def _unavailable(error: BaseException) -> PostgresUnavailableError:
+    """Say why, as far as it is known and no secret."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"its certificate is not accepted: {error.verify_message}"
+    elif isinstance(error, ssl.SSLError):
+        reason = "its TLS is none that is accepted"
+    elif isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
+        reason = "it does not speak TLS, which the DSN's sslmode demands"
+    else:
+        reason = type(error).__name__
+    return PostgresUnavailableError(f"Postgres is unavailable: {reason}")

@@ -7,6 +7,7 @@ is dropped: what the server did with them is unknown, and callers treat it so.
 
 import asyncio
 import hashlib
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -127,7 +128,7 @@ class RedisPipe:
             # RuntimeError is what uvloop raises for a write to a connection that was reset.
             if connection is not None:
                 await connection.disconnect(nowait=True)
-            self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {type(error).__name__}"))
+            self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {_reason(error)}"))
         except InputError as error:
             self._fail(batch, error)
         except BaseException:
@@ -155,15 +156,21 @@ class RedisPipe:
         return connection
 
     def _make_client(self) -> Redis:
+        url = self._settings.url.get_secret_value()
         try:
             return Redis.from_url(
-                self._settings.url.get_secret_value(),
+                url,
                 socket_timeout=None,  # one deadline over the whole pipeline instead
                 socket_connect_timeout=self._settings.timeout_s,
                 max_connections=self._settings.connections_max + 4,
+                **_tls_options(self._settings, encrypted=url.startswith("rediss://")),
             )
-        except ValueError as error:
-            raise InputError(f"TUMA_REDIS__URL cannot be used: {error}") from None
+        except ValueError:
+            # Its text may show a part of the password, as a port.
+            raise InputError(
+                "TUMA_REDIS__URL is not of the form redis://:password@host:6379/0 (or rediss://);"
+                " in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+            ) from None
 
     @staticmethod
     async def _exchange(connection: AbstractConnection, commands: list[tuple[Argument, ...]]) -> list[Any]:
@@ -208,6 +215,38 @@ class RedisPipe:
         self._idle.clear()
         if self._redis is not None:
             await self._redis.aclose()
+
+
+def _tls_options(settings: RedisSettings, *, encrypted: bool) -> dict[str, Any]:
+    """Return how a server's certificate is checked: always, and for its host's name.
+
+    Raises:
+        InputError: the CA file cannot be used, or is there for a connection that would not be encrypted.
+    """
+    if not encrypted:
+        if settings.ca_file:
+            raise InputError("TUMA_REDIS__CA_FILE is set, but TUMA_REDIS__URL does not start with rediss://")
+        return {}
+    options = {"ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
+    if not settings.ca_file:
+        return options
+    try:
+        ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        raise InputError(f"TUMA_REDIS__CA_FILE cannot be used: {error.strerror or error}") from None
+    return {**options, "ssl_ca_certs": settings.ca_file}
+
+
+def _reason(error: BaseException) -> str:
+    """Say why, as far as it is known and no secret."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak TLS as rediss:// demands"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 def _is_alive(connection: AbstractConnection) -> bool:

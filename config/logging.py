@@ -2,24 +2,35 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 
 import structlog
 
+from config.secrets import Redactor
 from config.settings import LogSettings
 
 
-def configure_logging(settings: LogSettings) -> None:
+def configure_logging(settings: LogSettings, *, hide: Iterable[str] = ()) -> None:
     """Set up logging for the process, once, at start.
 
     Args:
         settings: level and format.
+        hide: secrets that no line may show, whatever an exception's text says.
     """
     level = logging.getLevelName(settings.level.upper())
+    redact = Redactor(hide)
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # rich's shows the values of variables
+        )
     )
+
+    def redact_line(_logger: object, _method: str, line: str) -> str:
+        return redact(line)
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -28,9 +39,23 @@ def configure_logging(settings: LogSettings) -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             renderer,
+            redact_line,  # type: ignore[list-item]  # behind the renderer there is a line, no longer an event
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter(redact))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class _RedactingFormatter(logging.Formatter):
+    """For what libraries log."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__("%(name)s: %(message)s")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))

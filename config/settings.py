@@ -5,17 +5,21 @@ Units are in the names (``_s`` seconds, ``_ms`` milliseconds, ``_bytes``, ``_bps
 secrets are ``SecretStr`` and never printed. This module alone reads the environment.
 """
 
+import json
+import re
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Bound = Annotated[int, Field(ge=0)]  # 0: none
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class SettingsError(ValueError):
@@ -56,6 +60,7 @@ class RedisSettings(_Section):
     """Where calls are admitted."""
 
     url: SecretStr = SecretStr("")
+    ca_file: str = ""  # who signs the certificate of a rediss:// server; empty: whom the system trusts
     timeout_s: Positive = 1.0  # a Redis that answers slower than this fails closed
     connections_max: Count = 4  # pipelines in flight at once, per worker
     pipeline_max: Count = 256  # commands in one pipeline
@@ -85,7 +90,17 @@ class UpstreamSettings(_Section):
     def _no_trailing_slash(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if any(sign in value for sign in "@?# \\"):
+            raise ValueError("must have no user, query or fragment: the key is TUMA_UPSTREAM__API_KEY")
         return value.rstrip("/")
+
+    @field_validator("api_key", "management_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if not text.isascii() or (text and not text.isprintable()):
+            raise ValueError("has characters that no header can carry; is there a line's end in it?")
+        return value
 
 
 class AuthSettings(_Section):
@@ -149,6 +164,14 @@ class LogSettings(_Section):
 class LimitSettings(_Section):
     """Bounds on what a caller may send and how slowly."""
 
+    line_bytes: Count = 8 * 1024  # a request's first line
+    field_bytes: Count = 16 * 1024  # one header, its name included
+    fields: Count = 100  # headers of one request
+    head_bytes: Count = 64 * 1024  # all of them, and the first line
+    head_timeout_s: Positive = 15.0  # from a request's first byte to the end of its head
+    silent_timeout_s: Positive = 30.0  # a new connection that has sent nothing
+    connections: Count = 20_000  # per worker; one more is closed at once
+    connections_per_address: Bound = 0  # per worker and client address; 0: none, as behind a load balancer
     body_bytes: Count = 16 * 1024 * 1024
     body_timeout_s: Positive = 30.0
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
@@ -165,6 +188,38 @@ class LimitSettings(_Section):
     user_tokens_per_min: Bound = 0
     user_calls_in_flight: Bound = 0
     auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
+
+
+class HttpSettings(_Section):
+    """What responses tell browsers."""
+
+    hsts_s: Bound = 0  # Strict-Transport-Security, where TLS ends before us; 0: none
+
+
+class CorsSettings(_Section):
+    """Which web pages may call the API from a browser."""
+
+    origins: Annotated[tuple[str, ...], NoDecode] = ()  # https://app.example.com, comma separated, or "*"
+    max_age_s: Bound = 600  # how long a browser need not ask again
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("origins")
+    @classmethod
+    def _exact(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+                raise ValueError("every origin is scheme://host[:port] in lower case, without a path, or '*'")
+        if "*" in value and len(value) > 1:
+            raise ValueError("'*' stands alone")
+        return value
 
 
 class HoldSettings(_Section):
@@ -244,6 +299,8 @@ class Settings(BaseSettings):
     fx: FxSettings = FxSettings()
     log: LogSettings = LogSettings()
     limits: LimitSettings = LimitSettings()
+    http: HttpSettings = HttpSettings()
+    cors: CorsSettings = CorsSettings()
     holds: HoldSettings = HoldSettings()
     batch: BatchSettings = BatchSettings()
     sweep: SweepSettings = SweepSettings()
@@ -265,3 +322,5 @@ def load_settings(**overrides: object) -> Settings:
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise SettingsError("; ".join(lines)) from None
+    except UnreadableError as error:
+        raise SettingsError(f"TUMA_…: {error}; it is no JSON") from None

@@ -91,7 +91,7 @@ class Answer:
 
     def refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
         """Return the error for a provider's refusal; if it is us that it refuses, others may be spared the same."""
-        error = upstream_error(status, body, headers)
+        error = upstream_error(status, body, headers, redact=self.services.upstream.redact)
         if isinstance(error, UpstreamRefusesUsError):
             self.services.quota.refused(self.call.call_id, error.reason)
         return error

@@ -2,18 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 
 from billing.errors import TumaError
-from config.settings import Settings
+from config.secrets import Redactor
+from config.settings import LimitSettings, Settings
 from proxy.admin import ROUTES as ADMIN_ROUTES
 from proxy.admin import guard_admin
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
 from proxy.context import RATES, RateMemory, standard_headers
+from proxy.cors import Cors
 from proxy.errors import error_response, http_error_response, shape_of
+from proxy.framing import check_head, ends_connection
+from proxy.headers import UsualHeaders
 from proxy.health import DRAINING, healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -21,6 +26,11 @@ from proxy.services import SERVICES, open_services
 from proxy.wallet import get_wallet
 
 _log = structlog.get_logger("tuma.requests")
+LIMITS = web.AppKey("limits", LimitSettings)
+USUAL = web.AppKey("usual headers", UsualHeaders)
+CORS = web.AppKey("cors", Cors)
+_HEAD_CHECKED = web.RequestKey("head_checked", bool)
+_hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -34,9 +44,12 @@ def init_app(settings: Settings) -> web.Application:
         client_max_size=settings.limits.body_bytes, middlewares=[answer_errors, guard_admin]
     )
     app[RATES] = RateMemory()
+    app[LIMITS] = settings.limits
+    app[USUAL] = UsualHeaders(settings.http)
+    app[CORS] = Cors(settings.cors)
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings))
-    app.on_response_prepare.append(_close_when_draining)
+    app.on_response_prepare.append(_finish_head)
     app.add_routes(
         [
             web.post("/v1/chat/completions", chat_completions),
@@ -68,17 +81,23 @@ def _services(settings: Settings) -> Callable[[web.Application], AsyncIterator[N
     return context
 
 
-async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
-    """Tell clients not to send another request on a connection of a server that ends."""
-    if request.app[DRAINING].is_set():
+async def _finish_head(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what every response's head carries; end the connection where nothing more may be read on it."""
+    app = request.app
+    app[USUAL].add_to(response.headers)
+    app[CORS].add_to(request, response)
+    if app[DRAINING].is_set() or not request.get(_HEAD_CHECKED) or ends_connection(request):
         response.force_close()
-        response.headers["Connection"] = "close"
+        if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            response.headers["Connection"] = "close"
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Turn every error into OpenAI's shape; never a stack trace."""
     try:
+        check_head(request, request.app[LIMITS])
+        request[_HEAD_CHECKED] = True
         return await handler(request)
     except TumaError as error:
         status = shape_of(error).status
@@ -92,9 +111,14 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         )
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            preflight = request.app[CORS].answer_preflight(request, error.allowed_methods)
+            if preflight is not None:
+                preflight.headers.update(standard_headers(request))
+                return preflight
         return http_error_response(
             error.status,
-            f"{request.method} {request.path}: {error.reason}.",
+            _hide_keys(f"{request.method} {request.path}: {error.reason}."),
             headers={
                 **standard_headers(request),
                 **({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}),

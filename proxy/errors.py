@@ -2,13 +2,15 @@
 
 * ProxyError (TumaError)
   - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
+    - AmbiguousRequestError: two servers could read its head differently; the connection is closed
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
   - UpstreamRefusesUsError: the provider refuses *us* (401, 402 for its key)
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +30,14 @@ class BadRequestError(ProxyError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class AmbiguousRequestError(BadRequestError):
+    """Two servers could read this request's head differently; nothing more is read on its connection."""
+
+
+class HeadTooLargeError(AmbiguousRequestError):
+    """The request's head is larger than the settings allow."""
 
 
 class BodyTooLargeError(ProxyError):
@@ -106,6 +116,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
     BodyTooLargeError: Shape(413, "invalid_request_error", "request_too_large"),
+    HeadTooLargeError: Shape(431, "invalid_request_error", "request_too_large"),
     billing.RateLimitError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     UpstreamBusyError: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     UpstreamRefusedError: Shape(400, "invalid_request_error", None),
@@ -120,7 +131,14 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
 _REASON_LENGTH_MAX = 200
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
+_HTTP_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    431: "request_too_large",
+}
 
 
 def shape_of(error: billing.TumaError) -> Shape:
@@ -188,7 +206,9 @@ def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str])
     )
 
 
-def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
+def upstream_error(
+    status: int, body: bytes, headers: Mapping[str, str], *, redact: Callable[[str], str]
+) -> ProxyError:
     """Turn a provider's refusal into ours.
 
     4xx for the caller's own input passes through, moderation's 403 included; 401 and 402 are about our account.
@@ -197,8 +217,9 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
         status: the provider's.
         body: the provider's.
         headers: the provider's; only ``Retry-After`` is used.
+        redact: takes our own key out, should the provider show it.
     """
-    error = _parse_error(body)
+    error = _parse_error(body, redact)
     match status:
         case 401 | 402:
             return UpstreamRefusesUsError(f"{status}: {error['message'][:_REASON_LENGTH_MAX]}")
@@ -206,17 +227,24 @@ def upstream_error(status: int, body: bytes, headers: Mapping[str, str]) -> Prox
             return UpstreamTimeoutError("The provider did not answer in time.")
         case 429:
             return UpstreamBusyError(
-                "The provider limits requests; try again.", retry_after=headers.get("Retry-After")
+                "The provider limits requests; try again.",
+                retry_after=_whole_seconds(headers.get("Retry-After")),
             )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)
         case _:
+            # A redirect, too: it is never followed, as it would take our key elsewhere.
             return UpstreamError(f"The provider failed with status {status}.")
 
 
-def _parse_error(body: bytes) -> dict[str, Any]:
+def _whole_seconds(value: str | None) -> str | None:
+    return value if value is not None and _SECONDS.fullmatch(value) else None
+
+
+def _parse_error(body: bytes, redact: Callable[[str], str]) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
+        # Written anew, so that a key looks the same however it was escaped.
+        parsed = json.loads(redact(json.dumps(json.loads(body), allow_nan=False)))
     except (ValueError, RecursionError):
         parsed = None
     found = parsed.get("error") if isinstance(parsed, dict) else None

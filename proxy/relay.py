@@ -253,7 +253,6 @@ class _StreamRelay:
             headers={
                 **standard_headers(self._request),
                 "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
             }
         )

@@ -67,19 +67,15 @@ async def serve_worker(
     app = init_app(settings)
     runner = ClientRunner(
         app,
-        write_timeout_s=settings.limits.write_timeout_s,
-        access_log=None,
-        keepalive_timeout=settings.limits.keepalive_timeout_s,
+        limits=settings.limits,
         shutdown_timeout=1.0,  # by then the answers under way have ended
-        handler_cancellation=False,
-        lingering_time=settings.limits.lingering_s,
     )
     await runner.setup()
     try:
         site = web.SockSite(runner, listener)
         await site.start()
         assert isinstance(runner.server, ClientServer)
-        app[SERVICES].tasks.keep(runner.server.drop_stuck_clients, name="stuck clients")
+        app[SERVICES].tasks.keep(runner.server.drop_slow_clients, name="slow clients")
         on_ready()
         await stop.wait()
         _log.info("server.stopping", calls=len(app[SERVICES].calls))

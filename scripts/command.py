@@ -11,6 +11,7 @@ import click
 
 from billing.errors import TumaError
 from config.logging import configure_logging
+from config.secrets import find_secrets
 from config.settings import SettingsError, load_settings
 from scripts.office import open_office, run_as_operator
 
@@ -20,7 +21,8 @@ _Command = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 def run_command(work: Callable[[], Coroutine[Any, Any, dict[str, Any]]], *, as_json: bool) -> None:
     """Run a command's work, print what it returns, and exit 1 for what it refuses or finds wrong."""
     try:
-        configure_logging(load_settings().log)
+        settings = load_settings()
+        configure_logging(settings.log, hide=find_secrets(settings))
         result = asyncio.run(work())
     except (TumaError, SettingsError) as error:
         if as_json:

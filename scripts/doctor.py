@@ -1,8 +1,10 @@
 """``tuma doctor``: what is missing or wrong, in words, and how to mend it. Never prints a secret."""
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from billing.errors import TumaError
 from billing.migrate import load_migrations, schema_version
@@ -12,6 +14,8 @@ from scripts.office import Office, open_office
 _PEPPER_MIN = 16
 _REDIS_MIN = (6, 2)
 _POSTGRES_MIN = 150_000
+_ENCRYPTED = frozenset(("rediss", "https"))
+_CHECKED = frozenset(("verify-ca", "verify-full"))
 
 
 async def examine() -> dict[str, Any]:
@@ -41,13 +45,14 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
         _item(
             "TUMA_POSTGRES__DSN",
             bool(settings.postgres.dsn.get_secret_value()),
-            "set",
+            "set"
+            + _in_the_open(settings.postgres.dsn.get_secret_value(), "?sslmode=verify-full&sslrootcert=FILE"),
             "is not set: postgresql://user:password@host:5432/tuma (or use ./scripts/dev)",
         ),
         _item(
             "TUMA_REDIS__URL",
             bool(settings.redis.url.get_secret_value()),
-            "set",
+            "set" + _in_the_open(settings.redis.url.get_secret_value(), "rediss:// and TUMA_REDIS__CA_FILE"),
             "is not set: redis://:password@host:6379/0",
         ),
         _item(
@@ -59,9 +64,34 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
         ),
         _item("TUMA_UPSTREAM__API_KEY", bool(key), "set", "is not set: the provider's key"),
         _item(
-            "TUMA_UPSTREAM__BASE_URL", True, f"{settings.upstream.kind} at {settings.upstream.base_url}", ""
+            "TUMA_UPSTREAM__BASE_URL",
+            True,
+            f"{settings.upstream.kind} at {settings.upstream.base_url}"
+            + _in_the_open(settings.upstream.base_url, "https://"),
+            "",
         ),
     ]
+
+
+def _in_the_open(url: str, remedy: str) -> str:
+    """Return a warning, if a URL leads over a network without an encryption that is checked; nothing of its secrets."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""  # whoever connects says what is wrong with it
+    encrypted = parts.scheme in _ENCRYPTED or dict(parse_qsl(parts.query)).get("sslmode") in _CHECKED
+    if encrypted or _is_here(parts.hostname):
+        return ""
+    return f", but not encrypted with a certificate that is checked, and not on this machine: use {remedy}"
+
+
+def _is_here(host: str | None) -> bool:
+    if host is None or host == "localhost":
+        return True  # no host: a socket of this machine
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _item(name: str, ok: bool, good: str, bad: str) -> dict[str, Any]:  # noqa: FBT001 - private, and read as a sentence

@@ -13,6 +13,8 @@ from types import FrameType
 import structlog
 import uvloop
 
+from config.logging import configure_logging
+from config.secrets import find_secrets
 from config.settings import Settings
 from proxy.server import address_of, bind, serve_worker
 
@@ -28,6 +30,7 @@ def run_server(settings: Settings) -> None:
     Raises:
         TumaError: a server is away, the schema is not ours, the address is taken, or a setting is missing.
     """
+    configure_logging(settings.log, hide=find_secrets(settings))
     listener = bind(settings)
     if settings.workers == 1:
         uvloop.run(serve_worker(settings, listener, on_ready=lambda: _announce(listener)))

@@ -26,7 +26,7 @@ from billing.money import parse_amount
 from billing.pricebook import PriceBook
 from config.settings import Settings, load_settings
 from proxy.app import init_app
-from proxy.connection import ClientRunner
+from proxy.connection import ClientRunner, ClientServer
 from proxy.services import SERVICES, Services
 from proxy.upstream.listing import read_listing
 from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -243,15 +243,12 @@ class Running:
 @asynccontextmanager
 async def run_proxy(settings: Settings) -> AsyncIterator[Running]:
     app = init_app(settings)
-    runner = ClientRunner(
-        app,
-        write_timeout_s=settings.limits.write_timeout_s,
-        access_log=None,
-        shutdown_timeout=1.0,
-        lingering_time=1.0,
-    )
+    limits = settings.limits.model_copy(update={"lingering_s": min(settings.limits.lingering_s, 1.0)})
+    runner = ClientRunner(app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     try:
+        assert isinstance(runner.server, ClientServer)
+        app[SERVICES].tasks.keep(runner.server.drop_slow_clients, name="slow clients")
         site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
         await site.start()
         port = runner.addresses[0][1]

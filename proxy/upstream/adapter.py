@@ -11,6 +11,7 @@ import aiohttp
 
 from billing.errors import ProviderUnavailableError
 from billing.provider import Activity, Bill, Source
+from config.secrets import Redactor
 from config.settings import UpstreamSettings
 from proxy.ask import Ask
 
@@ -40,6 +41,9 @@ class Upstream:
         }
         account_key = settings.management_key.get_secret_value() or settings.api_key.get_secret_value()
         self._account_headers = {**self._headers, "Authorization": f"Bearer {account_key}"}
+        self.redact = Redactor(
+            key.get_secret_value() for key in (settings.api_key, settings.management_key)
+        )  # what it says of its errors may show our key
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
 
@@ -52,6 +56,7 @@ class Upstream:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
             read_bufsize=64 * 1024,
+            trust_env=False,  # neither a proxy of the environment nor ~/.netrc sees the key
         )
 
     async def close(self) -> None:
@@ -139,6 +144,7 @@ class Upstream:
                     f"{self._base_url}{path}",
                     params=params,
                     headers=self._account_headers if account else self._headers,
+                    allow_redirects=False,
                 ) as response,
             ):
                 body = await response.content.read(RECORD_BYTES_MAX)

@@ -213,7 +213,7 @@ async def test_a_client_that_takes_no_byte_is_let_go(
     limits = settings.limits.model_copy(update={"write_timeout_s": 0.5})
     payer = await make_payer(office)
     async with run_proxy(settings.model_copy(update={"limits": limits})) as proxy:
-        dropping = asyncio.get_running_loop().create_task(proxy.server.drop_stuck_clients())
+        dropping = asyncio.get_running_loop().create_task(proxy.server.drop_slow_clients())
         port = int(proxy.base_url.rpartition(":")[2])
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         data = json.dumps(body(chunks=100_000, events_per_write=1000)).encode()

@@ -1,0 +1,70 @@
+"""Request smuggling: heads that another server could read differently are refused, and what may follow them is not read.
+
+aiohttp's parser refuses most such heads by itself (``tests/proxy/test_smuggling.py`` goes through them). Here is the
+rest: what it lets through, and connections on which nothing more is read, as what follows might be no request.
+Source: RFC 9112, sections 3.2, 6.1, 6.3 and 11.2.
+"""
+
+import re
+
+from aiohttp import hdrs, web
+
+from config.settings import LimitSettings
+from proxy.errors import AmbiguousRequestError, BodyTooLargeError, HeadTooLargeError
+
+# uri-host [":" port]: a name, an IPv4 address, or an IPv6 address in brackets.
+_HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# Of these a second one must not be there to choose from; aiohttp sees to Host, Content-Length and Transfer-Encoding.
+_ONCE = frozenset((b"authorization", b"x-tuma-wallet", b"idempotency-key", b"expect"))
+# Gateways that put headers into variables cannot tell these with an underscore from those with a hyphen.
+_LOOKED_LIKE = frozenset((b"content-length", b"transfer-encoding", b"x-tuma-wallet", b"x-forwarded-for"))
+_PER_FIELD_BYTES = 4  # colon, space and the line's end
+
+
+def check_head(request: web.Request, limits: LimitSettings) -> None:
+    """Refuse a head that could be read in two ways, or that is too large; nothing was done yet.
+
+    Raises:
+        AmbiguousRequestError, HeadTooLargeError, BodyTooLargeError: the connection is to be closed.
+    """
+    _check_fields(request, limits)
+    headers = request.headers
+    coding = headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and coding.lower() != "chunked":
+        raise AmbiguousRequestError("The only transfer coding is 'chunked'.")
+    if request.method == hdrs.METH_CONNECT:
+        raise AmbiguousRequestError("CONNECT is not served.")
+    if "#" in request.raw_path:
+        raise AmbiguousRequestError("The request's target has a fragment.")
+    if _HOST.fullmatch(headers.get(hdrs.HOST, "")) is None:
+        raise AmbiguousRequestError("The header 'Host' is not valid.")
+    length = request.content_length
+    if length is not None and length > limits.body_bytes:
+        raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
+
+
+def _check_fields(request: web.Request, limits: LimitSettings) -> None:
+    size = len(request.raw_path)
+    seen: set[bytes] = set()
+    for name, value in request.raw_headers:
+        size += len(name) + len(value) + _PER_FIELD_BYTES
+        lower = name.lower()
+        if lower in _ONCE:
+            if lower in seen:
+                raise AmbiguousRequestError(f"The header {lower.decode()!r} is there twice.")
+            seen.add(lower)
+        elif b"_" in lower and lower.replace(b"_", b"-") in _LOOKED_LIKE:
+            raise AmbiguousRequestError("A header's name has an underscore where a hyphen belongs.")
+    if size > limits.head_bytes:
+        raise HeadTooLargeError(f"The request's head is larger than {limits.head_bytes} bytes.")
+
+
+def ends_connection(request: web.Request) -> bool:
+    """Tell whether nothing more may be read on a request's connection, though it was served.
+
+    After a chunked body: aiohttp takes the last field of its trailer for a header of the *next* request, which a front
+    proxy may send for somebody else. After an offer to change the protocol: what follows is perhaps no HTTP, and
+    aiohttp drops what came in the same packet.
+    """
+    headers = request.headers
+    return hdrs.TRANSFER_ENCODING in headers or hdrs.UPGRADE in headers

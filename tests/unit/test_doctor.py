@@ -1,0 +1,29 @@
+"""What ``tuma doctor`` says of the settings alone."""
+
+import pytest
+
+from config.settings import load_settings
+from scripts.doctor import _look_at_settings
+
+
+@pytest.mark.parametrize(
+    ("dsn", "redis", "upstream", "warned"),
+    [
+        ("postgresql://u:p@127.0.0.1/x", "redis://:p@localhost", "http://[::1]:1/v1", 0),
+        ("postgresql:///x?host=/run/postgresql", "rediss://:p@r.example", "https://p.example/v1", 0),
+        ("postgresql://u:p@db.example/x?sslmode=verify-full", "rediss://r.example", "https://p.example", 0),
+        ("postgresql://u:p@db.example/x", "redis://:p@r.example", "http://p.example/v1", 3),
+        ("postgresql://u:p@db.example/x?sslmode=require", "redis://:p@10.0.0.1", "http://10.0.0.2/v1", 3),
+        ("postgresql://u:p@[x/x", "redis://[", "", 0),
+        ("", "", "", 0),
+    ],
+)
+def test_what_is_not_encrypted(dsn: str, redis: str, upstream: str, warned: int) -> None:
+    settings = load_settings(
+        postgres={"dsn": dsn},
+        redis={"url": redis},
+        upstream={"base_url": upstream} if upstream else {},
+    )
+    details = [item["detail"] for item in _look_at_settings(settings)]
+    assert sum("not encrypted" in detail for detail in details) == warned
+    assert not any(":p@" in detail for detail in details)
