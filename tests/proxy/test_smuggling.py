@@ -170,6 +170,11 @@ class Shapes:
 
     def _protocols(self) -> Iterator[tuple[str, bytes]]:
         yield "HTTP/0.9", b"GET /healthz\r\n\r\n"
+        # The parser knows these two, and asks no Host of them.
+        for version in (b"HTTP/2.0", b"HTTP/0.9"):
+            line = b"GET /healthz " + version
+            yield f"{version!r} without a body", self.head(b"", line=line)
+            yield f"{version!r} without host", self.head(LENGTH, line=line, host=b"") + BODY
         yield "HTTP/1.0 and chunks", self.head(CHUNKED, line=LINE[:-1] + b"0") + NO_CHUNKS
         yield "HTTP/1.0 without length", self.head(b"", line=LINE[:-1] + b"0")
         for version in (
