@@ -114,6 +114,8 @@ class Shapes:
                 f"length and {value!r}",
                 self.head(LENGTH + b"Transfer-Encoding:" + value + b"\r\n") + NO_CHUNKS,
             )
+        for value in (b"identity, chunked", b"gzip, chunked", b",chunked"):  # a whole call, if it were chunks
+            yield f"a call in {value!r}", self.head(b"Transfer-Encoding:" + value + b"\r\n") + CHUNKS
         for first, second in ((b"chunked", b"chunked"), (b"chunked", b"identity"), (b"identity", b"chunked")):
             both = b"Transfer-Encoding: " + first + b"\r\nTransfer-Encoding: " + second + b"\r\n"
             yield f"codings {first!r} and {second!r}", self.head(both) + NO_CHUNKS
