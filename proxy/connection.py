@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
@@ -20,6 +20,7 @@ from proxy.headers import UsualHeaders
 _log = structlog.get_logger("tuma.connections")
 _CHECK_S = 1.0
 _USUAL = UsualHeaders(HttpSettings())
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _TEXTS = {
     408: "The request's head did not arrive in time.",
     431: "The request's head is too large.",
@@ -104,6 +105,7 @@ class ClientProtocol(RequestHandler):
         if self._messages:
             self.head_since = None
             self._head_bytes = 0
+            self._refuse_other_versions()
             if isinstance(self._messages[-1][0], _ErrInfo):
                 self._broken = True
                 self._fail_body()
@@ -113,6 +115,16 @@ class ClientProtocol(RequestHandler):
             self._head_bytes += len(data)
             if self._head_bytes > self._head_bytes_max:
                 self.refuse_head(431)
+
+    def _refuse_other_versions(self) -> None:
+        """Let nothing wait that says it is HTTP/0.9 or HTTP/2; aiohttp would answer in the same version."""
+        for index, (message, _) in enumerate(self._messages):
+            if not isinstance(message, _ErrInfo) and message.version not in _VERSIONS:
+                error = HttpProcessingError(code=400, message="version")
+                while len(self._messages) > index:
+                    self._messages.pop()
+                self._messages.append((_ErrInfo(status=400, exc=error, message="version"), EMPTY_PAYLOAD))
+                return
 
     def _fail_body(self) -> None:
         """Wake whoever reads a body whose chunks cannot be read; aiohttp lets them wait."""

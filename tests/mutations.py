@@ -1183,6 +1183,13 @@ MUTATIONS = (
         "tests/proxy/test_smuggling.py",
     ),
     Mutation(
+        "HTTP/2 without HTTP/2 is refused",
+        "proxy/connection.py",
+        "            self._refuse_other_versions()\n",
+        "",
+        "tests/proxy/test_smuggling.py",
+    ),
+    Mutation(
         "nothing is read after chunks",
         "proxy/framing.py",
         "return hdrs.TRANSFER_ENCODING in headers or hdrs.UPGRADE in headers",

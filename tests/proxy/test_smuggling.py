@@ -114,6 +114,8 @@ class Shapes:
                 f"length and {value!r}",
                 self.head(LENGTH + b"Transfer-Encoding:" + value + b"\r\n") + NO_CHUNKS,
             )
+        for value in (b"identity, chunked", b"gzip, chunked", b",chunked"):  # a whole call, if it were chunks
+            yield f"a call in {value!r}", self.head(b"Transfer-Encoding:" + value + b"\r\n") + CHUNKS
         for first, second in ((b"chunked", b"chunked"), (b"chunked", b"identity"), (b"identity", b"chunked")):
             both = b"Transfer-Encoding: " + first + b"\r\nTransfer-Encoding: " + second + b"\r\n"
             yield f"codings {first!r} and {second!r}", self.head(both) + NO_CHUNKS
@@ -170,6 +172,11 @@ class Shapes:
 
     def _protocols(self) -> Iterator[tuple[str, bytes]]:
         yield "HTTP/0.9", b"GET /healthz\r\n\r\n"
+        # The parser knows these two, and asks no Host of them.
+        for version in (b"HTTP/2.0", b"HTTP/0.9"):
+            line = b"GET /healthz " + version
+            yield f"{version!r} without a body", self.head(b"", line=line)
+            yield f"{version!r} without host", self.head(LENGTH, line=line, host=b"") + BODY
         yield "HTTP/1.0 and chunks", self.head(CHUNKED, line=LINE[:-1] + b"0") + NO_CHUNKS
         yield "HTTP/1.0 without length", self.head(b"", line=LINE[:-1] + b"0")
         for version in (
