@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from config.settings import Settings
 from scripts.office import Office
@@ -30,6 +32,7 @@ _QUICK = {
     "lingering_s": 0.1,
     "body_bytes": 300_000,
 }
+_ADMIN = "an operator's token"
 _KEY = b"@key@"  # in the place of the payer's key, so that an example that failed can be kept
 
 # Heads
@@ -342,9 +345,10 @@ def _bodies(draw: st.DrawFn) -> bytes:
 
 
 def bodies(paths: list[bytes]) -> st.SearchStrategy[list[bytes]]:
-    def message(path: bytes, body: bytes, extra: bytes) -> bytes:
+    def message(method: bytes, path: bytes, body: bytes, extra: bytes) -> bytes:
         return (
-            b"POST "
+            method
+            + b" "
             + path
             + b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
             + _KEY
@@ -355,9 +359,11 @@ def bodies(paths: list[bytes]) -> st.SearchStrategy[list[bytes]]:
         )
 
     chat = b"/v1/chat/completions"
+    methods = st.sampled_from([b"POST", b"PUT", b"PATCH", b"DELETE"])
     extras = st.sampled_from([b""] * 12 + [b"Content-Encoding: gzip\r\n", b"Content-Type: text/plain\r\n"])
     return st.lists(
-        st.builds(message, st.sampled_from([*[chat] * 30, *paths]), _bodies(), extras),
+        st.builds(message, st.just(b"POST"), st.just(chat), _bodies(), extras)
+        | st.builds(message, methods, st.sampled_from(paths), _bodies(), extras),
         min_size=6,
         max_size=16,
     )
@@ -381,7 +387,8 @@ class Fuzz:
     async def _check(self, data: bytes) -> str | None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**26)
         try:
-            writer.write(data.replace(_KEY, self._key))
+            desk = b"/admin" in data.partition(b"\r\n")[0]
+            writer.write(data.replace(_KEY, _ADMIN.encode() if desk else self._key))
             async with asyncio.timeout(_ANSWER_S):
                 return await self._read(reader, data)
         except (TimeoutError, ValueError) as error:
@@ -426,7 +433,8 @@ class Fuzz:
 async def proxy(settings: Settings, office: Office) -> Any:
     await sync_models(office)
     limits = settings.limits.model_copy(update=_QUICK)
-    async with run_proxy(settings.model_copy(update={"limits": limits})) as running:
+    admin = settings.admin.model_copy(update={"token": SecretStr(_ADMIN)})
+    async with run_proxy(settings.model_copy(update={"limits": limits, "admin": admin})) as running:
         yield running
 
 
@@ -441,14 +449,23 @@ async def test_nothing_is_a_500_and_nothing_hangs(
 ) -> None:
     payer = await make_payer(office, amount="1000000")
     minutes = request.config.getoption("--minutes")
+    victim = await make_payer(office)  # whom the operator freezes, caps, credits and revokes at random
+    named = {
+        "model": "openai/gpt-4o-mini",
+        "user": victim.user_id,
+        "wallet": victim.wallet_id,
+        "key": victim.key_id,
+        "call": UUID(int=1),
+    }
     paths = sorted(
         {
-            route.resource.canonical.replace("{model}", "openai/gpt-4o-mini").encode()
+            route.resource.canonical.format_map(named).encode()
             for route in proxy.app.router.routes()
             if route.resource is not None
         }
     )
     assert b"/v1/chat/completions" in paths
+    assert any(path.startswith(b"/admin/wallets/") for path in paths)
     fuzz = Fuzz(proxy, payer)
     loop = asyncio.get_running_loop()
 
