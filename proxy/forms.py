@@ -22,10 +22,10 @@ _DIGITS_MAX = 40
 
 
 def _read_amount(value: object) -> int:
-    """Read an amount in major units, as a string or a JSON number, into nano units; never through a float."""
-    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
-        raise ValueError("give an amount in major units, as '12.50'")  # noqa: TRY004 - pydantic reads ValueError
-    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+    """Read an amount in major units into nano units: a string, or a whole number; another number was a float somewhere."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("give an amount in major units as a string, as '12.50'")  # noqa: TRY004 - pydantic reads ValueError
+    text = str(value)
     if len(text) > _DIGITS_MAX:
         raise ValueError("the amount has too many digits")
     try:

@@ -416,7 +416,7 @@ async def test_use_is_noted_to_the_minute(
 
 async def test_caps_of_ones_own_wallet(client: Client, payer: Payer, office: Office) -> None:
     await Caps(office.database).set_caps("wallet", payer.wallet_id, {"day": 5 * 10**9})
-    status, shown = await client.ask("PUT", "/v1/wallet/caps", b'{"day": 7.5, "call": "0.25", "month": 30}')
+    status, shown = await client.ask("PUT", "/v1/wallet/caps", b'{"day": "7.5", "call": "0.25", "month": 30}')
     assert status == 200
     day = shown["caps"]["day"]
     assert (day["limit"], day["limit_by_user"], day["limit_by_operator"]) == ("5", "7.5", "5")
@@ -425,7 +425,7 @@ async def test_caps_of_ones_own_wallet(client: Client, payer: Payer, office: Off
     assert (shown["caps"]["day"]["limit"], shown["caps"]["day"]["limit_by_user"]) == ("5", None)
     assert set(shown["caps"]) == {"day", "month"}
     assert (await client.ask("GET", "/v1/wallet/caps"))[1] == shown
-    forms: list[Any] = [{"day": "x"}, {"year": "1"}, {"day": -1}, [], {"day": {"limit": "1"}}, b"nonsense"]
+    forms: list[Any] = [{"day": "x"}, {"day": 7.5}, {"year": "1"}, {"day": -1}, [], {"day": {"limit": "1"}}, b"nonsense"]
     for form in forms:
         assert (await client.ask("PUT", "/v1/wallet/caps", form))[0] == 400
     assert (await client.ask("PUT", "/v1/wallet/caps", {"call": "0"}))[0] == 200
