@@ -6,12 +6,15 @@ from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from billing.access import LOGINS
+from billing.db import Database
 from billing.errors import TumaError
 from billing.migrate import load_migrations, schema_version
 from config.settings import Settings, load_settings
 from scripts.office import Office, open_office
 
 _PEPPER_MIN = 16
+_TOKEN_MIN = 16
 _REDIS_MIN = (6, 2)
 _POSTGRES_MIN = 150_000
 _ENCRYPTED = frozenset(("rediss", "https"))
@@ -34,6 +37,7 @@ async def examine() -> dict[str, Any]:
                 findings.append(await _finding("redis", _ask_redis(office)))
             findings.append(await _finding("upstream", _ask_upstream(office)))
             if postgres["ok"]:
+                findings.append(await _finding("roles", _ask_roles(settings)))
                 findings += await _look_at_data(office)
     return {"ok": all(item["ok"] for item in findings), "findings": findings}
 
@@ -41,6 +45,7 @@ async def examine() -> dict[str, Any]:
 def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
     pepper = settings.auth.key_pepper.get_secret_value()
     key = settings.upstream.api_key.get_secret_value()
+    token = settings.admin.token.get_secret_value()
     return [
         _item(
             "TUMA_POSTGRES__DSN",
@@ -62,6 +67,18 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             f"is missing or shorter than {_PEPPER_MIN} characters: give it a long random value and keep it;"
             " changing it makes every key invalid",
         ),
+        _item(
+            "TUMA_ADMIN__TOKEN",
+            len(token) == 0 or len(token) >= _TOKEN_MIN,
+            "set" if token else "is not set: there is no operator's API under /admin",
+            f"is shorter than {_TOKEN_MIN} characters, and opens everything: give it a long random value",
+        ),
+        _item(
+            "signing in",
+            True,
+            _who_signs_in(settings),
+            "",
+        ),
         _item("TUMA_UPSTREAM__API_KEY", bool(key), "set", "is not set: the provider's key"),
         _item(
             "TUMA_UPSTREAM__BASE_URL",
@@ -71,6 +88,30 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             "",
         ),
     ]
+
+
+def _who_signs_in(settings: Settings) -> str:
+    auth = settings.auth
+    ways = [
+        name
+        for name, value in (
+            ("HS256 by TUMA_AUTH__JWT_SECRET", auth.jwt_secret.get_secret_value()),
+            (f"the keys at {auth.jwks_url}", auth.jwks_url),
+        )
+        if value
+    ]
+    if not ways:
+        return "with keys only: neither TUMA_AUTH__JWT_SECRET nor TUMA_AUTH__JWKS_URL is set"
+    missing = [
+        f"TUMA_AUTH__{name}"
+        for name, value in (("ISSUER", auth.issuer), ("AUDIENCE", auth.audience))
+        if not value
+    ]
+    return f"with keys, and tokens by {' and '.join(ways)}" + (
+        f"; {' and '.join(missing)} not set: tokens that the same issuer made for others are accepted, too"
+        if missing
+        else ""
+    )
 
 
 def _in_the_open(url: str, remedy: str) -> str:
@@ -122,6 +163,24 @@ async def _ask_postgres(office: Office) -> tuple[bool, str]:
     if durable == "off":
         return False, "synchronous_commit is off: a crash of the server would lose settlements; turn it on"
     return True, f"version {text}, schema {found}"
+
+
+async def _ask_roles(settings: Settings) -> tuple[bool, str]:
+    """Log in as each role of `tuma serve`."""
+    if not settings.postgres.roles:
+        return True, "TUMA_POSTGRES__ROLES is off: everything is done as the DSN's user"
+    for role in LOGINS:
+        database = Database(settings.postgres, name="tuma doctor", role=role, connections_max=1)
+        try:
+            async with database.connection() as connection:
+                mighty = await connection.fetchval(
+                    "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = session_user"
+                )
+        finally:
+            await database.close()
+        if mighty:
+            return False, f"the {role} logs in as a superuser: give it a role of its own"
+    return True, f"{len(LOGINS)} roles log in, none of them a superuser"
 
 
 async def _ask_redis(office: Office) -> tuple[bool, str]:
