@@ -727,6 +727,27 @@ MUTATIONS = (
         "tests/proxy/test_keys.py",
     ),
     Mutation(
+        "calls in flight are counted",
+        "billing/lua/reserve.lua",
+        "if redis.call('ZCARD', limiter.flight) >= limiter.most then",
+        "if false then",
+        "tests/faults/test_limits.py",
+    ),
+    Mutation(
+        "a window is kept",
+        "billing/lua/reserve.lua",
+        "if rate.after > 60000000 then",
+        "if false then",
+        "tests/faults/test_limits.py",
+    ),
+    Mutation(
+        "tokens that were not used come back",
+        "billing/lua/release.lua",
+        "local tat = ARGV[9] ~= '0' and",
+        "local tat = false and",
+        "tests/faults/test_limits.py",
+    ),
+    Mutation(
         "people see rows by policies",
         "billing/access.py",
         'predicate = PERSONAL[row["relname"]][0].format(me=_ME)',

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = "openai/gpt-4o-mini"
 
 
-def environment(settings: Settings, *, workers: int = 1, port: int = 0) -> dict[str, str]:
+def environment(
+    settings: Settings, *, workers: int = 1, port: int = 0, more: Mapping[str, str] | None = None
+) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("TUMA_")},
         "TUMA_PORT": str(port),
@@ -40,11 +42,12 @@ def environment(settings: Settings, *, workers: int = 1, port: int = 0) -> dict[
         "TUMA_SWEEP__PERIOD_S": "0.3",
         "TUMA_SWEEP__WORKER_LEASE_S": "2",
         "TUMA_LOG__LEVEL": "error",
+        **(more or {}),
     }
 
 
 @asynccontextmanager
-async def serving(settings: Settings, **options: int) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
+async def serving(settings: Settings, **options: Any) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.cli", "serve"],
         env=environment(settings, **options),

@@ -425,7 +425,15 @@ async def test_caps_of_ones_own_wallet(client: Client, payer: Payer, office: Off
     assert (shown["caps"]["day"]["limit"], shown["caps"]["day"]["limit_by_user"]) == ("5", None)
     assert set(shown["caps"]) == {"day", "month"}
     assert (await client.ask("GET", "/v1/wallet/caps"))[1] == shown
-    forms: list[Any] = [{"day": "x"}, {"day": 7.5}, {"year": "1"}, {"day": -1}, [], {"day": {"limit": "1"}}, b"nonsense"]
+    forms: list[Any] = [
+        {"day": "x"},
+        {"day": 7.5},
+        {"year": "1"},
+        {"day": -1},
+        [],
+        {"day": {"limit": "1"}},
+        b"nonsense",
+    ]
     for form in forms:
         assert (await client.ask("PUT", "/v1/wallet/caps", form))[0] == 400
     assert (await client.ask("PUT", "/v1/wallet/caps", {"call": "0"}))[0] == 200
