@@ -32,8 +32,10 @@ from proxy.forms import (
     UserChangeForm,
     UserForm,
     WalletForm,
+    read_flag,
     read_form,
 )
+from proxy.openapi import Endpoint
 from proxy.services import SERVICES, Desk, cool_user
 
 _PAGE = 100
@@ -285,7 +287,7 @@ async def list_keys(request: web.Request) -> web.Response:
     found = await _desk(request).keys.find_keys(
         user_id=None if user is None else await _desk(request).wallets.get_user(user),
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
-        revoked=request.query.get("revoked", "").lower() in ("1", "true"),
+        revoked=read_flag(request, "revoked"),
         after=after,
         limit=limit + 1,
     )
@@ -379,35 +381,68 @@ async def verify_audit(request: web.Request) -> web.Response:
     return _answer(request, (await _desk(request).audit.verify(expect=request.query.get("expect"))).as_json())
 
 
-ROUTES = (
-    web.get("/admin/users", list_users),
-    web.post("/admin/users", create_user),
-    web.get("/admin/users/{user}", get_user),
-    web.patch("/admin/users/{user}", change_user),
-    web.get("/admin/users/{user}/caps", get_user_caps),
-    web.put("/admin/users/{user}/caps", put_user_caps),
-    web.get("/admin/wallets", list_wallets),
-    web.post("/admin/wallets", create_wallet),
-    web.get("/admin/wallets/{wallet}", get_wallet),
-    web.patch("/admin/wallets/{wallet}", change_wallet),
-    web.post("/admin/wallets/{wallet}/freeze", freeze_wallet),
-    web.post("/admin/wallets/{wallet}/unfreeze", unfreeze_wallet),
-    web.post("/admin/wallets/{wallet}/credits", credit_wallet),
-    web.get("/admin/wallets/{wallet}/caps", get_wallet_caps),
-    web.put("/admin/wallets/{wallet}/caps", put_wallet_caps),
-    web.get("/admin/keys", list_keys),
-    web.post("/admin/keys", create_key),
-    web.post("/admin/keys/{key}/rotate", rotate_key),
-    web.delete("/admin/keys/{key}", delete_key),
-    web.get("/admin/keys/{key}/caps", get_key_caps),
-    web.put("/admin/keys/{key}/caps", put_key_caps),
-    web.get("/admin/calls/{call}", get_call),
-    web.post("/admin/calls/{call}/refund", refund_call),
-    web.get("/admin/quota", get_quota),
-    web.get("/admin/reconciliation", list_reconciliations),
-    web.post("/admin/reconciliation", reconcile),
-    web.get("/admin/audit", list_audit),
-    web.get("/admin/audit/verify", verify_audit),
+def _endpoint(
+    method: str,
+    path: str,
+    handler: _Handler,
+    *,
+    form: type[Form] | None = None,
+    status: int = 200,
+    query: tuple[tuple[str, dict[str, Any]], ...] = (),
+) -> Endpoint:
+    return Endpoint(
+        method,
+        path,
+        handler,
+        "Object",
+        "operator",
+        status=status,
+        form=form,
+        query=query,
+        operator=True,
+        errors=(415,),
+    )
+
+
+def _query(*names: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    kinds: dict[str, dict[str, Any]] = {
+        "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_MAX, "default": _PAGE},
+        "after": {"type": "string", "format": "uuid"},
+        "since": {"type": "string", "format": "date-time"},
+        "revoked": {"type": "boolean"},
+    }
+    return tuple((name, kinds.get(name, {"type": "string"})) for name in names)
+
+
+ADMIN = (
+    _endpoint("GET", "/admin/users", list_users, query=_query("email", "limit", "after")),
+    _endpoint("POST", "/admin/users", create_user, form=UserForm, status=201),
+    _endpoint("GET", "/admin/users/{user}", get_user),
+    _endpoint("PATCH", "/admin/users/{user}", change_user, form=UserChangeForm),
+    _endpoint("GET", "/admin/users/{user}/caps", get_user_caps),
+    _endpoint("PUT", "/admin/users/{user}/caps", put_user_caps, form=CapsForm),
+    _endpoint("GET", "/admin/wallets", list_wallets, query=_query("user", "limit", "after")),
+    _endpoint("POST", "/admin/wallets", create_wallet, form=WalletForm, status=201),
+    _endpoint("GET", "/admin/wallets/{wallet}", get_wallet),
+    _endpoint("PATCH", "/admin/wallets/{wallet}", change_wallet, form=OverdraftForm),
+    _endpoint("POST", "/admin/wallets/{wallet}/freeze", freeze_wallet, form=ReasonForm),
+    _endpoint("POST", "/admin/wallets/{wallet}/unfreeze", unfreeze_wallet, form=ReasonForm),
+    _endpoint("POST", "/admin/wallets/{wallet}/credits", credit_wallet, form=CreditForm, status=201),
+    _endpoint("GET", "/admin/wallets/{wallet}/caps", get_wallet_caps),
+    _endpoint("PUT", "/admin/wallets/{wallet}/caps", put_wallet_caps, form=CapsForm),
+    _endpoint("GET", "/admin/keys", list_keys, query=_query("wallet", "user", "revoked", "limit", "after")),
+    _endpoint("POST", "/admin/keys", create_key, form=KeyForm, status=201),
+    _endpoint("POST", "/admin/keys/{key}/rotate", rotate_key, form=RotateForm),
+    _endpoint("DELETE", "/admin/keys/{key}", delete_key),
+    _endpoint("GET", "/admin/keys/{key}/caps", get_key_caps),
+    _endpoint("PUT", "/admin/keys/{key}/caps", put_key_caps, form=CapsForm),
+    _endpoint("GET", "/admin/calls/{call}", get_call),
+    _endpoint("POST", "/admin/calls/{call}/refund", refund_call, form=RefundForm),
+    _endpoint("GET", "/admin/quota", get_quota),
+    _endpoint("GET", "/admin/reconciliation", list_reconciliations),
+    _endpoint("POST", "/admin/reconciliation", reconcile),
+    _endpoint("GET", "/admin/audit", list_audit, query=_query("wallet", "user", "actor", "since", "limit")),
+    _endpoint("GET", "/admin/audit/verify", verify_audit, query=_query("expect")),
 )
 
 

@@ -10,20 +10,16 @@ from aiohttp import web
 from billing.errors import TumaError
 from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
-from proxy.admin import ROUTES as ADMIN_ROUTES
-from proxy.admin import guard_admin
-from proxy.caps import get_caps, put_caps
-from proxy.chat import chat_completions
+from proxy.admin import ADMIN, guard_admin
 from proxy.context import RATES, RateMemory, standard_headers
 from proxy.cors import Cors
+from proxy.endpoints import ENDPOINTS
 from proxy.errors import error_response, http_error_response, shape_of
 from proxy.framing import check_head, ends_connection
 from proxy.headers import UsualHeaders
-from proxy.health import DRAINING, healthz, readyz
-from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
-from proxy.models import get_model, list_models
+from proxy.health import DRAINING
+from proxy.openapi import DOCUMENT, make_document
 from proxy.services import SERVICES, open_services
-from proxy.wallet import get_wallet
 
 _log = structlog.get_logger("tuma.requests")
 LIMITS = web.AppKey("limits", LimitSettings)
@@ -50,25 +46,9 @@ def init_app(settings: Settings) -> web.Application:
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings))
     app.on_response_prepare.append(_finish_head)
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", chat_completions),
-            web.get("/v1/models", list_models),
-            web.get("/v1/models/{model:.+}", get_model),
-            web.get("/v1/wallet", get_wallet),
-            web.get("/v1/wallet/caps", get_caps),
-            web.put("/v1/wallet/caps", put_caps),
-            web.get("/v1/keys", list_keys),
-            web.post("/v1/keys", create_key),
-            web.delete("/v1/keys", delete_key),
-            web.get("/v1/keys/{key}", get_key),
-            web.delete("/v1/keys/{key}", delete_key),
-            web.post("/v1/keys/{key}/rotate", rotate_key),
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            *ADMIN_ROUTES,
-        ]
-    )
+    endpoints = (*ENDPOINTS, *ADMIN)
+    app[DOCUMENT] = make_document(endpoints)
+    app.add_routes([endpoint.route for endpoint in endpoints])
     return app
 
 

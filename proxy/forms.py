@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from billing.errors import InputError
 from billing.keys import KeyRules
-from billing.money import parse_amount
+from billing.money import AMOUNT_MAX_NANO, NANO, parse_amount
 from config.settings import LimitSettings
 from proxy.ask import read_body
 from proxy.errors import BadRequestError
@@ -32,7 +32,7 @@ def _read_amount(value: object) -> int:
         amount_nano = parse_amount(text)
     except InputError as error:
         raise ValueError(str(error)) from None
-    if amount_nano < 0:
+    if text.startswith("-"):
         raise ValueError("the amount is negative")
     return amount_nano
 
@@ -42,10 +42,12 @@ Amount = Annotated[
     BeforeValidator(_read_amount),
     WithJsonSchema(
         {
-            "type": "string",
-            "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$",
+            "anyOf": [
+                {"type": "string", "pattern": r"^[0-9]{1,20}(\.[0-9]{1,20})?$"},
+                {"type": "integer", "minimum": 0, "maximum": AMOUNT_MAX_NANO // NANO},
+            ],
             "examples": ["12.50"],
-            "description": "Major units.",
+            "description": "Major units: a string, or a whole number; not a number with decimals.",
         }
     ),
 ]
@@ -99,7 +101,7 @@ class KeyForm(Form):
 class UserForm(Form):
     """A person to be registered."""
 
-    email: Annotated[str, Field(max_length=320)]
+    email: Annotated[str, Field(max_length=320, examples=["ada@example.com"])]
     subject: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
 
@@ -117,8 +119,10 @@ class UserChangeForm(Form):
 class WalletForm(Form):
     """A wallet to be opened; the overdraft is in major units."""
 
-    user: Annotated[str, Field(max_length=320)]
-    currency: Annotated[str, Field(max_length=3)]
+    user: Annotated[
+        str, Field(max_length=320, examples=["ada@example.com"], description="Id or e-mail address.")
+    ]
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["USD"], description="ISO 4217.")]
     overdraft: Amount = 0
 
 
@@ -175,6 +179,20 @@ async def read_form(request: web.Request, form: type[_Form], limits: LimitSettin
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])[:200] or None
         raise BadRequestError(f"{name or 'The body'}: {first['msg']}", param=name) from None
+
+
+def read_flag(request: web.Request, name: str) -> bool:
+    """Read a flag of the query; False when it is not there.
+
+    Raises:
+        BadRequestError: it is neither true nor false.
+    """
+    found = {"true": True, "1": True, "false": False, "0": False}.get(
+        request.query.get(name, "false").lower()
+    )
+    if found is None:
+        raise BadRequestError(f"'{name}' must be true or false.", param=name)
+    return found
 
 
 def _refuse(constant: str) -> None:

@@ -13,7 +13,7 @@ from billing.wallets import parse_id
 from proxy.auth import acting_as, authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
-from proxy.forms import KeyForm, RotateForm, read_form
+from proxy.forms import KeyForm, RotateForm, read_flag, read_form
 from proxy.services import SERVICES, Services
 
 _PAGE = 100
@@ -27,7 +27,7 @@ async def list_keys(request: web.Request) -> web.Response:
     after = request.query.get("after")
     found = await services.keys.find_keys(
         owner=owner,
-        revoked=request.query.get("revoked", "").lower() in ("1", "true"),
+        revoked=read_flag(request, "revoked"),
         after=None if after is None else parse_id(after, "key"),
         limit=limit + 1,
     )

@@ -748,6 +748,20 @@ MUTATIONS = (
         "tests/faults/test_limits.py",
     ),
     Mutation(
+        "what is answered has the shape that is documented",
+        "proxy/keys.py",
+        '"has_more": len(found) > limit,',
+        '"has_more": None,',
+        "tests/proxy/test_openapi.py",
+    ),
+    Mutation(
+        "unknown members of a form are refused",
+        "proxy/forms.py",
+        'extra="forbid", ',
+        "",
+        "tests/proxy/test_openapi.py",
+    ),
+    Mutation(
         "people see rows by policies",
         "billing/access.py",
         'predicate = PERSONAL[row["relname"]][0].format(me=_ME)',

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from billing.audit import Audit
 from billing.errors import NotFoundError
 from config.settings import Settings
-from proxy.admin import ROUTES
+from proxy.admin import ADMIN
 from scripts.office import Office
 from tests.conftest import Payer, Running, check_books, make_payer, run_proxy, sync_models
 from tests.proxy.test_keys import CHAT, Client
@@ -72,8 +72,8 @@ async def test_nobody_without_the_token(
     settings: Settings, proxy: Running, admin: Client, payer: Payer, office: Office
 ) -> None:
     """Every path, with no token, a wrong one, a person's key, and parts of the token."""
-    assert len(ROUTES) > 25
-    for route in ROUTES:
+    assert len(ADMIN) > 25
+    for route in ADMIN:
         path = (
             route.path.replace("{user}", str(payer.user_id))
             .replace("{wallet}", str(payer.wallet_id))
@@ -303,7 +303,7 @@ async def test_bad_input_changes_nothing(
 
 async def test_what_is_not_there(admin: Client) -> None:
     nobody = uuid4()
-    for route in ROUTES:
+    for route in ADMIN:
         path = route.path
         if "{" not in path:
             continue

@@ -1,0 +1,47 @@
+"""What is served: one table, of which the routes and the document at ``/openapi.json`` are made."""
+
+from typing import Any
+
+from proxy.caps import get_caps, put_caps
+from proxy.chat import chat_completions
+from proxy.forms import CapsForm, KeyForm, RotateForm
+from proxy.health import healthz, readyz
+from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
+from proxy.models import get_model, list_models
+from proxy.openapi import Endpoint, show_document
+from proxy.wallet import get_wallet
+
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_ID: dict[str, Any] = {"type": "string", "format": "uuid"}
+_PAGE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 100}),
+    ("after", _ID),
+    ("revoked", _FLAG),
+)
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        chat_completions,
+        "ChatCompletion",
+        "calls",
+        body="ChatRequest",
+        streams=True,
+        errors=(415, 502, 504),
+    ),
+    Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
+    Endpoint("GET", "/v1/models/{model:.+}", get_model, "Model", "calls"),
+    Endpoint("GET", "/v1/wallet", get_wallet, "Wallet", "wallet"),
+    Endpoint("GET", "/v1/wallet/caps", get_caps, "Caps", "wallet"),
+    Endpoint("PUT", "/v1/wallet/caps", put_caps, "Caps", "wallet", form=CapsForm, errors=(415,)),
+    Endpoint("GET", "/v1/keys", list_keys, "Keys", "keys", query=_PAGE),
+    Endpoint("POST", "/v1/keys", create_key, "NewKey", "keys", status=201, form=KeyForm, errors=(415,)),
+    Endpoint("DELETE", "/v1/keys", delete_key, "DeletedKey", "keys", query=(("id", _ID),)),
+    Endpoint("GET", "/v1/keys/{key}", get_key, "Key", "keys"),
+    Endpoint("DELETE", "/v1/keys/{key}", delete_key, "DeletedKey", "keys"),
+    Endpoint("POST", "/v1/keys/{key}/rotate", rotate_key, "NewKey", "keys", form=RotateForm, errors=(415,)),
+    Endpoint("GET", "/healthz", healthz, "Health", "house", secured=False),
+    Endpoint("GET", "/readyz", readyz, "Readiness", "house", secured=False, errors=(503,)),
+    Endpoint("GET", "/openapi.json", show_document, "Object", "house", secured=False),
+)

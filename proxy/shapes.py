@@ -1,0 +1,146 @@
+"""What Tuma answers, as JSON Schema, for the document at ``/openapi.json``."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+EXAMPLE_MODEL = "openai/gpt-4o-mini"
+
+_AMOUNT: Schema = {
+    "type": "string",
+    "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?$",
+    "description": "Major units, exact.",
+}
+_PRICE: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$", "description": "USD, exact."}
+_MOMENT: Schema = {"type": ["string", "null"], "format": "date-time"}
+_ID: Schema = {"type": "string", "format": "uuid"}
+_COUNT: Schema = {"type": ["integer", "null"]}
+_TEXT: Schema = {"type": "string"}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _caps() -> Schema:
+    return {
+        "type": "object",
+        "description": "By period: call, day, week, month, total.",
+        "propertyNames": {"enum": ["call", "day", "week", "month", "total"]},
+        "additionalProperties": _ref("Cap"),
+    }
+
+
+def _list_of(name: str, **more: Schema) -> Schema:
+    return _object(object={"const": "list"}, data={"type": "array", "items": _ref(name)}, **more)
+
+
+_KEY = _object(
+    object={"const": "api_key"},
+    id=_ID,
+    wallet_id=_ID,
+    currency=_TEXT,
+    name=_TEXT,
+    hint=_TEXT,
+    status={"enum": ["active", "expired", "revoked"]},
+    created_at=_MOMENT,
+    rotated_at=_MOMENT,
+    previous_secret_until=_MOMENT,
+    expires_at=_MOMENT,
+    revoked_at=_MOMENT,
+    last_used_at=_MOMENT,
+    models={"type": ["array", "null"], "items": _TEXT},
+    networks={"type": ["array", "null"], "items": _TEXT},
+    manages={"type": "boolean"},
+    requests_per_min=_COUNT,
+    tokens_per_min=_COUNT,
+    calls_in_flight=_COUNT,
+    caps=_caps(),
+)
+SHAPES: dict[str, Schema] = {
+    "Error": _object(
+        error=_object(
+            message=_TEXT,
+            type=_TEXT,
+            param={"type": ["string", "null"]},
+            code={"type": ["string", "null"]},
+        )
+    ),
+    "Wallet": _object(
+        object={"const": "wallet"},
+        id=_ID,
+        currency=_TEXT,
+        posted=_AMOUNT,
+        held=_AMOUNT,
+        available=_AMOUNT,
+        overdraft=_AMOUNT,
+        status={"enum": ["active", "frozen"]},
+    ),
+    "Cap": _object(
+        limit=_AMOUNT,
+        currency=_TEXT,
+        spent=_AMOUNT,
+        held=_AMOUNT,
+        left=_AMOUNT,
+        limit_by_user={**_AMOUNT, "type": ["string", "null"]},
+        limit_by_operator={**_AMOUNT, "type": ["string", "null"]},
+        starts_at=_MOMENT,
+        ends_at=_MOMENT,
+    ),
+    "Caps": {
+        **_object(
+            object={"const": "wallet.caps"}, wallet_id=_ID, currency=_TEXT, caps=_caps(), user_caps=_caps()
+        ),
+        "description": "`key_caps` as well, for who came with a key.",
+    },
+    "Key": _KEY,
+    "NewKey": {
+        **_KEY,
+        "properties": {**_KEY["properties"], "secret": {"type": "string", "pattern": "^sk-tuma-"}},
+        "required": [*_KEY["required"], "secret"],
+    },
+    "Keys": _list_of(
+        "Key",
+        has_more={"type": "boolean"},
+        first_id={"type": ["string", "null"]},
+        last_id={"type": ["string", "null"]},
+    ),
+    "DeletedKey": _object(
+        id=_ID, object={"const": "api_key"}, deleted={"const": True}, status={"const": "revoked"}
+    ),
+    "Model": _object(
+        id=_TEXT,
+        object={"const": "model"},
+        created={"type": "integer"},
+        owned_by=_TEXT,
+        name=_TEXT,
+        context_length=_COUNT,
+        max_completion_tokens=_COUNT,
+        pricing={"type": "object", "additionalProperties": _PRICE, "description": "USD, per token."},
+        pricing_per_million=_object(prompt=_PRICE, completion=_PRICE),
+    ),
+    "Models": _list_of("Model"),
+    "Health": _object(status=_TEXT),
+    "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),
+    "ChatCompletion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
+    "ChatRequest": {
+        "type": "object",
+        "description": "OpenAI's. What Tuma does not know it passes on.",
+        "properties": {
+            "model": {"type": "string", "minLength": 1},
+            "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+            "stream": {"type": ["boolean", "null"]},
+            "max_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000_000},
+            "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000_000},
+        },
+        "required": ["model", "messages"],
+        "examples": [
+            {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "hi"}]},
+            {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True},
+        ],
+    },
+    "Object": {"type": "object"},
+}
