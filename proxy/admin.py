@@ -34,6 +34,7 @@ from proxy.forms import (
     WalletForm,
     read_flag,
     read_form,
+    read_query,
 )
 from proxy.openapi import Endpoint
 from proxy.services import SERVICES, Desk, cool_user
@@ -102,7 +103,7 @@ async def list_users(request: web.Request) -> web.Response:
     """Users by age; ``email``, ``limit`` and ``after`` in the query."""
     limit, after = _read_page(request, "user")
     found = await _desk(request).wallets.find_users(
-        email=request.query.get("email"), after=after, limit=limit + 1
+        email=read_query(request, "email"), after=after, limit=limit + 1
     )
     return _answer(request, _page([user.as_json() for user in found], limit))
 
@@ -155,7 +156,7 @@ async def _show_user(request: web.Request, user_id: UUID) -> web.Response:
 async def list_wallets(request: web.Request) -> web.Response:
     """Wallets by age; ``user``, ``limit`` and ``after`` in the query."""
     limit, after = _read_page(request, "wallet")
-    named = request.query.get("user")
+    named = read_query(request, "user")
     user_id = None if named is None else await _desk(request).wallets.get_user(named)
     found = await _desk(request).wallets.find_wallets(user_id=user_id, after=after, limit=limit + 1)
     return _answer(request, _page([_wallet_json(wallet) for wallet in found], limit))
@@ -283,7 +284,7 @@ async def _show_caps(request: web.Request, scope: Scope, scope_id: UUID, currenc
 async def list_keys(request: web.Request) -> web.Response:
     """Keys by age; ``wallet``, ``user``, ``revoked``, ``limit`` and ``after`` in the query."""
     limit, after = _read_page(request, "key")
-    user, wallet = request.query.get("user"), request.query.get("wallet")
+    user, wallet = read_query(request, "user"), read_query(request, "wallet")
     found = await _desk(request).keys.find_keys(
         user_id=None if user is None else await _desk(request).wallets.get_user(user),
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
@@ -364,13 +365,14 @@ async def reconcile(request: web.Request) -> web.Response:
 
 async def list_audit(request: web.Request) -> web.Response:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
-    desk, query = _desk(request), request.query
+    desk = _desk(request)
     limit, _ = _read_page(request, "row")
+    wallet, user, since = (read_query(request, name) for name in ("wallet", "user", "since"))
     rows = await desk.audit.list_rows(
-        wallet_id=None if "wallet" not in query else parse_id(query["wallet"], "wallet"),
-        user_id=None if "user" not in query else await desk.wallets.get_user(query["user"]),
-        actor=query.get("actor"),
-        since=None if "since" not in query else _read_moment(query["since"]),
+        wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
+        user_id=None if user is None else await desk.wallets.get_user(user),
+        actor=read_query(request, "actor"),
+        since=None if since is None else _read_moment(since),
         limit=limit,
     )
     return _answer(request, {"object": "list", "data": rows})
@@ -378,7 +380,9 @@ async def list_audit(request: web.Request) -> web.Response:
 
 async def verify_audit(request: web.Request) -> web.Response:
     """Find altered, removed and reordered rows; ``expect``: a head noted before. Note the head that it returns."""
-    return _answer(request, (await _desk(request).audit.verify(expect=request.query.get("expect"))).as_json())
+    return _answer(
+        request, (await _desk(request).audit.verify(expect=read_query(request, "expect"))).as_json()
+    )
 
 
 def _endpoint(
@@ -447,7 +451,7 @@ ADMIN = (
 
 
 def _read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
-    text, after = request.query.get("limit", str(_PAGE)), request.query.get("after")
+    text, after = read_query(request, "limit") or str(_PAGE), read_query(request, "after")
     if not (text.isascii() and text.isdigit() and len(text) <= 4) or not 1 <= int(text) <= _PAGE_MAX:  # noqa: PLR2004 - digits
         raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE_MAX}.", param="limit")
     return int(text), None if after is None else parse_id(after, what)

@@ -37,7 +37,7 @@ ENDPOINTS = (
     Endpoint("PUT", "/v1/wallet/caps", put_caps, "Caps", "wallet", form=CapsForm, errors=(415,)),
     Endpoint("GET", "/v1/keys", list_keys, "Keys", "keys", query=_PAGE),
     Endpoint("POST", "/v1/keys", create_key, "NewKey", "keys", status=201, form=KeyForm, errors=(415,)),
-    Endpoint("DELETE", "/v1/keys", delete_key, "DeletedKey", "keys", query=(("id", _ID),)),
+    Endpoint("DELETE", "/v1/keys", delete_key, "DeletedKey", "keys", query=(("id", _ID),), required=("id",)),
     Endpoint("GET", "/v1/keys/{key}", get_key, "Key", "keys"),
     Endpoint("DELETE", "/v1/keys/{key}", delete_key, "DeletedKey", "keys"),
     Endpoint("POST", "/v1/keys/{key}/rotate", rotate_key, "NewKey", "keys", form=RotateForm, errors=(415,)),

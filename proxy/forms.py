@@ -1,6 +1,7 @@
 """What self-service paths are sent: JSON forms, checked by pydantic, amounts exact."""
 
 import json
+import re
 from datetime import datetime
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
@@ -18,7 +19,7 @@ from proxy.ask import read_body
 from proxy.errors import BadRequestError
 
 _Form = TypeVar("_Form", bound=BaseModel)
-_DIGITS_MAX = 40
+_AMOUNT = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?", re.ASCII)
 
 
 def _read_amount(value: object) -> int:
@@ -26,14 +27,12 @@ def _read_amount(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("give an amount in major units as a string, as '12.50'")  # noqa: TRY004 - pydantic reads ValueError
     text = str(value)
-    if len(text) > _DIGITS_MAX:
-        raise ValueError("the amount has too many digits")
+    if not _AMOUNT.fullmatch(text):
+        raise ValueError("the amount must have at most ten digits and nine decimals, as '12.50'")
     try:
         amount_nano = parse_amount(text)
     except InputError as error:
         raise ValueError(str(error)) from None
-    if text.startswith("-"):
-        raise ValueError("the amount is negative")
     return amount_nano
 
 
@@ -43,7 +42,7 @@ Amount = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string", "pattern": r"^[0-9]{1,20}(\.[0-9]{1,20})?$"},
+                {"type": "string", "pattern": f"^{_AMOUNT.pattern}$"},
                 {"type": "integer", "minimum": 0, "maximum": AMOUNT_MAX_NANO // NANO},
             ],
             "examples": ["12.50"],
@@ -51,6 +50,22 @@ Amount = Annotated[
         }
     ),
 ]
+
+
+def _only_text(value: object) -> object:
+    """Let pydantic read a text; from a number it would make a moment since 1970, or an address."""
+    if value is not None and (not isinstance(value, str) or value.strip("-+. ").isnumeric()):
+        raise ValueError("give it as a text")
+    return value
+
+
+def _only_number(value: object) -> object:
+    """Let through what is a number in JSON, as the number that pydantic expects."""
+    if value is None or (isinstance(value, int | Decimal) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise ValueError("give it as a number")
+
+
 _Limit = Annotated[int, Field(ge=0, lt=2**40, strict=True)]
 _Count = Annotated[int, Field(gt=0, lt=2**40, strict=True)]
 
@@ -81,9 +96,15 @@ class KeyForm(Form):
 
     name: Annotated[str, Field(max_length=200)] = ""
     wallet_id: UUID | None = None
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime | None, BeforeValidator(_only_text)] = None
     models: Annotated[list[str], Field(min_length=1, max_length=100)] | None = None
-    networks: Annotated[list[IPv4Network | IPv6Network], Field(min_length=1, max_length=100)] | None = None
+    networks: (
+        Annotated[
+            list[Annotated[IPv4Network | IPv6Network, BeforeValidator(_only_text)]],
+            Field(min_length=1, max_length=100),
+        ]
+        | None
+    ) = None
     manages: Annotated[bool, Field(strict=True)] | None = None
     requests_per_min: _Count | None = None
     tokens_per_min: _Count | None = None
@@ -157,7 +178,7 @@ class RefundForm(Form):
 class RotateForm(Form):
     """How a key's secret is changed."""
 
-    overlap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    overlap_s: Annotated[float | None, Field(ge=0, allow_inf_nan=False), BeforeValidator(_only_number)] = None
 
 
 async def read_form(request: web.Request, form: type[_Form], limits: LimitSettings) -> _Form:
@@ -181,15 +202,26 @@ async def read_form(request: web.Request, form: type[_Form], limits: LimitSettin
         raise BadRequestError(f"{name or 'The body'}: {first['msg']}", param=name) from None
 
 
+def read_query(request: web.Request, name: str) -> str | None:
+    """Return a parameter of the query; None when it is not there.
+
+    Raises:
+        BadRequestError: it is there twice: somebody else may read the other.
+    """
+    given = request.query.getall(name, [])
+    if len(given) > 1:
+        raise BadRequestError(f"'{name}' is there {len(given)} times.", param=name)
+    return given[0] if given else None
+
+
 def read_flag(request: web.Request, name: str) -> bool:
     """Read a flag of the query; False when it is not there.
 
     Raises:
         BadRequestError: it is neither true nor false.
     """
-    found = {"true": True, "1": True, "false": False, "0": False}.get(
-        request.query.get(name, "false").lower()
-    )
+    given = read_query(request, name)
+    found = {None: False, "true": True, "1": True, "false": False, "0": False}.get(given and given.lower())
     if found is None:
         raise BadRequestError(f"'{name}' must be true or false.", param=name)
     return found

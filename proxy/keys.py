@@ -13,7 +13,7 @@ from billing.wallets import parse_id
 from proxy.auth import acting_as, authenticate, owner_of
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
-from proxy.forms import KeyForm, RotateForm, read_flag, read_form
+from proxy.forms import KeyForm, RotateForm, read_flag, read_form, read_query
 from proxy.services import SERVICES, Services
 
 _PAGE = 100
@@ -23,8 +23,8 @@ async def list_keys(request: web.Request) -> web.Response:
     """The keys that the caller may manage, by age; ``limit``, ``after`` and ``revoked=true`` in the query."""
     services, caller = request.app[SERVICES], await authenticate(request)
     owner = owner_of(caller)
-    limit = _read_limit(request.query.get("limit", str(_PAGE)))
-    after = request.query.get("after")
+    limit = _read_limit(read_query(request, "limit") or str(_PAGE))
+    after = read_query(request, "after")
     found = await services.keys.find_keys(
         owner=owner,
         revoked=read_flag(request, "revoked"),
@@ -83,7 +83,7 @@ async def rotate_key(request: web.Request) -> web.Response:
 async def delete_key(request: web.Request) -> web.Response:
     """Revoke a key, named in the path or as ``?id=``; a key may always revoke itself: whoever finds one can end it."""
     services, caller = request.app[SERVICES], await authenticate(request)
-    named = request.match_info.get("key") or request.query.get("id")
+    named = request.match_info.get("key") or read_query(request, "id")
     if not named:
         raise BadRequestError("Name the key: DELETE /v1/keys/{id}.", param="id")
     key_id = parse_id(named, "key")

@@ -32,6 +32,7 @@ _WHY = {
     503: "Something that money depends on is away: see `Retry-After`.",
     504: "The provider did not answer in time.",
 }
+_LATER = (429, 503)
 _ALWAYS = (400, 401, 402, 403, 404, 408, 413, 429, 503)
 
 
@@ -45,6 +46,7 @@ class Endpoint:
         form: what the body is read into; None for none.
         body: the body's shape, where it is no form.
         query: names of query parameters, and their schemas.
+        required: those of them that must be there.
         streams: it may answer with events, too.
         secured: whether a key or a token is needed.
         operator: whether it needs the operator's token.
@@ -60,6 +62,7 @@ class Endpoint:
     form: type[Form] | None = None
     body: str | None = None
     query: tuple[tuple[str, Schema], ...] = ()
+    required: tuple[str, ...] = ()
     streams: bool = False
     secured: bool = True
     operator: bool = False
@@ -138,7 +141,10 @@ def _parameters(item: Endpoint) -> list[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": _NAMED.get(name, _TEXT)}
         for name in _PARAMETER.findall(item.path)
     ]
-    found += [{"name": name, "in": "query", "schema": schema} for name, schema in item.query]
+    found += [
+        {"name": name, "in": "query", "required": name in item.required, "schema": schema}
+        for name, schema in item.query
+    ]
     if item.secured and not item.operator:
         found.append(
             {
@@ -165,7 +171,10 @@ def _responses(item: Endpoint) -> dict[str, Any]:
             continue
         responses[str(status)] = {
             "description": _WHY[status],
-            "headers": {"x-request-id": {"schema": {"type": "string"}}},
+            "headers": {
+                "x-request-id": {"required": True, "schema": {"type": "string"}},
+                **({"Retry-After": {"schema": {"type": "string"}}} if status in _LATER else {}),
+            },
             "content": {"application/json": {"schema": _ref("Error")}},
         }
     return responses

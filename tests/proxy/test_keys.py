@@ -110,6 +110,7 @@ async def test_pages_of_keys(client: Client) -> None:
     _, second = await client.ask("GET", f"/v1/keys?limit=2&after={first['last_id']}")
     assert second["has_more"] is False
     assert [key["id"] for key in [*first["data"], *second["data"]]][1:] == made
+    assert (await client.ask("GET", "/v1/keys?limit=1&limit=2"))[0] == 400
     for limit in ("0", "101", "x", "-1", "1e3", "9" * 50):
         assert (await client.ask("GET", f"/v1/keys?limit={limit}"))[0] == 400
 
@@ -139,6 +140,10 @@ async def test_pages_of_keys(client: Client) -> None:
         {"networks": []},
         {"networks": ["10.0.0.1/8"]},
         {"networks": ["here"]},
+        {"networks": [5]},
+        {"networks": ["5"]},
+        {"expires_at": 4102444800},
+        {"expires_at": "4102444800"},
         {"requests_per_min": 0},
         {"requests_per_min": 1.5},
         {"requests_per_min": "5"},
@@ -256,7 +261,9 @@ async def test_a_rotated_key_overlaps(client: Client, payer: Payer, office: Offi
         while await new.call() != 401:
             await asyncio.sleep(0.02)
     assert await client.with_secret(again["secret"]).call() == 200
-    assert (await client.ask("POST", f"/v1/keys/{made['id']}/rotate", {"overlap_s": 1e9}))[0] == 400
+    overlaps: list[Any] = [1e9, -1, True, "5", [], {}]
+    for overlap in overlaps:
+        assert (await client.ask("POST", f"/v1/keys/{made['id']}/rotate", {"overlap_s": overlap}))[0] == 400
     await client.ask("DELETE", f"/v1/keys/{made['id']}")
     assert (await client.ask("POST", f"/v1/keys/{made['id']}/rotate", {}))[0] == 400
     await check_books(office)

@@ -1,6 +1,7 @@
 """Schemathesis reads the document that Tuma serves, and tries what people may do with it on the real server."""
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from billing.money import NANO
 from config.settings import Settings
+from proxy.shapes import SHAPES
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import check_books, sync_models
@@ -53,7 +55,16 @@ async def test_schemathesis(
                 assert response.status == 200
             async with session.get(f"{url}/openapi.json") as response:
                 assert response.headers["x-request-id"]
-                assert (await response.json())["openapi"] == "3.1.0"
+                document = await response.json()
+        assert document["openapi"] == "3.1.0"
+        # Clients shall bear with members that come later; here one that is not documented is a leak.
+        for name in SHAPES.keys() - {"ChatRequest", "ChatCompletion", "Object"}:
+            shape = document["components"]["schemas"][name]
+            shape["additionalProperties"] = False
+            if name == "Caps":
+                shape["properties"]["key_caps"] = shape["properties"]["caps"]
+        path = tmp_path / "openapi.json"
+        path.write_text(json.dumps(document))
         (wallet,) = await office.wallets.find_wallets()
         await office.wallets.credit(wallet.id, 1_000 * NANO, reason="test")
         await office.cool(wallet.id)
@@ -61,7 +72,8 @@ async def test_schemathesis(
         command = [
             str(Path(sys.executable).with_name("schemathesis")),
             "run",
-            f"{url}/openapi.json",
+            str(path),
+            f"--url={url}",
             f"--include-path-regex=^/{paths}/",
             "--checks=all",
             f"--exclude-checks={','.join(_EXCLUDED)}",
