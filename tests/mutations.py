@@ -759,7 +759,7 @@ MUTATIONS = (
         "proxy/forms.py",
         'extra="forbid", ',
         "",
-        "tests/proxy/test_openapi.py",
+        "tests/proxy/test_keys.py",
     ),
     Mutation(
         "people see rows by policies",
