@@ -275,7 +275,7 @@ async def apply_access(connection: Any, settings: PostgresSettings, scripts: Ite
         f'GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {names["owner"]}',
         f'GRANT USAGE ON SCHEMA "{schema}" TO {", ".join([*readers, *(names[role] for role in ROLES)])}',
         *_own(everything, routines, names["owner"]),
-        *_grant_functions(routines, names, everybody, schema),
+        *_grant_functions(routines, names, everybody, readers, schema),
         *_grant_tables(relations, names, everybody, readers),
         *await _set_policies(connection, relations, names, readers),
     ]
@@ -324,7 +324,11 @@ def _own(relations: Sequence[Any], routines: Sequence[Any], owner: str) -> list[
 
 
 def _grant_functions(
-    routines: Sequence[Any], names: Mapping[str, str], everybody: str, schema: str
+    routines: Sequence[Any],
+    names: Mapping[str, str],
+    everybody: str,
+    readers: Sequence[str],
+    schema: str,
 ) -> list[str]:
     entries = {name for granted in FUNCTIONS.values() for name in granted}
     statements = [f"REVOKE ALL ON FUNCTION {row['signature']} FROM {everybody}" for row in routines]
@@ -339,6 +343,8 @@ def _grant_functions(
             for role, mine in granted.items()
             if row["name"] in mine
         ]
+        if row["name"] in HELPERS["api"]:
+            statements.append(f"GRANT EXECUTE ON FUNCTION {row['signature']} TO {', '.join(readers)}")
     return statements
 
 

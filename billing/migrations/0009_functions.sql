@@ -1,4 +1,4 @@
--- What the proxy asks of Postgres, as functions: its role may call them, and do nothing else (billing/access.sql).
+-- What the proxy asks of Postgres, as functions: its role may call them, and do nothing else (billing/access.py).
 
 -- Workers.
 CREATE FUNCTION register_worker(p_id uuid, p_host text, p_pid integer, p_lease interval) RETURNS void LANGUAGE sql AS $$

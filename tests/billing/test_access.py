@@ -532,3 +532,36 @@ async def test_the_owner_of_a_key_is_no_argument(settings: Settings, office: Off
     finally:
         await api.close()
     assert role_name(settings.postgres, "api") == "tuma_api"
+
+
+async def test_the_role_of_supabase_reads_as_a_person(office: Office) -> None:
+    """Whom Supabase's API lets in as ``authenticated``, by the claims that it sets; ``anon`` sees nothing."""
+    ada, _ = await furnish_two(office)
+    async with office.database.connection() as connection:
+        await connection.execute("CREATE ROLE authenticated NOLOGIN; CREATE ROLE anon NOLOGIN")
+        try:
+            # As Supabase's default privileges do.
+            await connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO anon, authenticated")
+            await connection.execute("GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO anon, authenticated")
+            await migrate(office.database)
+            async with connection.transaction():
+                await connection.execute("SET LOCAL ROLE authenticated")
+                assert not await connection.fetch("SELECT id FROM wallets")
+                await connection.execute(by_claims(ada.user_id))
+                for table, column in (("users", "id"), ("wallets", "user_id"), ("calls", "user_id")):
+                    found = await connection.fetch(f"SELECT {column} FROM {table}")
+                    assert {row[column] for row in found} == {ada.user_id}
+            for role in ("anon", "authenticated"):
+                for statement in (
+                    "SELECT secret_hmac FROM api_keys",
+                    "UPDATE wallets SET posted_nano = 1",
+                    "SELECT grant_credit(gen_random_uuid(), gen_random_uuid(), 1, '', '', ''::bytea)",
+                    "SELECT * FROM audit_log",
+                    *(["SELECT id FROM wallets"] if role == "anon" else []),
+                ):
+                    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                        async with connection.transaction():
+                            await connection.execute(f"SET LOCAL ROLE {role}")
+                            await connection.execute(statement)
+        finally:
+            await connection.execute("DROP OWNED BY authenticated, anon; DROP ROLE authenticated, anon")
