@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
 from proxy.forms import CapsForm, KeyForm, RotateForm
@@ -9,6 +10,7 @@ from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
 from proxy.openapi import Endpoint, show_document
+from proxy.transactions import get_statement, list_transactions
 from proxy.wallet import get_wallet
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
@@ -19,6 +21,15 @@ _PAGE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("revoked", _FLAG),
 )
 
+_TRANSACTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 100}),
+    ("after", _ID),
+    ("kind", {"type": "string", "description": f"Several by commas: {', '.join(KINDS)}."}),
+    ("since", {"type": "string", "format": "date-time"}),
+    ("until", {"type": "string", "format": "date-time"}),
+    ("format", {"type": "string", "enum": ["json", "csv"]}),
+)
+
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -27,7 +38,7 @@ ENDPOINTS = (
         "ChatCompletion",
         "calls",
         body="ChatRequest",
-        streams=True,
+        also=("text/event-stream",),
         errors=(415, 502, 504),
     ),
     Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
@@ -35,6 +46,24 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/wallet", get_wallet, "Wallet", "wallet"),
     Endpoint("GET", "/v1/wallet/caps", get_caps, "Caps", "wallet"),
     Endpoint("PUT", "/v1/wallet/caps", put_caps, "Caps", "wallet", form=CapsForm, errors=(415,)),
+    Endpoint(
+        "GET",
+        "/v1/wallet/transactions",
+        list_transactions,
+        "Transactions",
+        "wallet",
+        query=_TRANSACTIONS,
+        also=("text/csv",),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/wallet/statements/{month}",
+        get_statement,
+        "Object",
+        "wallet",
+        query=(("format", {"type": "string", "enum": ["html", "csv"]}),),
+        also=("text/html", "text/csv"),
+    ),
     Endpoint("GET", "/v1/keys", list_keys, "Keys", "keys", query=_PAGE),
     Endpoint("POST", "/v1/keys", create_key, "NewKey", "keys", status=201, form=KeyForm, errors=(415,)),
     Endpoint("DELETE", "/v1/keys", delete_key, "DeletedKey", "keys", query=(("id", _ID),), required=("id",)),

@@ -17,7 +17,15 @@ DOCUMENT = web.AppKey("document", dict)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _PARAMETER = re.compile(r"{(\w+)(?::[^}]*)?}")
 _TEXT: Schema = {"type": "string", "minLength": 1}
-_NAMED: dict[str, Schema] = {"model": {**_TEXT, "examples": [EXAMPLE_MODEL]}}
+_NAMED: dict[str, Schema] = {
+    "model": {**_TEXT, "examples": [EXAMPLE_MODEL]},
+    "month": {"type": "string", "pattern": "^20[2-9][0-9]-(0[1-9]|1[0-2])$", "examples": ["2026-11"]},
+}
+_MEDIA: dict[str, Schema] = {
+    "text/event-stream": {"description": "OpenAI's chunks, then `[DONE]`."},
+    "text/csv": {"type": "string"},
+    "text/html": {"type": "string"},
+}
 _WHY = {
     400: "The request cannot be understood, or a value in it is out of bounds.",
     401: "No key or token, or one that is not valid.",
@@ -47,7 +55,7 @@ class Endpoint:
         body: the body's shape, where it is no form.
         query: names of query parameters, and their schemas.
         required: those of them that must be there.
-        streams: it may answer with events, too.
+        also: media types that it may answer with, beside JSON.
         secured: whether a key or a token is needed.
         operator: whether it needs the operator's token.
         errors: statuses that it may answer beside the usual ones.
@@ -63,7 +71,7 @@ class Endpoint:
     body: str | None = None
     query: tuple[tuple[str, Schema], ...] = ()
     required: tuple[str, ...] = ()
-    streams: bool = False
+    also: tuple[str, ...] = ()
     secured: bool = True
     operator: bool = False
     errors: tuple[int, ...] = ()
@@ -159,8 +167,7 @@ def _parameters(item: Endpoint) -> list[dict[str, Any]]:
 
 def _responses(item: Endpoint) -> dict[str, Any]:
     good: dict[str, Any] = {"application/json": {"schema": _ref(item.answer)}}
-    if item.streams:
-        good["text/event-stream"] = {"schema": {"description": "OpenAI's chunks, then `[DONE]`."}}
+    good.update({media: {"schema": _MEDIA[media]} for media in item.also})
     responses = {
         str(item.status): {"description": "Done.", "headers": _headers(item), "content": good},
     }

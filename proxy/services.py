@@ -33,6 +33,7 @@ from billing.quota import Quota, QuotaWatch
 from billing.reconcile import Reconciler
 from billing.redis_pipe import RedisPipe
 from billing.routine import Routine
+from billing.statement import Statements
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
@@ -72,6 +73,7 @@ class Services:
     failures: AuthFailures
     wallets: Wallets
     caps: Caps
+    statements: Statements
     prices: PriceBook
     fx: FxBook
     counter: TokenCounter
@@ -152,6 +154,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
         wallets=Wallets(people),
         caps=Caps(people),
+        statements=Statements(people),
         prices=PriceBook(database),
         fx=FxBook(database, markup_bps=settings.fx.markup_bps),
         counter=TokenCounter(),

@@ -1,0 +1,176 @@
+"""``/v1/wallet/transactions`` and ``/v1/wallet/statements/{month}``: where a person's money went."""
+
+import csv
+import io
+from datetime import UTC, datetime
+from html import escape
+
+from aiohttp import web
+
+from billing.callers import Caller
+from billing.money import format_amount
+from billing.statement import Filter, Month, Transaction
+from billing.wallets import parse_id
+from proxy.auth import authenticate
+from proxy.context import standard_headers
+from proxy.errors import BadRequestError
+from proxy.forms import read_query
+from proxy.services import SERVICES, Services
+
+_PAGE = 100
+_COLUMNS = (
+    *("id", "created_at", "kind", "amount", "currency", "balance", "call_id", "model", "cost_usd"),
+    *("tokens_prompt", "tokens_completion", "description"),
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_WORDS = {
+    "settlement": "Calls",
+    "grant": "Credit",
+    "topup": "Top-up",
+    "refund": "Refund",
+    "correction": "Correction",
+}
+_STYLE = (
+    "body{font:14px/1.5 system-ui,sans-serif;max-width:48em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3em .6em;border-bottom:1px solid #ddd}"
+    "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tfoot td{font-weight:600}"
+    "@media print{body{margin:0;max-width:none}}"
+)
+
+
+async def list_transactions(request: web.Request) -> web.StreamResponse:
+    """What came into the wallet and went out of it, newest first, with the running balance; as JSON, or all as CSV.
+
+    ``kind`` (several by commas), ``since`` and ``until`` filter; ``limit`` and ``after`` page; ``format=csv`` gives all.
+    """
+    services, caller = request.app[SERVICES], await authenticate(request)
+    wanted = _read_filter(request)
+    if _read_format(request) == "csv":
+        return await _send_csv(request, services, caller, wanted, "transactions")
+    text, after = read_query(request, "limit") or str(_PAGE), read_query(request, "after")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= _PAGE:  # noqa: PLR2004 - digits
+        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE}.", param="limit")
+    limit = int(text)
+    found = await services.statements.list_page(
+        caller.user_id,
+        caller.wallet_id,
+        wanted,
+        after=None if after is None else parse_id(after, "transaction"),
+        limit=limit + 1,
+    )
+    page = found[:limit]
+    body = {
+        "object": "list",
+        "data": [transaction.as_json() for transaction in page],
+        "has_more": len(found) > limit,
+        "first_id": str(page[0].id) if page else None,
+        "last_id": str(page[-1].id) if page else None,
+    }
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def get_statement(request: web.Request) -> web.StreamResponse:
+    """A month on the person's clock, as ``2026-11``: a page to print, or with ``format=csv`` every transaction of it."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    month = await services.statements.read_month(
+        caller.user_id, caller.wallet_id, request.match_info["month"]
+    )
+    if _read_format(request) == "csv":
+        wanted = Filter(since=month.starts_at, until=month.ends_at)
+        return await _send_csv(request, services, caller, wanted, month.name)
+    return web.Response(
+        text=render_month(month),
+        content_type="text/html",
+        headers={
+            **standard_headers(request),
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        },
+    )
+
+
+async def _send_csv(
+    request: web.Request, services: Services, caller: Caller, wanted: Filter, name: str
+) -> web.StreamResponse:
+    pages = services.statements.read_all(caller.user_id, caller.wallet_id, wanted)
+    first: list[Transaction] = await anext(pages, [])  # before the head, so that an error is one
+    headers = {
+        **standard_headers(request),
+        "Content-Disposition": f'attachment; filename="tuma-{name}.csv"',
+    }
+    response = web.StreamResponse(headers=headers)
+    response.content_type, response.charset = "text/csv", "utf-8"
+    await response.prepare(request)
+    await response.write(_csv([list(_COLUMNS)]))
+    await response.write(write_rows(first))
+    async for page in pages:
+        await response.write(write_rows(page))
+    await response.write_eof()
+    return response
+
+
+def write_rows(page: list[Transaction]) -> bytes:
+    """Write transactions as CSV (RFC 4180). A text that a spreadsheet would take for a formula is quoted with an apostrophe."""
+    rows = []
+    for transaction in page:
+        shown = transaction.as_json()
+        for column in ("model", "description"):
+            if str(shown[column] or "").startswith(_FORMULA):
+                shown[column] = f"'{shown[column]}"
+        rows.append(["" if shown[column] is None else str(shown[column]) for column in _COLUMNS])
+    return _csv(rows)
+
+
+def _csv(rows: list[list[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def render_month(month: Month) -> str:
+    """Write a month as a page to print."""
+    total = sum(line.amount_nano for line in month.lines)
+    body = "".join(
+        f"<tr><td>{escape(line.day)}</td><td>{escape(_WORDS.get(line.kind, line.kind))}</td><td>{escape(line.model or '')}</td>"
+        f'<td class="n">{line.rows}</td><td class="n">{format_amount(line.amount_nano)}</td></tr>'
+        for line in month.lines
+    )
+    currency = escape(month.currency)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Statement {escape(month.name)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Statement {escape(month.name)}</h1>"
+        f"<p>{escape(month.email or '')}<br>Wallet in {currency}; days in {escape(month.timezone)}.</p>"
+        f"<p>Opening balance: <strong>{format_amount(month.opening_nano)} {currency}</strong></p>"
+        '<table><thead><tr><th>Day</th><th>What</th><th>Model</th><th class="n">How many</th>'
+        f'<th class="n">{currency}</th></tr></thead><tbody>{body}</tbody>'
+        f'<tfoot><tr><td colspan="4">Sum</td><td class="n">{format_amount(total)}</td></tr></tfoot></table>'
+        f"<p>Closing balance: <strong>{format_amount(month.closing_nano)} {currency}</strong></p></body></html>\n"
+    )
+
+
+def _read_format(request: web.Request) -> str | None:
+    named = read_query(request, "format")
+    if named not in (None, "csv", "json", "html"):
+        raise BadRequestError("'format' must be csv, json or html.", param="format")
+    if named is None and request.headers.get("Accept", "").partition(",")[0].strip() == "text/csv":
+        return "csv"
+    return named
+
+
+def _read_filter(request: web.Request) -> Filter:
+    kinds = read_query(request, "kind")
+    return Filter(
+        kinds=None if kinds is None else kinds.split(","),
+        since=_read_moment(request, "since"),
+        until=_read_moment(request, "until"),
+    )
+
+
+def _read_moment(request: web.Request, name: str) -> datetime | None:
+    text = read_query(request, name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
