@@ -156,6 +156,25 @@ async def test_a_month_to_print(client: Client, proxy: Running, payer: Payer, of
         assert (await fetch(client, f"/v1/wallet/statements/{wrong}"))[0] == 400
 
 
+async def test_a_month_begins_with_its_owners_clock(payer: Payer, office: Office) -> None:
+    """Half an hour after midnight on the first, 14 hours ahead of UTC, it is still the month before in UTC."""
+    month = f"{datetime.now(ZoneInfo('Pacific/Kiritimati')):%Y-%m}"
+    begins, _ = bounds_of(month, "Pacific/Kiritimati")
+    async with office.database.connection() as connection:
+        await connection.execute(
+            "SELECT grant_credit(uuid_floor($2), $1, 77, 'early', 'early', '')",
+            payer.wallet_id,
+            begins + timedelta(minutes=30),
+        )
+    statements, caps = Statements(office.database), Caps(office.database)
+    for zone, there in (("Pacific/Kiritimati", True), ("UTC", False), ("Pacific/Midway", False)):
+        await caps.set_clock(payer.user_id, timezone=zone, week_starts=1)
+        found = await statements.read_month(payer.user_id, payer.wallet_id, month)
+        assert found.opening_nano == (0 if there else 77), zone
+        days = [line.day for line in found.lines if line.amount_nano % NANO == 77]
+        assert days == ([f"{month}-01"] if there else []), zone
+
+
 async def test_nobody_reads_anothers(client: Client, proxy: Running, payer: Payer, office: Office) -> None:
     await spend(client, proxy, 1)
     other = await make_payer(office)
