@@ -87,9 +87,12 @@ async def crowd(settings: Settings, callers: int = CALLERS) -> AsyncIterator[Cro
             async with session.get(f"{url}/healthz") as response:
                 assert response.status == 200
 
-        async with asyncio.timeout(20):
-            while len(found.busy_workers()) < WORKERS:
-                await asyncio.gather(*(touch(session) for session in sessions))
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(touch(session) for session in sessions))
+            while len(found.busy_workers()) < WORKERS:  # a connection stays with who accepted it: make more
+                more_of_them = [await stack.enter_async_context(aiohttp.ClientSession()) for _ in range(30)]
+                await asyncio.gather(*(touch(session) for session in more_of_them))
+                sessions[: len(more_of_them)] = more_of_them
         yield found
 
 
@@ -246,15 +249,15 @@ async def test_tokens_per_minute(settings: Settings, office: Office, sim: Simula
     made = await room.create(payer.wallet_id, KeyRules(tokens_per_min=per_min))
     async with crowd(settings) as callers:
         began = time.monotonic()
-        async with asyncio.timeout(60):
-            while True:  # what comes back at the settlements is there for others
-                found = await asyncio.gather(
-                    *(callers.call(number, made.secret) for number in range(CALLERS))
-                )
-                await settle_down(office, sim)
-                if all(answer == (429, "rate_limit_exceeded") for answer in found):
-                    break
-                assert set(found) <= {(200, ""), (429, "rate_limit_exceeded")}
+        for _ in range(3):  # what comes back at the settlements is there for others
+            found = await asyncio.gather(*(callers.call(number, made.secret) for number in range(CALLERS)))
+            assert set(found) <= {(200, ""), (429, "rate_limit_exceeded")}
+            await settle_down(office, sim)
+        assert callers.answers[429, "rate_limit_exceeded"] > 0
+        async with asyncio.timeout(60):  # one alone is faster than time gives back
+            while (await callers.call(1, made.secret))[0] == 200:
+                pass
+        await settle_down(office, sim)
         passed_s = time.monotonic() - began
         async with office.database.connection() as connection:
             used = await connection.fetchval(
