@@ -1,7 +1,6 @@
 """The keys that an issuer publishes (JWKS, RFC 7517): which of them are used, and how they are fetched and kept."""
 
 import asyncio
-import ipaddress
 import json
 import math
 import time
@@ -16,11 +15,11 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
-from yarl import URL
 
-from billing.errors import InputError, JwksUnavailableError
+from billing.errors import JwksUnavailableError
 from billing.tasks import TrackedTasks
 from config.settings import AuthSettings
+from proxy.addresses import check_url
 
 _RSA_BITS_MIN = 2048
 _RSA_BITS_MAX = 8192  # beyond it a signature costs milliseconds
@@ -106,28 +105,6 @@ def _parse_ec(jwk: dict[str, Any]) -> VerifyingKey:
     return VerifyingKey("ES256", ECAlgorithm.from_jwk(jwk), _ES256)
 
 
-def check_url(url: str) -> None:
-    """Refuse an address that someone on the way could answer for.
-
-    Raises:
-        InputError: it is not https, nor on this machine.
-    """
-    try:
-        parsed = URL(url)
-        host = parsed.host or ""
-    except ValueError:
-        raise InputError("TUMA_AUTH__JWKS_URL is not a URL") from None
-    if not host or (parsed.scheme != "https" and not (parsed.scheme == "http" and _is_loopback(host))):
-        raise InputError("TUMA_AUTH__JWKS_URL must start with https:// (http:// only for this machine)")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class KeySet:
     """The issuer's keys: fetched when they are needed, by one fetch at a time, and kept while it is away.
 
@@ -140,7 +117,7 @@ class KeySet:
     """
 
     def __init__(self, settings: AuthSettings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        check_url(settings.jwks_url)
+        check_url(settings.jwks_url, name="TUMA_AUTH__JWKS_URL")
         self._settings = settings
         self._monotonic = monotonic
         self._keys: Mapping[str, VerifyingKey] = {}
