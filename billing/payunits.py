@@ -52,7 +52,7 @@ class PaymentUnit:
     @property
     def unit_nano(self) -> int:
         """The smallest unit, in nano units."""
-        return 10 ** (NANO_DECIMALS - self.decimals)
+        return int(10 ** (NANO_DECIMALS - self.decimals))
 
 
 @cache

@@ -174,10 +174,14 @@ class FxSettings(_Section):
     period_s: Positive = 3600.0  # from one fetch to the next
     timeout_s: Positive = 10.0  # for a source's whole answer
     answer_bytes: Count = 256 * 1024  # a larger answer is refused
-    document_age_max_s: Positive = 3 * 86_400.0  # rates that the source itself made longer ago are not believed
+    document_age_max_s: Positive = (
+        3 * 86_400.0
+    )  # rates that the source itself made longer ago are not believed
     band_bps: Bound = 200  # how far two sources may be apart
     jump_bps: Bound = 1_000  # how far a rate may move from the quoted one without an operator's word
-    stale_after_s: Positive = 86_400.0  # a fetched rate that was not confirmed for so long prices no new calls
+    stale_after_s: Positive = (
+        86_400.0  # a fetched rate that was not confirmed for so long prices no new calls
+    )
 
     @field_validator("url", "second_url")
     @classmethod

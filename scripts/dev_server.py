@@ -156,7 +156,7 @@ class DevServer:
         book = PriceBook(office.database)
         priced, _ = read_listing(await office.upstream.list_models())
         await book.set_prices(priced, source=office.settings.upstream.kind)
-        rates = FxBook(office.database, markup_bps=office.settings.fx.markup_bps)
+        rates = FxBook(office.database, office.settings.fx)
         await rates.load()
         if _DEMO_CURRENCY not in rates.quotes:
             await rates.set_rate("USD", _DEMO_CURRENCY, Decimal(_DEMO_RATE))
