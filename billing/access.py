@@ -61,6 +61,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "confirm_fx",
         "ensure_partitions",
         "forget_cap_windows",
+        "last_rate",
         "list_fx_quotes",
         "lock_fx",
         "note_generations",

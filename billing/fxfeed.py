@@ -99,6 +99,31 @@ class FxFeed:
         )
         return report
 
+    async def quote_missing(self) -> list[str]:
+        """Quote the currencies of new wallets by what the sources said last, without asking them; return which."""
+        quoted = []
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(_MISSING)
+            if rows:
+                await connection.execute("SELECT lock_fx()")
+                rows = await connection.fetch(_MISSING)
+            for row in rows:
+                last = await connection.fetchrow(
+                    "SELECT * FROM last_rate($1, false) r WHERE r.state = 'accepted'"
+                    " AND r.created_at > now() - make_interval(secs => $2)",
+                    *(row["currency"], self._settings.stale_after_s),
+                )
+                if last is not None:
+                    markup = self._settings.markup_bps_by_currency.get(
+                        row["currency"], self._settings.markup_bps
+                    )
+                    await connection.execute(
+                        "SELECT quote_fx($1, $2, $3, $4, false, $5, $6, NULL, false)",
+                        *(new_id(), row["currency"], last["rate"], markup, last["id"], last["created_at"]),
+                    )
+                    quoted.append(row["currency"])
+        return quoted
+
     async def _take_over(
         self, connection: Any, found: Sequence[SourceRates | None], report: SyncReport
     ) -> None:
@@ -191,6 +216,12 @@ class FxFeed:
             *(new_id(), currency, rate, markup, by_hand, rate_id),
         )
         report.quoted.append(currency)
+
+
+_MISSING = """
+    SELECT DISTINCT w.currency FROM wallets w
+    WHERE NOT EXISTS (SELECT FROM fx_quotes f WHERE f.currency = w.currency AND f.superseded_at IS NULL)
+"""
 
 
 def _describe(name: str, answer: SourceRates | BaseException) -> dict[str, Any]:

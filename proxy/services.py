@@ -53,6 +53,7 @@ _PEOPLE_MAX = 4
 _OPERATOR_MAX = 2
 _DAYS_PERIOD_S = 3600.0
 _SEAL_PERIOD_S = 15.0
+_NEW_WALLETS_PERIOD_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
