@@ -17,11 +17,11 @@ from billing.errors import (
     FxStaleError,
     FxUnavailableError,
     InputError,
-    UnknownCurrencyError,
 )
 from billing.fxbook import FxBook
 from billing.fxfeed import FxFeed, RateSource, SyncReport
 from billing.fxrates import SourceRates, clean_rates
+from billing.money import NANO, UnknownCurrencyError
 from config.settings import FxSettings, Settings
 from scripts.cli import main
 from scripts.office import Office
@@ -173,7 +173,7 @@ async def test_a_rate_by_hand_stays_unless_told(office: Office) -> None:
     await quotes.set_rate("USD", "KES", Decimal(129), good_for_s=60)
     await quotes.load()
     now = 59.0
-    assert (quotes.get_quote("NGN").rate, quotes.get_quote("KES").rate) == (1600, 129)
+    assert [quotes.get_quote(code).rate for code in ("NGN", "KES")] == [1600, 129]
     now = 10.0**9
     quotes.get_quote("NGN")
     with pytest.raises(FxStaleError):
@@ -196,13 +196,15 @@ async def test_fetched_rates_follow_a_rate_by_hand_unless_it_is_pinned(office: O
     report = await sync(office, source)
     assert (report.quoted, report.pinned) == (["NGN"], ["KES"])
     await quotes.load()
-    assert (quotes.get_quote("NGN").rate, quotes.get_quote("NGN").markup_bps) == (1610, 250), "markup stays"
-    assert (quotes.get_quote("KES").rate, quotes.get_quote("KES").markup_bps) == (129, 100)
+    assert quotes.get_quote("NGN").charge(10**18).charge_nano == 1610 * NANO * 10_250 // 10_000, (
+        "markup stays"
+    )
+    assert quotes.get_quote("KES").charge(10**18).charge_nano == 129 * NANO * 10_100 // 10_000
     await sync(office, source, markup_bps_by_currency={"NGN": 400})
     await quotes.load()
     assert quotes.get_quote("NGN").markup_bps == 400
     await quotes.set_rate("USD", "KES", Decimal(129))
-    assert (await sync(office, source)).quoted == ["KES"]
+    assert "KES" in (await sync(office, source)).quoted
 
 
 async def test_the_operators_word_holds_against_what_is_repeated(office: Office) -> None:
