@@ -87,7 +87,7 @@ async def rates() -> AsyncIterator[RateServer]:
     app.add_routes(
         [web.get("/v6/latest/USD", server.er_api), web.get("/api/latest.json", server.openexchangerates)]
     )
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
