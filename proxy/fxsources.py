@@ -5,7 +5,6 @@ import json
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from billing.fxfeed import RateSource
 from billing.fxrates import SourceRates, clean_rates
 from config.settings import FxSettings
 from proxy.addresses import check_url
+from proxy.download import download
 
 _ERROR_CODE = re.compile(r"[a-z][a-z_-]{2,39}")
 _FUTURE_S = 24 * 3600.0  # clocks differ; a day is none
@@ -87,34 +87,14 @@ class HttpSource:
             FxSourceError: no answer, or none that can be believed.
         """
         try:
-            body = await self._download()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            body = await download(
+                self._address, timeout_s=self._settings.timeout_s, bytes_max=self._settings.answer_bytes
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:  # its text may have the address in it
             raise FxSourceError(f"{self.name} does not answer: {type(error).__name__}") from None
-        try:
-            return read_document(body, now=datetime.now(UTC), age_max_s=self._settings.document_age_max_s)
-        except FxSourceError as error:
-            raise FxSourceError(f"{self.name}: {error}") from None
-
-    async def _download(self) -> bytes:
-        limit = self._settings.answer_bytes
-        async with (
-            aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                auto_decompress=False,  # the bound is on what is parsed
-                trust_env=False,  # no proxy of the environment sees the app_id
-            ) as session,
-            session.get(self._address, allow_redirects=False) as response,
-        ):
-            if response.status != HTTPStatus.OK:
-                raise FxSourceError(f"{self.name} answered {response.status}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise FxSourceError(f"{self.name} answered more than {limit} bytes")
-            return bytes(body)
+        except ValueError as error:
+            raise FxSourceError(f"{self.name} answered with {error}") from None
+        return _read(self.name, body, self._settings)
 
 
 class FileSource:
@@ -142,14 +122,18 @@ class FileSource:
             raise FxSourceError(f"{self.name} cannot be read: {type(error).__name__}") from None
         if len(body) > self._settings.answer_bytes:
             raise FxSourceError(f"{self.name} has more than {self._settings.answer_bytes} bytes")
-        try:
-            return read_document(body, now=datetime.now(UTC), age_max_s=self._settings.document_age_max_s)
-        except FxSourceError as error:
-            raise FxSourceError(f"{self.name}: {error}") from None
+        return _read(self.name, body, self._settings)
 
     def _read(self) -> bytes:
         with self._path.open("rb") as file:
             return file.read(self._settings.answer_bytes + 1)
+
+
+def _read(name: str, body: bytes, settings: FxSettings) -> SourceRates:
+    try:
+        return read_document(body, now=datetime.now(UTC), age_max_s=settings.document_age_max_s)
+    except FxSourceError as error:
+        raise FxSourceError(f"{name}: {error}") from None
 
 
 def read_document(body: bytes, *, now: datetime, age_max_s: float) -> SourceRates:

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from billing.errors import JwksUnavailableError
 from billing.tasks import TrackedTasks
 from config.settings import AuthSettings
 from proxy.addresses import check_url
+from proxy.download import download
 
 _RSA_BITS_MIN = 2048
 _RSA_BITS_MAX = 8192  # beyond it a signature costs milliseconds
@@ -182,7 +182,13 @@ class KeySet:
 
     async def _fetch(self, began_at: float) -> None:
         try:
-            keys = parse_jwks(await self._download())
+            keys = parse_jwks(
+                await download(
+                    self._settings.jwks_url,
+                    timeout_s=self._settings.jwks_timeout_s,
+                    bytes_max=self._settings.jwks_bytes,
+                )
+            )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             _log.warning("jwks.fetch_failed", error=repr(error))
             return
@@ -190,29 +196,3 @@ class KeySet:
         self._keys = {kid: old if (old := self._keys.get(kid)) == key else key for kid, key in keys.items()}
         self._fetched_at = began_at
         _log.info("jwks.fetched", keys=len(keys))
-
-    async def _download(self) -> bytes:
-        """Ask the issuer, following nothing.
-
-        Raises:
-            aiohttp.ClientError, TimeoutError, OSError: no answer came.
-            ValueError: it is not a document, or too large.
-        """
-        limit = self._settings.jwks_bytes
-        async with (
-            aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._settings.jwks_timeout_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                auto_decompress=False,  # the bound is on what is parsed
-            ) as session,
-            session.get(self._settings.jwks_url, allow_redirects=False) as response,
-        ):
-            if response.status != HTTPStatus.OK:
-                raise ValueError(f"status {response.status}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise ValueError(f"more than {limit} bytes")
-            return bytes(body)

@@ -120,9 +120,9 @@ async def test_both_services(rates: RateServer) -> None:
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ({"status": 500}, "answered 500"),
-        ({"status": 429}, "answered 429"),
-        ({"status": 302, "headers": {"Location": "/api/latest.json"}}, "answered 302"),
+        ({"status": 500}, "status 500"),
+        ({"status": 429}, "status 429"),
+        ({"status": 302, "headers": {"Location": "/api/latest.json"}}, "status 302"),
         ({"body": b"<html><body>Just a moment</body></html>"}, "no JSON"),
         ({"body": b""}, "no JSON"),
         ({"body": b" " * 5000}, "more than 4096 bytes"),
@@ -231,11 +231,11 @@ async def test_a_stale_rate_prices_no_new_call_and_running_ones_keep_theirs(
     await sync_models(office)
     payer = await make_payer(office, amount="5000", currency="NGN")
     dollars = await make_payer(office)
-    async with run_proxy(with_fx(settings, rates, stale_after_s=1.0)) as proxy:
+    async with run_proxy(with_fx(settings, rates, stale_after_s=2.0)) as proxy:
         await until(proxy, payer, (200, None))
         billed = sim.books.total_nanousd
         streaming = asyncio.create_task(
-            post(proxy, payer, stream=True, max_tokens=None, sim={"chunks": 60, "chunk_delay_ms": 50})
+            post(proxy, payer, stream=True, max_tokens=None, sim={"chunks": 100, "chunk_delay_ms": 50})
         )
         async with asyncio.timeout(5):
             while not len(proxy.services.calls):
