@@ -18,6 +18,8 @@
     - PostgresUnavailableError
     - RedisUnavailableError
     - FxUnavailableError
+    - FxStaleError
+    - FxSourceError
     - ProviderUnavailableError
     - ProviderQuotaError
     - JwksUnavailableError
@@ -124,6 +126,14 @@ class RedisUnavailableError(UnavailableError):
 
 class FxUnavailableError(UnavailableError):
     """There is no exchange rate for the wallet's currency."""
+
+
+class FxStaleError(UnavailableError):
+    """The exchange rate for the wallet's currency was not confirmed for too long; running calls keep theirs."""
+
+
+class FxSourceError(UnavailableError):
+    """A source of exchange rates does not answer, or what it says cannot be believed."""
 
 
 class ProviderUnavailableError(UnavailableError):

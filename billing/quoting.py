@@ -38,6 +38,7 @@ async def quote_ask(
     Raises:
         ModelNotFoundError: one of the models has no price.
         FxUnavailableError: there is no rate for the currency.
+        FxStaleError: the rate was not confirmed for too long.
     """
     found = [prices.get_model(name) for name in models]
     rate = fx.get_quote(currency)

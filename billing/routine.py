@@ -20,18 +20,28 @@ class Routine:
         name: of the thing.
         period_s: seconds from one turn to the next.
         work: what is done; an expected failure of it is logged, and it is done again at the next turn.
+        at_once: look for a turn when it begins, not a while after.
     """
 
     def __init__(
-        self, database: Database, name: str, *, period_s: float, work: Callable[[], Awaitable[object]]
+        self,
+        database: Database,
+        name: str,
+        *,
+        period_s: float,
+        work: Callable[[], Awaitable[object]],
+        at_once: bool = False,
     ) -> None:
         self._database = database
         self.name = name
         self._period_s = period_s
         self._work = work
+        self._at_once = at_once
 
     async def run(self) -> None:
         """Take turns until cancelled."""
+        if self._at_once:
+            await self.take_turn()
         while True:
             await asyncio.sleep(self._period_s / _LOOKS_PER_PERIOD)
             await self.take_turn()

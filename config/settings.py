@@ -7,6 +7,7 @@ secrets are ``SecretStr`` and never printed. This module alone reads the environ
 
 import json
 import re
+from collections.abc import Collection
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableError
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Bound = Annotated[int, Field(ge=0)]  # 0: none
+MarkupBps = Annotated[int, Field(ge=0, le=100_000)]
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -37,6 +39,15 @@ def read_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
         ValueError: one of them is none.
     """
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _split_list(value: object) -> object:
+    """Split a comma separated text, or read it as a JSON array."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class PostgresSettings(_Section):
@@ -151,7 +162,47 @@ class AdminSettings(_Section):
 class FxSettings(_Section):
     """Exchange of the provider's dollars into the wallet's currency."""
 
-    markup_bps: Annotated[int, Field(ge=0, le=100_000)] = 0  # for rates set without a markup of their own
+    # The first source: https://open.er-api.com, https://openexchangerates.org with an app_id, the whole address of a document
+    # of either shape, or file:///path; empty: nothing is fetched.
+    url: str = ""
+    app_id: SecretStr = SecretStr("")
+    second_url: str = ""  # a source that must agree with the first
+    second_app_id: SecretStr = SecretStr("")
+    markup_bps: MarkupBps = 0  # for rates set without a markup of their own
+    markup_bps_by_currency: dict[str, MarkupBps] = {}  # a JSON object: {"NGN": 250}
+    currencies: Annotated[tuple[str, ...], NoDecode] = ()  # quoted beside those of wallets, comma separated
+    period_s: Positive = 3600.0  # from one fetch to the next
+    timeout_s: Positive = 10.0  # for a source's whole answer
+    answer_bytes: Count = 256 * 1024  # a larger answer is refused
+    document_age_max_s: Positive = (
+        3 * 86_400.0
+    )  # rates that the source itself made longer ago are not believed
+    band_bps: Bound = 200  # how far two sources may be apart
+    jump_bps: Bound = 1_000  # how far a rate may move from the quoted one without an operator's word
+    stale_after_s: Positive = (
+        86_400.0  # a fetched rate that was not confirmed for so long prices no new calls
+    )
+
+    @field_validator("url", "second_url")
+    @classmethod
+    def _no_query(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://", "file:///")):
+            raise ValueError("must start with https://, http:// (this machine alone) or file:///")
+        if any(sign in value for sign in "@?# \\"):
+            raise ValueError("must have no user, query or fragment: the key is TUMA_FX__APP_ID")
+        return value
+
+    @field_validator("currencies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _split_list(value)
+
+    @field_validator("markup_bps_by_currency", "currencies")
+    @classmethod
+    def _are_codes(cls, value: Collection[str]) -> Collection[str]:
+        if not all(re.fullmatch(r"[A-Z]{3}", code) for code in value):
+            raise ValueError("currencies are codes of three capital letters, as NGN")
+        return value
 
 
 class LogSettings(_Section):
@@ -205,11 +256,7 @@ class CorsSettings(_Section):
     @field_validator("origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("["):
-            return json.loads(value)
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return _split_list(value)
 
     @field_validator("origins")
     @classmethod

@@ -1,8 +1,11 @@
-"""Where a client calls from, through proxies that are trusted."""
+"""Where a client calls from, through proxies that are trusted; and which servers we ask ourselves may be believed."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import web
+from yarl import URL
+
+from billing.errors import InputError
 
 Address = IPv4Address | IPv6Address
 _HOPS_MAX = 32
@@ -55,3 +58,30 @@ def network_of(address: Address | None) -> str:
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address) >> 64 << 64, 64)))
     return str(address)
+
+
+def check_url(url: str, *, name: str) -> URL:
+    """Return an address to ask, unless someone on the way could answer for it.
+
+    Args:
+        url: the address.
+        name: of the setting.
+
+    Raises:
+        InputError: it is not https, nor on this machine.
+    """
+    try:
+        parsed = URL(url)
+        host = parsed.host or ""
+    except ValueError:
+        raise InputError(f"{name} is not a URL") from None
+    if not host or (parsed.scheme != "https" and not (parsed.scheme == "http" and _is_loopback(host))):
+        raise InputError(f"{name} must start with https:// (http:// only for this machine)")
+    return parsed
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -123,6 +123,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.RefusalError: Shape(400, "invalid_request_error", None),
     UpstreamError: Shape(502, "api_error", "upstream_error"),
     billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
+    billing.FxStaleError: Shape(503, "api_error", "fx_stale"),
     billing.ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),
     UpstreamRefusesUsError: Shape(503, "api_error", "provider_quota_exhausted"),
     UpstreamTimeoutError: Shape(504, "api_error", "upstream_timeout"),

@@ -1,14 +1,12 @@
 """The keys that an issuer publishes (JWKS, RFC 7517): which of them are used, and how they are fetched and kept."""
 
 import asyncio
-import ipaddress
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -16,11 +14,12 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
-from yarl import URL
 
-from billing.errors import InputError, JwksUnavailableError
+from billing.errors import JwksUnavailableError
 from billing.tasks import TrackedTasks
 from config.settings import AuthSettings
+from proxy.addresses import check_url
+from proxy.download import download
 
 _RSA_BITS_MIN = 2048
 _RSA_BITS_MAX = 8192  # beyond it a signature costs milliseconds
@@ -106,28 +105,6 @@ def _parse_ec(jwk: dict[str, Any]) -> VerifyingKey:
     return VerifyingKey("ES256", ECAlgorithm.from_jwk(jwk), _ES256)
 
 
-def check_url(url: str) -> None:
-    """Refuse an address that someone on the way could answer for.
-
-    Raises:
-        InputError: it is not https, nor on this machine.
-    """
-    try:
-        parsed = URL(url)
-        host = parsed.host or ""
-    except ValueError:
-        raise InputError("TUMA_AUTH__JWKS_URL is not a URL") from None
-    if not host or (parsed.scheme != "https" and not (parsed.scheme == "http" and _is_loopback(host))):
-        raise InputError("TUMA_AUTH__JWKS_URL must start with https:// (http:// only for this machine)")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class KeySet:
     """The issuer's keys: fetched when they are needed, by one fetch at a time, and kept while it is away.
 
@@ -140,7 +117,7 @@ class KeySet:
     """
 
     def __init__(self, settings: AuthSettings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        check_url(settings.jwks_url)
+        check_url(settings.jwks_url, name="TUMA_AUTH__JWKS_URL")
         self._settings = settings
         self._monotonic = monotonic
         self._keys: Mapping[str, VerifyingKey] = {}
@@ -205,7 +182,13 @@ class KeySet:
 
     async def _fetch(self, began_at: float) -> None:
         try:
-            keys = parse_jwks(await self._download())
+            keys = parse_jwks(
+                await download(
+                    self._settings.jwks_url,
+                    timeout_s=self._settings.jwks_timeout_s,
+                    bytes_max=self._settings.jwks_bytes,
+                )
+            )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             _log.warning("jwks.fetch_failed", error=repr(error))
             return
@@ -213,29 +196,3 @@ class KeySet:
         self._keys = {kid: old if (old := self._keys.get(kid)) == key else key for kid, key in keys.items()}
         self._fetched_at = began_at
         _log.info("jwks.fetched", keys=len(keys))
-
-    async def _download(self) -> bytes:
-        """Ask the issuer, following nothing.
-
-        Raises:
-            aiohttp.ClientError, TimeoutError, OSError: no answer came.
-            ValueError: it is not a document, or too large.
-        """
-        limit = self._settings.jwks_bytes
-        async with (
-            aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._settings.jwks_timeout_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                auto_decompress=False,  # the bound is on what is parsed
-            ) as session,
-            session.get(self._settings.jwks_url, allow_redirects=False) as response,
-        ):
-            if response.status != HTTPStatus.OK:
-                raise ValueError(f"status {response.status}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise ValueError(f"more than {limit} bytes")
-            return bytes(body)

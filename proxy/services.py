@@ -21,6 +21,7 @@ from billing.db import Database
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.failures import AuthFailures
 from billing.fxbook import FxBook
+from billing.fxfeed import FxFeed, RateSource
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.keys import Keys
@@ -39,6 +40,7 @@ from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
+from proxy.fxsources import make_sources
 from proxy.jwt import JwtVerifier
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
@@ -52,6 +54,7 @@ _PEOPLE_MAX = 4
 _OPERATOR_MAX = 2
 _DAYS_PERIOD_S = 3600.0
 _SEAL_PERIOD_S = 15.0
+_NEW_WALLETS_PERIOD_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Services:
     statements: Statements
     prices: PriceBook
     fx: FxBook
+    fx_sources: list[RateSource]
     counter: TokenCounter
     upstream: Upstream
     sweeper: Sweeper
@@ -156,7 +160,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         caps=Caps(people),
         statements=Statements(people),
         prices=PriceBook(database),
-        fx=FxBook(database, markup_bps=settings.fx.markup_bps),
+        fx=FxBook(database, settings.fx),
+        fx_sources=make_sources(settings.fx),
         counter=TokenCounter(),
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep),
@@ -221,13 +226,17 @@ def make_routines(services: Services) -> list[Routine]:
     settings, database, provider = services.settings, services.keeper, services.upstream
     watch = QuotaWatch(database, provider, settings.quota)
     reconciler = Reconciler(database, provider, settings.reconcile)
-    return [
+    routines = [
         Routine(database, "quota", period_s=settings.quota.observe_s, work=watch.observe),
         Routine(database, "reconcile", period_s=settings.reconcile.period_s, work=reconciler.run_quietly),
         Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
         Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
     ]
+    if services.fx_sources:
+        feed = FxFeed(database, services.fx_sources, settings.fx)
+        routines.append(Routine(database, "fx", period_s=settings.fx.period_s, work=feed.sync, at_once=True))
+    return routines
 
 
 async def cool_wallet(services: Services, wallet_id: str) -> None:

@@ -1,5 +1,6 @@
 """The ``tuma`` command."""
 
+import re
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -13,6 +14,7 @@ from billing.callbook import describe_call
 from billing.corrections import Corrections
 from billing.errors import InputError, TumaError
 from billing.fxbook import FxBook
+from billing.fxfeed import FxFeed
 from billing.migrate import migrate as run_migrations
 from billing.money import NANO_DECIMALS, format_amount, parse_amount
 from billing.pricebook import ModelPrice, PriceBook
@@ -21,6 +23,7 @@ from billing.sweeper import SweepCounts, Sweeper
 from billing.wallets import parse_id
 from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
+from proxy.fxsources import make_sources
 from proxy.upstream.listing import read_listing
 from scripts.accounts import keys, users, wallets
 from scripts.command import office_command, run_command
@@ -130,13 +133,65 @@ def fx() -> None:
 @click.argument("quote")
 @click.argument("rate")
 @click.option("--markup-bps", type=int, default=None, help="On top of the rate, in hundredths of a percent.")
+@click.option(
+    "--good-for", type=float, default=None, help="Seconds until it prices no new calls; left out: for good."
+)
+@click.option("--pin", is_flag=True, help="Fetched rates do not replace it.")
 async def fx_set(
-    office: Office, *, base: str, quote: str, rate: str, markup_bps: int | None
+    office: Office,
+    *,
+    base: str,
+    quote: str,
+    rate: str,
+    markup_bps: int | None,
+    good_for: float | None,
+    pin: bool,
 ) -> dict[str, Any]:
     """Set a rate: units of QUOTE for one BASE, as in `tuma fx set USD NGN 1600`."""
-    book = FxBook(office.database, markup_bps=office.settings.fx.markup_bps)
-    set_to = await book.set_rate(base, quote, _decimal(rate), markup_bps=markup_bps)
+    book = FxBook(office.database, office.settings.fx)
+    set_to = await book.set_rate(
+        base, quote, _rate(rate), markup_bps=markup_bps, good_for_s=good_for, pinned=pin
+    )
     return {"id": str(set_to.id), "base": base, "quote": quote, "rate": rate, "markup_bps": set_to.markup_bps}
+
+
+@office_command(fx, "sync")
+async def fx_sync(office: Office) -> dict[str, Any]:
+    """Ask the sources for their rates now; exits 1 if one does not answer."""
+    settings = office.settings.fx
+    return (await FxFeed(office.database, make_sources(settings), settings).sync()).as_json()
+
+
+@office_command(fx, "accept")
+@click.argument("currency")
+@click.option("--rate", default=None, help="Only if it is this one.")
+async def fx_accept(office: Office, *, currency: str, rate: str | None) -> dict[str, Any]:
+    """Quote the rate that waits for an operator's word, as `tuma fx show` names it."""
+    book = FxBook(office.database, office.settings.fx)
+    taken = await book.accept_rate(currency, expected=None if rate is None else _rate(rate))
+    return {
+        "id": str(taken.id),
+        "base": "USD",
+        "quote": currency,
+        "rate": f"{taken.rate.normalize():f}",
+        "markup_bps": taken.markup_bps,
+    }
+
+
+@office_command(fx, "show")
+@click.argument("currency", required=False)
+@click.option("--against", default=None, help="The rate against this currency, too.")
+async def fx_show(office: Office, *, currency: str | None, against: str | None) -> dict[str, Any]:
+    """Show rates: units for one USD, and the inverse; markup, source, age, and what waits for a word."""
+    shown = await FxBook(office.database, office.settings.fx).describe(currency, against=against)
+    return shown[0] if currency is not None else {"rates": shown}
+
+
+def _rate(text: str) -> Decimal:
+    """Read a rate as `fx show` writes it, with up to 18 decimals."""
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,18})?", text, re.ASCII) is None:
+        raise InputError(f"{text[:40]!r} is not a rate: write it as 1234.56")
+    return Decimal(text)
 
 
 @main.group()

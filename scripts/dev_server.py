@@ -17,20 +17,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
 from billing.acting import acting
-from billing.errors import InvalidKeyError, TumaError
+from billing.errors import FxSourceError, InvalidKeyError, TumaError
 from billing.fxbook import FxBook
+from billing.fxfeed import FxFeed
 from billing.keys import KeyRules, Keys
 from billing.migrate import migrate
 from billing.money import NANO
 from billing.pricebook import PriceBook
 from config.logging import configure_logging
 from config.settings import LogSettings, Settings, SettingsError, load_settings
+from proxy.fxsources import make_sources
 from proxy.upstream.listing import read_listing
 from scripts.dev_check import check
 from scripts.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, find_free_port
@@ -156,7 +158,8 @@ class DevServer:
         book = PriceBook(office.database)
         priced, _ = read_listing(await office.upstream.list_models())
         await book.set_prices(priced, source=office.settings.upstream.kind)
-        rates = FxBook(office.database, markup_bps=office.settings.fx.markup_bps)
+        rates = FxBook(office.database, office.settings.fx)
+        await self._ask_sources(office)
         await rates.load()
         if _DEMO_CURRENCY not in rates.quotes:
             await rates.set_rate("USD", _DEMO_CURRENCY, Decimal(_DEMO_RATE))
@@ -167,6 +170,14 @@ class DevServer:
         except InvalidKeyError:
             await self._make_demo(office, keys)
         self._say(f"{len(priced)} models with prices; demo user {_DEMO_EMAIL}")
+
+    async def _ask_sources(self, office: Office) -> None:
+        """Quote the demo's currency by TUMA_FX__URL, where it is set and answers."""
+        settings = office.settings.fx
+        if settings.url:
+            settings = settings.model_copy(update={"currencies": (*settings.currencies, _DEMO_CURRENCY)})
+            with suppress(FxSourceError):
+                await FxFeed(office.database, make_sources(settings), settings).sync()
 
     async def _make_demo(self, office: Office, keys: Keys) -> None:
         user_id = await office.wallets.find_user(_DEMO_EMAIL) or await office.wallets.create_user(_DEMO_EMAIL)

@@ -9,8 +9,10 @@ from urllib.parse import parse_qsl, urlsplit
 from billing.access import LOGINS
 from billing.db import Database
 from billing.errors import TumaError
+from billing.fxbook import FxBook
 from billing.migrate import load_migrations, schema_version
 from config.settings import Settings, load_settings
+from proxy.fxsources import make_sources
 from scripts.office import Office, open_office
 
 _PEPPER_MIN = 16
@@ -36,6 +38,8 @@ async def examine() -> dict[str, Any]:
             if settings.redis.url.get_secret_value():
                 findings.append(await _finding("redis", _ask_redis(office)))
             findings.append(await _finding("upstream", _ask_upstream(office)))
+            if settings.fx.url:
+                findings.append(await _finding("TUMA_FX__URL", _ask_fx(settings)))
             if postgres["ok"]:
                 findings.append(await _finding("roles", _ask_roles(settings)))
                 findings += await _look_at_data(office)
@@ -202,15 +206,24 @@ async def _ask_upstream(office: Office) -> tuple[bool, str]:
     return True, f"lists {len(models)} models"
 
 
+async def _ask_fx(settings: Settings) -> tuple[bool, str]:
+    """Ask every source of exchange rates, and keep nothing of it."""
+    said = []
+    for source in make_sources(settings.fx):
+        found = await source.fetch()
+        said.append(f"{source.name} names {len(found.rates)} rates")
+    return True, ", ".join(said)
+
+
 async def _look_at_data(office: Office) -> list[dict[str, Any]]:
     async with office.database.connection() as connection:
         prices = await connection.fetchval("SELECT count(*) FROM model_prices WHERE valid_to IS NULL")
         keys = await connection.fetchval("SELECT count(*) FROM api_keys WHERE revoked_at IS NULL")
-        missing = await connection.fetch(
-            "SELECT DISTINCT currency FROM wallets w WHERE NOT EXISTS"
-            " (SELECT 1 FROM fx_quotes f WHERE f.currency = w.currency AND f.superseded_at IS NULL)"
-        )
-    names = ", ".join(row["currency"] for row in missing)
+        used = await connection.fetch("SELECT DISTINCT currency FROM wallets")
+    rates = {row["currency"]: row for row in await FxBook(office.database, office.settings.fx).describe()}
+    missing = sorted({row["currency"] for row in used} - rates.keys())
+    stale = sorted(row["currency"] for row in used if rates.get(row["currency"], {}).get("stale"))
+    waiting = sorted(currency for currency, row in rates.items() if row["waiting"] is not None)
     return [
         _item(
             "prices",
@@ -221,8 +234,20 @@ async def _look_at_data(office: Office) -> list[dict[str, Any]]:
         _item("keys", keys > 0, f"{keys} keys", "there is no API key: `tuma keys create --wallet WALLET`"),
         _item(
             "exchange rates",
-            not missing,
-            "every wallet's currency has one",
-            f"none for {names}: `tuma fx set USD CODE RATE`",
+            not (missing or stale or waiting),
+            "every wallet's currency has one"
+            + ("" if office.settings.fx.url else "; set by hand: TUMA_FX__URL is not set"),
+            "; ".join(
+                text
+                for names, text in (
+                    (missing, f"none for {', '.join(missing)}: `tuma fx set USD CODE RATE`"),
+                    (stale, f"too old for {', '.join(stale)}: `tuma fx sync`"),
+                    (
+                        waiting,
+                        f"{', '.join(waiting)} waits for your word: `tuma fx show`, `tuma fx accept CODE`",
+                    ),
+                )
+                if names
+            ),
         ),
     ]

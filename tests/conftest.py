@@ -24,7 +24,7 @@ from billing.keys import KeyRules, Keys
 from billing.migrate import migrate
 from billing.money import parse_amount
 from billing.pricebook import PriceBook
-from config.settings import Settings, load_settings
+from config.settings import FxSettings, Settings, load_settings
 from proxy.app import init_app
 from proxy.connection import ClientRunner, ClientServer
 from proxy.services import SERVICES, Services
@@ -220,7 +220,7 @@ async def sync_models(office: Office) -> None:
 async def set_rate(office: Office, currency: str, rate: str, markup_bps: int = 0) -> None:
     from decimal import Decimal
 
-    await FxBook(office.database, markup_bps=0).set_rate(
+    await FxBook(office.database, FxSettings()).set_rate(
         "USD", currency, Decimal(rate), markup_bps=markup_bps
     )
 

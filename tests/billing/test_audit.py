@@ -67,6 +67,7 @@ UNAUDITED = {
 # Columns of audited tables that are not audited, and why.
 IDLE = {
     "api_keys.last_used_at": "moved by calls",
+    "fx_quotes.confirmed_at": "that the sources still say the same, every hour; the rate and its end are audited",
     "spending_caps.effective_nano": "generated from the others, and shown",
     "spending_caps.updated_at": "the row's own time says it",
     "wallets.capped": "follows spending_caps",
@@ -337,7 +338,7 @@ async def test_prices_and_rates(log: Log, office: Office) -> None:
     await book.set_prices([price("0.000002")], source="manual")
     assert [row["action"] for row in await log.new()] == ["changed", "created"], "one closed, one new"
 
-    rates = FxBook(office.database, markup_bps=0)
+    rates = FxBook(office.database, office.settings.fx)
     await rates.set_rate("USD", "NGN", Decimal(1600), markup_bps=25)
     row = await log.one("fx_quotes", "created")
     assert (row["after"]["currency"], row["after"]["markup_bps"]) == ("NGN", 25)

@@ -26,7 +26,7 @@ from billing.redis_pipe import RedisPipe
 from billing.sweeper import Sweeper
 from billing.tokens import PromptCount
 from billing.wallets import Wallets
-from config.settings import Settings
+from config.settings import FxSettings, Settings
 
 MODEL = "little/model"
 TOKEN_NANOUSD = 1_000  # a token costs as much in a prompt as in an answer
@@ -124,7 +124,7 @@ async def furnish(
     await book.load()
     quotes = {"USD": usd_quote()}
     for currency, (rate, markup_bps) in rates.items():
-        quotes[currency] = await FxBook(connections.database, markup_bps=0).set_rate(
+        quotes[currency] = await FxBook(connections.database, FxSettings()).set_rate(
             "USD", currency, Decimal(rate), markup_bps=markup_bps
         )
     await record_openings(connections.database, provider)
