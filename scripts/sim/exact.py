@@ -10,15 +10,16 @@ _FEMTO_DIGITS = 15
 
 def usd(nanousd: int) -> Decimal:
     """Return nano-USD as USD, exactly, without trailing zeros."""
-    return _shifted(nanousd, _NANO_DIGITS)
+    return shifted(nanousd, _NANO_DIGITS)
 
 
 def usd_of_femto(femtousd: int) -> Decimal:
     """Return femto-USD (1e-15, the unit of prices per token) as USD, exactly, without trailing zeros."""
-    return _shifted(femtousd, _FEMTO_DIGITS)
+    return shifted(femtousd, _FEMTO_DIGITS)
 
 
-def _shifted(units: int, digits: int) -> Decimal:
+def shifted(units: int, digits: int) -> Decimal:
+    """Return ``units`` of 10⁻ᵈⁱᵍⁱᵗˢ as a decimal, exactly, without trailing zeros."""
     whole, fraction = divmod(abs(units), 10**digits)
     text = f"{whole}.{fraction:0{digits}d}".rstrip("0").rstrip(".")
     # Decimal's constructor is exact at any length; its arithmetic would round to the context's precision.

@@ -1,0 +1,1 @@
+"""Simulated payment providers: Stripe, Paystack and Flutterwave, with books of their own."""
