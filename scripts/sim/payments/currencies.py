@@ -85,9 +85,9 @@ def to_minor(provider: Provider, amount: object, currency: str) -> int:
         raise AmountError("amount must be a number") from None
     if not isinstance(exponent, int) or len(figures) > _DIGITS_MAX or abs(exponent) > _DIGITS_MAX:
         raise AmountError("amount must be a number")
-    units = int("".join(map(str, figures)))
     shift = exponent + digits(provider, currency)
-    whole, rest = divmod(units, 10 ** max(-shift, 0))
-    if rest:
+    text = "".join(map(str, figures)) + "0" * max(shift, 0)
+    kept, dropped = (text, "") if shift >= 0 else (text[:shift], text[shift:])
+    if dropped.strip("0"):
         raise AmountError(f"amount has more decimals than {currency} has")
-    return (-1 if sign else 1) * whole * 10 ** max(shift, 0)
+    return (-1 if sign else 1) * int(kept or "0")
