@@ -53,7 +53,7 @@ class Till:
         self._declines: list[str] = []
 
     def decline_next(self, code: str = _DECLINED, *, times: int = 1) -> None:
-        """Let the next charges without a customer fail: ``card_declined``, ``authentication_required``, …"""
+        """Let the next charges without a customer fail: ``card_declined``, and others of Stripe's codes."""
         self._declines.extend([code] * times)
 
     def take_decline(self) -> str | None:
