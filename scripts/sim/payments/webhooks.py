@@ -260,13 +260,17 @@ class Webhooks:
         copies = self.copies
         for pause_s in (0.0, *self._retry_pauses_s):
             await asyncio.sleep(pause_s)
-            if event.state == "dropped":
+            if self._is_dropped(event):
                 return
             if any(_is_ok(status) for status in await self._send_copies(event, copies)):
                 event.state = "delivered"
                 return
             copies = 1
         event.state = "given_up"
+
+    @staticmethod
+    def _is_dropped(event: Event) -> bool:
+        return event.state == "dropped"  # meanwhile
 
     async def _send_copies(self, event: Event, times: int) -> list[int | None]:
         headers = [self._signed(event.provider, event.body) for _ in range(times)]
