@@ -4,6 +4,7 @@
 * ``proxy`` authenticates, opens, extends; ``settler`` settles. They may call functions, and nothing else.
 * ``keeper`` does what one process among all does in the background: the sweeper, reconciliation, proofs of days.
 * ``api`` reads as the person that the transaction names, by policies, and calls functions that ask who that is.
+* ``webhook`` takes in what payment providers send and applies what they say was paid: functions, and nothing else.
 * ``operator`` serves ``/admin``: reads everything but secrets, writes by functions.
 * ``audit`` (no login; grant it to whoever audits) reads everything but secrets.
 
@@ -24,8 +25,8 @@ import asyncpg
 from billing.errors import InputError
 from config.settings import PostgresSettings
 
-Role = Literal["proxy", "settler", "keeper", "api", "operator"]
-LOGINS: tuple[Role, ...] = ("proxy", "settler", "keeper", "api", "operator")
+Role = Literal["proxy", "settler", "keeper", "api", "webhook", "operator"]
+LOGINS: tuple[Role, ...] = ("proxy", "settler", "keeper", "api", "webhook", "operator")
 ROLES = ("owner", *LOGINS, "audit")
 _SUPABASE = ("anon", "authenticated", "service_role")
 _SCRAM_ROUNDS = 4096
@@ -74,9 +75,33 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "settle_batch",
         "take_turn",
     ),
-    "api": ("own_caps", "own_create_key", "own_keys", "own_revoke_key", "own_rotate_key", "own_set_caps"),
+    "api": (
+        "own_caps",
+        "own_create_intent",
+        "own_create_key",
+        "own_keys",
+        "own_revoke_key",
+        "own_rotate_key",
+        "own_set_caps",
+    ),
+    "webhook": (
+        "credit_payment",
+        "end_intent",
+        "end_webhook",
+        "find_intent",
+        "note_page",
+        "note_payment_fee",
+        "receive_webhook",
+        "reverse_payment",
+        "take_intents",
+        "take_reversals",
+        "take_webhooks",
+        "try_page_again",
+    ),
     "operator": (
+        "accept_payment",
         "adjust_call",
+        "begin_refund",
         "create_key",
         "create_user",
         "create_wallet",
@@ -146,6 +171,35 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "spending_caps": ("user_id = {me}", ()),
     "cap_windows": ("user_id = {me}", ()),
     "events": ("user_id = {me}", ()),
+    "payment_intents": (
+        "user_id = {me}",
+        (
+            *(
+                "id",
+                "wallet_id",
+                "user_id",
+                "kind",
+                "provider",
+                "currency",
+                "amount_nano",
+                "state",
+                "url",
+                "note",
+            ),
+            *("attempt", "idempotency_key", "created_at", "expires_at", "ended_at"),
+        ),
+    ),
+    "payment_credits": ("wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})", ()),
+    "payment_reversals": (
+        (
+            "(provider, provider_txn_id) IN (SELECT c.provider, c.provider_txn_id FROM payment_credits c"
+            " JOIN wallets w ON w.id = c.wallet_id WHERE w.user_id = {me})"
+        ),
+        (
+            *("id", "provider", "provider_txn_id", "kind", "state", "amount_nano", "suspense_nano", "tx_id"),
+            *("undo_tx_id", "created_at", "ended_at"),
+        ),
+    ),
     "models": ("true", ()),
     "model_prices": ("true", ()),
     "fx_quotes": ("true", ()),

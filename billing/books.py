@@ -66,6 +66,31 @@ CROSS JOIN LATERAL cap_usage(k.scope, k.scope_id, k.starts_at, k.ends_at) u
 WHERE k.held_nano <> u.held_nano OR k.spent_nano < u.spent_nano
    OR (k.spent_nano > u.spent_nano AND NOT coalesce(k.starts_at < d.until, false)) LIMIT 20
 """
+# Per currency: what payments say, and what was posted of it. What a provider keeps as its fee is posted apart.
+_PAYMENTS = """
+WITH posted AS (
+    SELECT e.currency,
+           coalesce(sum(e.amount_nano) FILTER (WHERE e.account = 'psp_clearing'), 0) AS clearing,
+           coalesce(sum(e.amount_nano) FILTER (WHERE e.account = 'suspense'), 0) AS suspense,
+           coalesce(sum(e.amount_nano) FILTER (WHERE e.account = 'wallet'), 0) AS wallets
+    FROM journal_tx t JOIN journal_entry e ON e.tx_id = t.id
+    WHERE t.kind IN ('topup', 'reversal', 'dispute') GROUP BY e.currency
+), stray AS (
+    SELECT e.currency, sum(e.amount_nano) AS amount FROM journal_entry e JOIN journal_tx t ON t.id = e.tx_id
+    WHERE e.account = 'psp_clearing' AND t.kind NOT IN ('topup', 'reversal', 'dispute', 'payment_fee') GROUP BY e.currency
+), said AS (
+    SELECT p.currency, sum(p.amount) AS paid, count(*) FILTER (WHERE p.review) AS review
+    FROM (SELECT c.currency, c.paid_nano AS amount, c.state = 'review' AS review FROM payment_credits c
+          UNION ALL
+          SELECT c.currency, -r.amount_nano, false FROM payment_reversals r JOIN payment_credits c USING (provider, provider_txn_id)
+          WHERE r.state <> 'undone') p
+    GROUP BY p.currency
+)
+SELECT currency, coalesce(s.paid, 0) AS paid, coalesce(s.review, 0) AS review,
+       coalesce(p.clearing, 0) + coalesce(x.amount, 0) AS clearing, coalesce(p.wallets, 0) AS wallets,
+       coalesce(p.suspense, 0) AS suspense
+FROM posted p FULL JOIN said s USING (currency) FULL JOIN stray x USING (currency) ORDER BY currency
+"""
 _CAPS_SAMPLE = 1_000
 _NAMED = 5  # differences that a detail names
 _TRIES = 3
@@ -92,7 +117,7 @@ class _Snapshot:
     shadow_nanousd: int
     quota_nanousd: int
     cost_nanousd: int
-    psp_nano: list[Any]
+    payments: list[Any]
     held_off: list[Any]
     over: list[Any]
     caps_off: list[Any]
@@ -187,9 +212,7 @@ class Books:
                     "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost' AND tx_id >= $1",
                     cut,
                 ),
-                psp_nano=await fetch(
-                    "SELECT currency, sum(amount_nano) AS total FROM journal_entry WHERE account = 'psp_clearing' GROUP BY currency"
-                ),
+                payments=await fetch(_PAYMENTS),
                 held_off=await fetch(_HELD_OFF),
                 over=await fetch(
                     "SELECT id FROM calls WHERE id >= $1 AND (available_after_nano < 0"
@@ -342,11 +365,22 @@ def _check_usd(snapshot: _Snapshot) -> Check:
 
 
 def _check_payments(snapshot: _Snapshot) -> Check:
-    off = [row for row in snapshot.psp_nano if row["total"] != 0]
+    """I5: what payment providers said was paid is in wallets and suspense, less what they took back; and nothing else is."""
+    off = [
+        row
+        for row in snapshot.payments
+        if row["clearing"] != -row["paid"] or row["wallets"] + row["suspense"] != row["paid"]
+    ]
     if off:
-        named = "; ".join(f"{format_amount(int(row['total']))} {row['currency']}" for row in off)
-        return Check(False, f"money from payment providers without a payment: {named}")
-    return Check(True, "no payments posted, none claimed")
+        named = "; ".join(
+            f"{row['currency']}: payments say {format_amount(int(row['paid']))}, clearing {format_amount(-int(row['clearing']))},"
+            f" wallets {format_amount(int(row['wallets']))}, suspense {format_amount(int(row['suspense']))}"
+            for row in off
+        )
+        return Check(False, f"money from payment providers is not what was paid: {named}")
+    said = ", ".join(f"{format_amount(int(row['paid']))} {row['currency']}" for row in snapshot.payments)
+    waiting = sum(row["review"] for row in snapshot.payments)
+    return Check(True, f"paid, less reversals: {said or 'nothing yet'}; {waiting} payments in review")
 
 
 def _check_admission(snapshot: _Snapshot) -> Check:

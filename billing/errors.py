@@ -22,6 +22,7 @@
     - FxSourceError
     - ProviderUnavailableError
     - ProviderQuotaError
+    - PaymentsUnavailableError
     - JwksUnavailableError
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
@@ -142,6 +143,10 @@ class ProviderUnavailableError(UnavailableError):
 
 class ProviderQuotaError(UnavailableError):
     """The provider's quota does not cover the call, or the provider refuses our key or account: ours to mend."""
+
+
+class PaymentsUnavailableError(UnavailableError):
+    """A payment provider does not answer now, or not as it should: nothing is known, so it is asked again."""
 
 
 class JwksUnavailableError(UnavailableError):

@@ -15,7 +15,7 @@ from billing.db import Database
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount, format_usd
 
-KINDS = ("settlement", "grant", "topup", "refund", "correction")
+KINDS = ("settlement", "grant", "topup", "refund", "correction", "reversal", "dispute")
 PAGE_MAX = 1_000
 _YEARS = range(2020, 2200)
 

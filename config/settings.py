@@ -59,6 +59,7 @@ class PostgresSettings(_Section):
     settler_dsn: SecretStr = SecretStr("")
     keeper_dsn: SecretStr = SecretStr("")
     api_dsn: SecretStr = SecretStr("")
+    webhook_dsn: SecretStr = SecretStr("")
     operator_dsn: SecretStr = SecretStr("")
     roles: bool = True  # false: no roles are made, and everything is done as the DSN's user
     role_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")] = "tuma"

@@ -29,6 +29,8 @@ _WORDS = {
     "topup": "Top-up",
     "refund": "Refund",
     "correction": "Correction",
+    "reversal": "Payment refunded",
+    "dispute": "Payment disputed",
 }
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;max-width:48em;margin:2em auto;padding:0 1em}"

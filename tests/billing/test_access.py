@@ -48,6 +48,7 @@ HOUSE = {
     "schema_migrations": "the house's clockwork",
     "shadow_usd_ledger": "the provider's account",
     "verified_days": "proofs of days",
+    "webhook_events": "what payment providers sent, of everybody",
     "verified_wallets": "proofs of days",
     "workers": "the house's clockwork",
     "fx_rates": "where quotes come from; the quotes are what calls are priced with",

@@ -56,6 +56,7 @@ UNAUDITED = {
     "quota_slabs": "moved by calls",
     "reconciliation_diffs": "a report; what it posted is audited",
     "reconciliation_runs": "a report",
+    "webhook_events": "a hint; what the provider's API then said is applied, and that is audited",
     "routine_turns": "a clock",
     "schema_migrations": "has the digest of each migration",
     "shadow_usd_ledger": "append-only; corrections are audited with their transaction",

@@ -1,0 +1,444 @@
+"""Money from people, in the books: intents, what a payment provider says was paid, and what it took back.
+
+A ``Payment`` is the whole standing of one transaction as the provider's API tells it. ``apply`` moves our books to it, and may
+be repeated, run twice at once, or come late: what is final is not undone by an older answer, and a crash in between leaves
+what the next ``apply`` completes. So the order and number of webhooks do not matter.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import asyncpg
+
+from billing.acting import acting
+from billing.db import Database
+from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
+from billing.ids import new_id
+from billing.money import format_amount, get_currency
+from billing.payunits import PaymentProvider, get_payment_unit, minor_units
+
+IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
+ReversalState = Literal["open", "final", "undone"]
+_REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
+_TAKEN = 50
+_LEASE = timedelta(seconds=60)
+_INTENT = (
+    "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
+    " ended_at"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A person's wish to pay so much into a wallet, in nano units of its currency."""
+
+    id: UUID
+    wallet_id: UUID
+    user_id: UUID
+    kind: str
+    provider: PaymentProvider
+    currency: str
+    amount_nano: int
+    state: IntentState
+    attempt: int
+    url: str | None
+    note: str
+    created_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None
+    provider_id: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """What the provider is given to name it by."""
+        return f"tuma_{self.id.hex}" + (f"_{self.attempt}" if self.attempt > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """A refund or a dispute as the provider tells it.
+
+    Args:
+        id: the provider's.
+        amount_nano: in nano units of the payment's currency.
+        state: ``open``: on its way, or undecided; ``final``: it stays so; ``undone``: the money is ours again.
+        ours: our own refund's id, where the provider hands it back.
+    """
+
+    id: str
+    kind: Literal["refund", "dispute"]
+    amount_nano: int
+    state: ReversalState
+    ours: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One transaction of a payment provider, as its API tells it.
+
+    Args:
+        id: the provider's.
+        reference: what we gave it; somebody else's payments have others.
+        state: whether the money came.
+        amount_nano: what was paid, in nano units of ``currency``.
+        fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
+    """
+
+    provider: PaymentProvider
+    id: str
+    reference: str
+    state: Literal["pending", "failed", "succeeded"]
+    amount_nano: int
+    currency: str
+    fee_nano: int | None = None
+    fee_currency: str | None = None
+    reversals: Sequence[Reversal] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent:
+    """What a provider sent, as it was kept."""
+
+    id: UUID
+    provider: PaymentProvider
+    body: str
+    tries: int
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a payment: ``credited``, ``review``, ``known``, or ``none`` where no money came; and of its reversals."""
+
+    credit: Literal["credited", "review", "known", "none"]
+    reversals: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund of ours for which money is set aside; nano units. The provider is given ``id`` to name it by."""
+
+    id: UUID
+    provider: PaymentProvider
+    provider_txn_id: str
+    amount_nano: int
+    state: str
+
+
+def parse_reference(reference: str) -> UUID | None:
+    """Return the intent that a reference names; None where it is not one of ours."""
+    found = _REFERENCE.fullmatch(reference)
+    return None if found is None else UUID(found[1])
+
+
+class Intents:
+    """A person's own intents.
+
+    Args:
+        database: by the role that acts for people.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self,
+        owner: UUID,
+        wallet_id: UUID,
+        provider: PaymentProvider,
+        *,
+        amount_nano: int,
+        currency: str,
+        key: str | None = None,
+        expires_after_s: float,
+        poll_after_s: float,
+    ) -> Intent:
+        """Note a wish to pay, before any provider is asked.
+
+        Args:
+            owner: who wishes it.
+            wallet_id: theirs.
+            provider: who shall take the money.
+            amount_nano: in nano units of ``currency``.
+            currency: the wallet's.
+            key: idempotency key; a repeat with the same input returns the first intent.
+            expires_after_s: when it is no longer waited for; money that comes later is credited all the same.
+            poll_after_s: when the provider is asked about it first, in seconds.
+
+        Raises:
+            InputError: another currency than the wallet's, an amount that the provider cannot take, or the key was used
+                with another input.
+            NotFoundError: the wallet is not theirs.
+        """
+        get_currency(currency)
+        get_payment_unit(currency, provider)
+        minor_units(amount_nano, currency, provider)
+        if amount_nano <= 0:
+            raise InputError("the amount to pay must be positive")
+        try:
+            async with self._database.as_person(owner) as connection:
+                row = await connection.fetchrow(
+                    f"SELECT {_INTENT} FROM own_create_intent($1, $2, $3, $4, $5, $6, $7, $8)",  # noqa: S608 - column names of this module
+                    new_id(),
+                    wallet_id,
+                    provider,
+                    currency,
+                    amount_nano,
+                    key,
+                    timedelta(seconds=expires_after_s),
+                    timedelta(seconds=poll_after_s),
+                )
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no wallet {wallet_id}") from None
+        except (asyncpg.UniqueViolationError, asyncpg.InvalidParameterValueError) as error:
+            raise InputError(str(error)) from None
+        return Intent(**row)
+
+    async def get(self, owner: UUID, intent_id: UUID) -> Intent:
+        """Return a person's intent.
+
+        Raises:
+            NotFoundError: there is none of theirs.
+        """
+        async with self._database.as_person(owner, readonly=True) as connection:
+            row = await connection.fetchrow(f"SELECT {_INTENT} FROM payment_intents WHERE id = $1", intent_id)  # noqa: S608 - column names of this module
+        if row is None:
+            raise NotFoundError(f"there is no top-up {intent_id}")
+        return Intent(**row)
+
+
+class Payments:
+    """Keeps webhooks, and applies what providers say.
+
+    Args:
+        database: by the role that may do that and nothing else.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def receive(self, provider: PaymentProvider, key: str, body: str) -> bool:
+        """Keep a webhook whose signature was checked; False where it is there already.
+
+        Args:
+            provider: whose.
+            key: the provider's id of the event, or its body's digest.
+            body: as it came.
+        """
+        async with self._database.transaction() as connection:
+            new: bool = await connection.fetchval(
+                "SELECT receive_webhook($1, $2, $3, $4)", new_id(), provider, key, body
+            )
+        return new
+
+    async def take_events(self, limit: int = _TAKEN) -> list[WebhookEvent]:
+        """Take events that nobody else works on; one that is not ended comes again, after ever longer pauses."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                "SELECT id, provider, body, tries, received_at FROM take_webhooks($1, $2)", limit, _LEASE
+            )
+        return [WebhookEvent(**row) for row in rows]
+
+    async def end_event(
+        self, event_id: UUID, state: Literal["done", "ignored", "review"], note: str = ""
+    ) -> None:
+        """Note what became of an event."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT end_webhook($1, $2, $3)", event_id, state, note)
+
+    async def find(self, intent_id: UUID) -> Intent | None:
+        """Return anybody's intent."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(f"SELECT {_INTENT}, provider_id FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
+        return None if row is None else Intent(**row)
+
+    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = _TAKEN) -> list[Intent]:
+        """Take intents that the provider is to be asked about.
+
+        Args:
+            pause_s: before the second question; then it doubles, up to an hour.
+            late_s: how long after its expiry an intent is still asked about.
+            limit: how many at once.
+        """
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                f"SELECT {_INTENT}, provider_id FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
+                limit,
+                _LEASE,
+                timedelta(seconds=pause_s),
+                timedelta(seconds=late_s),
+            )
+        return [Intent(**row) for row in rows]
+
+    async def note_page(self, intent_id: UUID, *, provider_id: str, url: str) -> None:
+        """Note the page on which it is paid."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT note_page($1, $2, $3)", intent_id, provider_id, url)
+
+    async def try_page_again(self, intent: Intent) -> int:
+        """Count another attempt to get a page, under another reference; returns its number."""
+        async with self._database.transaction() as connection:
+            number: int = await connection.fetchval(
+                "SELECT try_page_again($1, $2)", intent.id, intent.attempt
+            )
+        return number
+
+    async def end_intent(self, intent_id: UUID, state: Literal["failed", "expired"], note: str) -> None:
+        """Note that no money is expected any more; what comes all the same is credited."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT end_intent($1, $2, $3)", intent_id, state, note)
+
+    async def apply(self, payment: Payment, *, takes_more: bool = False) -> Applied:
+        """Move the books to what a provider's API says of a payment.
+
+        Each posting is one transaction: credit, fee, each reversal. A crash between them is completed by the next ``apply``.
+
+        Args:
+            payment: its whole standing.
+            takes_more: the provider may take more than was asked; what was asked is credited then.
+
+        Raises:
+            BrokenInvariantError: it contradicts what was posted; nothing is changed.
+        """
+        with acting(f"payment:{payment.provider}"):
+            if payment.state != "succeeded":
+                return Applied("none")
+            credit = await self._credit(payment, takes_more=takes_more)
+            if payment.fee_nano is not None and payment.fee_currency is not None:
+                await self._note_fee(payment.provider, payment.id, payment.fee_nano, payment.fee_currency)
+            return Applied(credit, [await self._reverse(payment, item) for item in payment.reversals])
+
+    async def _credit(
+        self, payment: Payment, *, takes_more: bool
+    ) -> Literal["credited", "review", "known", "none"]:
+        async with self._database.transaction() as connection:
+            verdict: Literal["credited", "review", "known"] = await connection.fetchval(
+                "SELECT credit_payment($1, $2, $3, $4, $5, $6, $7)",
+                new_id(),
+                payment.provider,
+                payment.id,
+                parse_reference(payment.reference),
+                payment.currency,
+                payment.amount_nano,
+                takes_more,
+            )
+        return verdict
+
+    async def _note_fee(self, provider: str, txn_id: str, fee_nano: int, currency: str) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                "SELECT note_payment_fee($1, $2, $3, $4, $5)", new_id(), provider, txn_id, fee_nano, currency
+            )
+
+    async def _reverse(self, payment: Payment, item: Reversal) -> str:
+        try:
+            async with self._database.transaction() as connection:
+                verdict: str = await connection.fetchval(
+                    "SELECT reverse_payment($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                    new_id(),
+                    new_id(),
+                    payment.provider,
+                    payment.id,
+                    item.kind,
+                    item.id,
+                    item.ours,
+                    item.state,
+                    item.amount_nano,
+                )
+        except asyncpg.IntegrityConstraintViolationError as error:
+            raise BrokenInvariantError(str(error)) from None
+        return verdict
+
+
+class PaymentOffice:
+    """What an operator does with payments.
+
+    Args:
+        database: by the operator's role.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin_refund(
+        self,
+        provider: PaymentProvider,
+        txn_id: str,
+        *,
+        amount_nano: int | None = None,
+        reason: str,
+        below_zero: bool = False,
+    ) -> Refund:
+        """Set money aside for a refund, before the provider is asked to send it.
+
+        Args:
+            provider: whose payment.
+            txn_id: its id there.
+            amount_nano: in nano units of its currency; all that is left, without one.
+            reason: for the books.
+            below_zero: though the wallet has spent it.
+
+        Raises:
+            NotFoundError: no such payment.
+            InputError: more than what is left of it, or finer than the provider takes.
+            InsufficientFundsError: the wallet does not have as much.
+        """
+        refund_id = new_id()
+        try:
+            async with self._database.transaction() as connection:
+                row = await connection.fetchrow(
+                    "SELECT id, provider, provider_txn_id, amount_nano, state FROM begin_refund($1, $2, $3, $4, $5, $6, $7)",
+                    refund_id,
+                    new_id(),
+                    provider,
+                    txn_id,
+                    amount_nano,
+                    reason,
+                    below_zero,
+                )
+                currency = await connection.fetchval(
+                    "SELECT currency FROM payment_credits WHERE provider = $1 AND provider_txn_id = $2",
+                    provider,
+                    txn_id,
+                )
+                minor_units(row["amount_nano"], currency, provider)
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no payment {txn_id} of {provider}") from None
+        except asyncpg.InvalidParameterValueError as error:
+            raise InputError(str(error)) from None
+        except asyncpg.CheckViolationError:
+            raise InsufficientFundsError("the wallet does not have as much as is to be refunded") from None
+        return Refund(**row)
+
+    async def accept(
+        self, provider: PaymentProvider, txn_id: str, *, wallet_id: UUID | None = None, reason: str
+    ) -> str:
+        """Give what of a payment lies in suspense to its wallet, or to the one named; returns the amount in major units.
+
+        Raises:
+            NotFoundError: no such payment.
+            InputError: nothing of it is in suspense, no wallet is known, or the wallet is in another currency.
+        """
+        try:
+            async with self._database.transaction() as connection:
+                given_nano: int = await connection.fetchval(
+                    "SELECT accept_payment($1, $2, $3, $4, $5)", new_id(), provider, txn_id, wallet_id, reason
+                )
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no payment {txn_id} of {provider}") from None
+        except asyncpg.InvalidParameterValueError as error:
+            raise InputError(str(error)) from None
+        return format_amount(given_nano)
+
+    async def list_reviews(self) -> list[dict[str, Any]]:
+        """Return the payments that wait for a decision, oldest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT provider, provider_txn_id, intent_id, wallet_id, currency, paid_nano, note, created_at"
+                " FROM payment_credits WHERE state = 'review' ORDER BY created_at LIMIT 1000"
+            )
+        return [dict(row) for row in rows]
