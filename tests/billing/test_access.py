@@ -255,6 +255,21 @@ async def furnish_two(office: Office) -> tuple[Payer, Payer]:
                 " VALUES ($2, 'week', now(), now(), $1, 0, 0)",
                 *(payer.user_id, payer.wallet_id),
             )
+            await connection.execute(
+                "INSERT INTO payment_intents (id, wallet_id, user_id, kind, provider, currency, amount_nano, expires_at)"
+                " VALUES ($1, $2, $3, 'topup', 'stripe', 'USD', 1, now())",
+                *(call, payer.wallet_id, payer.user_id),
+            )
+            await connection.execute(
+                "INSERT INTO payment_credits (provider, provider_txn_id, wallet_id, currency, paid_nano, credited_nano, state,"
+                " tx_id) VALUES ('stripe', $1, $2, 'USD', 1, 1, 'credited', $3)",
+                *(str(call), payer.wallet_id, call),
+            )
+            await connection.execute(
+                "INSERT INTO payment_reversals (id, provider, provider_txn_id, kind, state, amount_nano, suspense_nano, tx_id)"
+                " VALUES ($1, 'stripe', $2, 'refund', 'final', 1, 0, $1)",
+                *(call, str(call)),
+            )
     return payers
 
 
@@ -285,6 +300,9 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
         "journal_entry": "wallet_id",
         "transactions": "wallet_id",
         "usage": "call_id",
+        "payment_intents": "wallet_id",
+        "payment_credits": "wallet_id",
+        "payment_reversals": "id",
     }
     assert owned.keys() == PERSONAL.keys() - {"models", "model_prices", "fx_quotes"}
     async with connected(settings, "api") as connection:
@@ -314,6 +332,10 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
                     ("SELECT own_rotate_key($1, NULL, 'h', 'x', 'p', '0')", other.key_id),
                     ("SELECT own_set_caps('wallet', $1, '{day}', '{1}')", other.wallet_id),
                     ("SELECT own_set_caps('key', $1, '{day}', '{1}')", other.key_id),
+                    (
+                        "SELECT own_create_intent(gen_random_uuid(), $1, 'stripe', 'USD', 1, NULL, '1 h', '1 s')",
+                        other.wallet_id,
+                    ),
                     ("SELECT own_set_caps('user', $1, '{day}', '{1}')", me.user_id),
                     (
                         new_key,

@@ -69,6 +69,10 @@ UNAUDITED = {
 IDLE = {
     "api_keys.last_used_at": "moved by calls",
     "fx_quotes.confirmed_at": "that the sources still say the same, every hour; the rate and its end are audited",
+    "payment_intents.poll_at": "when the provider is asked next",
+    "payment_intents.polls": "how often it was asked",
+    "payment_reversals.poll_at": "when the provider is asked next",
+    "payment_reversals.polls": "how often it was asked",
     "spending_caps.effective_nano": "generated from the others, and shown",
     "spending_caps.updated_at": "the row's own time says it",
     "wallets.capped": "follows spending_caps",
@@ -181,7 +185,11 @@ async def test_users_and_wallets(log: Log, office: Office) -> None:
         assert (row["before"]["id"], row["after"], row["user_id"]) == (str(wallet_id), None, str(user_id))
         await connection.execute("TRUNCATE users CASCADE")
         assert {(row["subject"], row["action"]) for row in await log.new()} == {
-            (table, "truncated") for table in ("users", "wallets", "api_keys", "spending_caps")
+            (table, "truncated")
+            for table in (
+                *("users", "wallets", "api_keys", "spending_caps"),
+                *("payment_intents", "payment_credits", "payment_reversals"),
+            )
         }
 
 
