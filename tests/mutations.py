@@ -38,6 +38,27 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "an empty secret refuses every webhook",
+        "proxy/payments/signatures.py",
+        "    if not secret:\n        return False\n",
+        "",
+        "tests/unit/test_payment_signatures.py",
+    ),
+    Mutation(
+        "an old signature of Stripe's is refused",
+        "proxy/payments/signatures.py",
+        "    if abs(now_s - int(times[0])) > STRIPE_TOLERANCE_S:\n        return False\n",
+        "",
+        "tests/unit/test_payment_signatures.py",
+    ),
+    Mutation(
+        "both of Flutterwave's headers must hold",
+        "proxy/payments/signatures.py",
+        " and good\n",
+        "\n",
+        "tests/unit/test_payment_signatures.py",
+    ),
+    Mutation(
         "a payment is credited once",
         "billing/migrations/0012_payments.sql",
         "    ON CONFLICT DO NOTHING;\n    IF NOT FOUND THEN\n        RETURN 'known';\n    END IF;\n    INSERT INTO journal_tx",

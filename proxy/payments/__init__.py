@@ -1,0 +1,1 @@
+"""Payment providers: what they sign, and how each is asked."""
