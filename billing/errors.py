@@ -4,6 +4,7 @@
   * RefusalError: the caller's to mend; nothing was written
     - InvalidKeyError
       - InvalidTokenError
+      - InvalidSignatureError
     - NotPermittedError: the caller is known, and may not do this
       - ModelNotAllowedError
       - AddressNotAllowedError
@@ -47,6 +48,10 @@ class InvalidKeyError(RefusalError):
 
 class InvalidTokenError(InvalidKeyError):
     """The user's token is malformed, expired, not for us, or not signed by the issuer."""
+
+
+class InvalidSignatureError(InvalidKeyError):
+    """A webhook that its provider did not sign, or whose provider is not set up."""
 
 
 class NotPermittedError(RefusalError):

@@ -129,6 +129,18 @@ class Refund:
     state: str
 
 
+@dataclass(frozen=True, slots=True)
+class OpenReversal:
+    """A reversal that has not ended: ``requested`` by us, or ``open`` at the provider."""
+
+    id: UUID
+    provider: PaymentProvider
+    provider_txn_id: str
+    kind: Literal["refund", "dispute"]
+    amount_nano: int
+    state: Literal["requested", "open"]
+
+
 def parse_reference(reference: str) -> UUID | None:
     """Return the intent that a reference names; None where it is not one of ours."""
     found = _REFERENCE.fullmatch(reference)
@@ -198,15 +210,15 @@ class Intents:
             raise InputError(str(error)) from None
         return Intent(**row)
 
-    async def get(self, owner: UUID, intent_id: UUID) -> Intent:
-        """Return a person's intent.
+    async def get(self, owner: UUID, intent_id: UUID, *, wallet_id: UUID | None = None) -> Intent:
+        """Return a person's intent, of the wallet named.
 
         Raises:
             NotFoundError: there is none of theirs.
         """
         async with self._database.as_person(owner, readonly=True) as connection:
             row = await connection.fetchrow(f"SELECT {_INTENT} FROM payment_intents WHERE id = $1", intent_id)  # noqa: S608 - column names of this module
-        if row is None:
+        if row is None or wallet_id not in (None, row["wallet_id"]):
             raise NotFoundError(f"there is no top-up {intent_id}")
         return Intent(**row)
 
@@ -292,6 +304,26 @@ class Payments:
         async with self._database.transaction() as connection:
             await connection.execute("SELECT end_intent($1, $2, $3)", intent_id, state, note)
 
+    async def take_reversals(self, *, pause_s: float, limit: int = _TAKEN) -> list[OpenReversal]:
+        """Take reversals that the provider is to be asked about, as intents are taken."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(
+                "SELECT id, provider, provider_txn_id, kind, amount_nano, state FROM take_reversals($1, $2, $3)",
+                limit,
+                _LEASE,
+                timedelta(seconds=pause_s),
+            )
+        return [OpenReversal(**row) for row in rows]
+
+    async def undo_refund(self, item: OpenReversal) -> None:
+        """Give back what was set aside for a refund of ours that the provider refuses."""
+        with acting(f"payment:{item.provider}"):
+            await self._reverse_one(
+                item.provider,
+                item.provider_txn_id,
+                Reversal(f"refused {item.id}", "refund", item.amount_nano, "undone", item.id),
+            )
+
     async def apply(self, payment: Payment, *, takes_more: bool = False) -> Applied:
         """Move the books to what a provider's API says of a payment.
 
@@ -310,7 +342,10 @@ class Payments:
             credit = await self._credit(payment, takes_more=takes_more)
             if payment.fee_nano is not None and payment.fee_currency is not None:
                 await self._note_fee(payment.provider, payment.id, payment.fee_nano, payment.fee_currency)
-            return Applied(credit, [await self._reverse(payment, item) for item in payment.reversals])
+            return Applied(
+                credit,
+                [await self._reverse_one(payment.provider, payment.id, item) for item in payment.reversals],
+            )
 
     async def _credit(
         self, payment: Payment, *, takes_more: bool
@@ -334,15 +369,15 @@ class Payments:
                 "SELECT note_payment_fee($1, $2, $3, $4, $5)", new_id(), provider, txn_id, fee_nano, currency
             )
 
-    async def _reverse(self, payment: Payment, item: Reversal) -> str:
+    async def _reverse_one(self, provider: PaymentProvider, txn_id: str, item: Reversal) -> str:
         try:
             async with self._database.transaction() as connection:
                 verdict: str = await connection.fetchval(
                     "SELECT reverse_payment($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                     new_id(),
                     new_id(),
-                    payment.provider,
-                    payment.id,
+                    provider,
+                    txn_id,
                     item.kind,
                     item.id,
                     item.ours,

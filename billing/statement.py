@@ -145,6 +145,12 @@ class Statements:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def find_email(self, owner: UUID) -> str | None:
+        """Return a person's address, if it is known."""
+        async with self._database.as_person(owner, readonly=True) as connection:
+            found: str | None = await connection.fetchval("SELECT email FROM users WHERE id = $1", owner)
+        return found
+
     async def list_page(
         self, owner: UUID, wallet_id: UUID, wanted: Filter, *, after: UUID | None = None, limit: int
     ) -> list[Transaction]:

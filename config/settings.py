@@ -206,6 +206,63 @@ class FxSettings(_Section):
         return value
 
 
+class _PaymentProviderSettings(_Section):
+    secret_key: SecretStr = SecretStr("")  # empty: this provider is not offered
+    base_url: str = ""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        if any(sign in value for sign in "@?# \\"):
+            raise ValueError("must have no user, query or fragment")
+        return value.rstrip("/")
+
+    @field_validator("secret_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if not text.isascii() or (text and not text.isprintable()):
+            raise ValueError("has characters that no header can carry; is there a line's end in it?")
+        return value
+
+
+class StripeSettings(_PaymentProviderSettings):
+    """Top-ups by Stripe."""
+
+    base_url: str = "https://api.stripe.com"
+    webhook_secret: SecretStr = SecretStr("")  # empty: every webhook is refused
+
+
+class PaystackSettings(_PaymentProviderSettings):
+    """Top-ups by Paystack, which signs webhooks with the secret key."""
+
+    base_url: str = "https://api.paystack.co"
+
+
+class FlutterwaveSettings(_PaymentProviderSettings):
+    """Top-ups by Flutterwave."""
+
+    base_url: str = "https://api.flutterwave.com/v3"
+    webhook_secret: SecretStr = SecretStr("")  # empty: every webhook is refused
+
+
+class PaymentSettings(_Section):
+    """How payments are waited for and looked into."""
+
+    timeout_s: Positive = 20.0  # for an answer of a payment provider
+    expires_s: Annotated[float, Field(ge=1_800, le=86_400)] = 3_600.0  # how long a page waits for its payer
+    look_s: Positive = 5.0  # how often is looked for work that nobody rang for
+    poll_s: Positive = 30.0  # before a provider is asked about a payment that it told nothing of; doubled
+    late_s: Positive = 3 * 86_400.0  # how long after its end an intent is still asked about
+    sweep_s: Positive = 3_600.0  # how often everything of late is looked at
+    sweep_back_s: Positive = 3 * 86_400.0
+    webhook_bytes: Count = 256 * 1024  # a larger webhook is refused
+    minimum: dict[str, str] = {}  # a JSON object, in major units: {"NGN": "500"}
+    maximum: dict[str, str] = {}
+
+
 class LogSettings(_Section):
     """What is logged, to stderr."""
 
@@ -345,6 +402,10 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     admin: AdminSettings = AdminSettings()
     fx: FxSettings = FxSettings()
+    stripe: StripeSettings = StripeSettings()
+    paystack: PaystackSettings = PaystackSettings()
+    flutterwave: FlutterwaveSettings = FlutterwaveSettings()
+    payments: PaymentSettings = PaymentSettings()
     log: LogSettings = LogSettings()
     limits: LimitSettings = LimitSettings()
     http: HttpSettings = HttpSettings()

@@ -5,13 +5,15 @@ from typing import Any
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
-from proxy.forms import CapsForm, KeyForm, RotateForm
+from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
 from proxy.openapi import Endpoint, show_document
+from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.wallet import get_wallet
+from proxy.webhooks import receive_webhook
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
 _ID: dict[str, Any] = {"type": "string", "format": "uuid"}
@@ -63,6 +65,27 @@ ENDPOINTS = (
         "wallet",
         query=(("format", {"type": "string", "enum": ["html", "csv"]}),),
         also=("text/html", "text/csv"),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/wallet/topups",
+        create_topup,
+        "Topup",
+        "wallet",
+        status=201,
+        form=TopupForm,
+        errors=(415,),
+    ),
+    Endpoint("GET", "/v1/wallet/topups/{topup}", get_topup, "Topup", "wallet"),
+    Endpoint(
+        "POST",
+        "/webhooks/{provider}",
+        receive_webhook,
+        "Object",
+        "house",
+        body="Object",
+        secured=False,
+        errors=(401, 404, 408, 413, 415, 503),
     ),
     Endpoint("GET", "/v1/keys", list_keys, "Keys", "keys", query=_PAGE),
     Endpoint("POST", "/v1/keys", create_key, "NewKey", "keys", status=201, form=KeyForm, errors=(415,)),

@@ -175,6 +175,19 @@ class RefundForm(Form):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
+class TopupForm(Form):
+    """Money to be paid into the wallet, in major units of its currency.
+
+    `return_url` is where the payer is sent afterwards; `email` is the payer's, where the account has none.
+    """
+
+    provider: Literal["stripe", "paystack", "flutterwave"]
+    amount: Amount
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["NGN"])] | None = None
+    return_url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
+    email: Annotated[str, Field(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+
+
 class RotateForm(Form):
     """How a key's secret is changed."""
 

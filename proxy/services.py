@@ -28,6 +28,8 @@ from billing.keys import Keys
 from billing.ledger import Ledger
 from billing.migrate import require_current
 from billing.opening import record_openings
+from billing.payment_desk import PaymentDesk
+from billing.payments import Intents
 from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
@@ -42,6 +44,7 @@ from billing.wallets import Wallets, parse_id
 from config.settings import Settings
 from proxy.fxsources import make_sources
 from proxy.jwt import JwtVerifier
+from proxy.payments.making import make_payment_apis
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
@@ -52,6 +55,7 @@ _SETTLER_MAX = 4
 _KEEPER_MAX = 4
 _PEOPLE_MAX = 4
 _OPERATOR_MAX = 2
+_WEBHOOK_MAX = 4
 _DAYS_PERIOD_S = 3600.0
 _SEAL_PERIOD_S = 15.0
 _NEW_WALLETS_PERIOD_S = 15.0
@@ -77,6 +81,8 @@ class Services:
     wallets: Wallets
     caps: Caps
     statements: Statements
+    intents: Intents
+    payments: PaymentDesk
     prices: PriceBook
     fx: FxBook
     fx_sources: list[RateSource]
@@ -124,6 +130,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     settler = Database(settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX)
     keeper = Database(settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX)
     people = Database(settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX)
+    webhook = Database(settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX)
     operator = Database(settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX)
     pipe = RedisPipe(settings.redis)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror)
@@ -159,6 +166,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         wallets=Wallets(people),
         caps=Caps(people),
         statements=Statements(people),
+        intents=Intents(people),
+        payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
@@ -183,7 +192,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await upstream.close()
         services.counter.close()
         await pipe.close()
-        for pool in (database, settler, keeper, people, operator):
+        await services.payments.close()
+        for pool in (database, settler, keeper, people, webhook, operator):
             await pool.close()
 
 
@@ -217,6 +227,8 @@ async def _start(services: Services) -> None:
     services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.keys.run_notes, name="keys used")
     services.tasks.keep(services.sweeper.run, name="sweeper")
+    if services.payments.providers:
+        services.tasks.keep(services.payments.run, name="payments")
     for routine in routines:
         services.tasks.keep(routine.run, name=routine.name)
 
@@ -233,6 +245,9 @@ def make_routines(services: Services) -> list[Routine]:
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
         Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
     ]
+    if services.payments.providers:
+        sweep = services.payments.sweep
+        routines.append(Routine(database, "payments", period_s=settings.payments.sweep_s, work=sweep))
     if services.fx_sources:
         feed = FxFeed(database, services.fx_sources, settings.fx)
         routines.append(Routine(database, "fx", period_s=settings.fx.period_s, work=feed.sync, at_once=True))

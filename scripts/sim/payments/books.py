@@ -3,6 +3,7 @@
 What a minor unit is differs per provider and currency, see ``currencies``. Nothing here waits, sends or knows a protocol.
 """
 
+import copy
 import itertools
 import secrets
 import time
@@ -33,7 +34,8 @@ class BooksError(ValueError):
 class Checkout:
     """A payment page that waits for its customer. ``currency`` in capitals, times in Unix seconds.
 
-    ``reference`` is the merchant's own; ``given`` keeps what the provider's protocol needs besides.
+    ``reference`` is the merchant's own; ``given`` keeps what the provider's protocol needs besides, and under ``payment``
+    the fields that its payments get.
     """
 
     id: str
@@ -271,6 +273,7 @@ class Books:
             status=status,
             checkout_id=checkout.id,
             email=checkout.email,
+            **copy.deepcopy(checkout.given.get("payment", {})),
         )
         checkout.payment_ids.append(payment.id)
         return payment

@@ -121,6 +121,11 @@ class Till:
         self.books.expire(checkout)
         self._tell(checkout.provider, self._voices[checkout.provider].of_expiry(checkout))
 
+    def expire_due(self, checkout: Checkout) -> None:
+        """Let a checkout expire whose time has come."""
+        if checkout.status == "open" and self.books.now_s() >= checkout.expires_s:
+            self.expire(checkout)
+
     # What banks do
 
     def settle(self, payment: Payment) -> None:

@@ -1,0 +1,246 @@
+"""The desk where payments are looked into: webhooks, intents that nobody told of, refunds under way, and what was missed.
+
+Everything ends in the same step: ask the provider for a transaction's whole standing, and apply it (``billing/payments.py``). A crash
+anywhere leaves work that is due again: an event that was not ended, an intent or a reversal whose next question comes.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from billing.db import Database
+from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
+from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
+from billing.payments import (
+    Applied,
+    Intent,
+    OpenReversal,
+    Payment,
+    Payments,
+    Refund,
+    WebhookEvent,
+    parse_reference,
+)
+from billing.payunits import PaymentProvider
+from config.settings import PaymentSettings
+
+_PAGE_TRIES = 3
+_EVENT_TRIES = 8  # with pauses of a minute, two, four…: two hours
+_log = structlog.get_logger("tuma.payments")
+
+
+class PaymentDesk:
+    """Looks into payments.
+
+    Args:
+        database: by the webhook role.
+        apis: those providers that are configured.
+        settings: its pace.
+    """
+
+    def __init__(
+        self, database: Database, apis: Mapping[PaymentProvider, PaymentApi], settings: PaymentSettings
+    ) -> None:
+        self.payments = Payments(database)
+        self._apis = apis
+        self._settings = settings
+        self._rung = asyncio.Event()
+
+    @property
+    def providers(self) -> Sequence[PaymentProvider]:
+        """Those that are configured."""
+        return tuple(self._apis)
+
+    def api_of(self, provider: PaymentProvider) -> PaymentApi:
+        """Return a provider's.
+
+        Raises:
+            InputError: it is not configured.
+        """
+        found = self._apis.get(provider)
+        if found is None:
+            named = ", ".join(self._apis) or "none"
+            raise InputError(f"payments by {provider} are not set up here; there is: {named}")
+        return found
+
+    async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
+        """Have a page made for an intent that has none, and note it.
+
+        Raises:
+            PaymentRefusedError: the provider does not take it; the intent has failed.
+            PaymentsUnavailableError: nothing is known; the same may be asked again.
+        """
+        api, left = self.api_of(intent.provider), _PAGE_TRIES
+        while intent.state == "creating" and intent.url is None:
+            left -= 1
+            try:
+                page = await api.create_page(intent, email=email, return_url=return_url)
+            except ReferenceUsedError as error:
+                if not left:
+                    raise PaymentsUnavailableError(str(error)) from None
+                await self.payments.try_page_again(intent)
+            except PaymentRefusedError as error:
+                await self.payments.end_intent(intent.id, "failed", str(error))
+                raise
+            else:
+                await self.payments.note_page(intent.id, provider_id=page.id, url=page.url)
+            found = await self.payments.find(intent.id)
+            if found is None:
+                raise BrokenInvariantError(f"the intent {intent.id} is gone")
+            intent = found
+        return intent
+
+    # Work
+
+    def ring(self) -> None:
+        """Say that there is work."""
+        self._rung.set()
+
+    async def run(self) -> None:
+        """Work until cancelled: when rung, and now and then."""
+        while True:
+            self._rung.clear()
+            try:
+                await self.work()
+            except TumaError as error:
+                _log.warning("payments.failed", error=str(error))
+            try:
+                async with asyncio.timeout(self._settings.look_s):
+                    await self._rung.wait()
+            except TimeoutError:
+                pass
+
+    async def work(self) -> int:
+        """Do what is due, and return how much that was.
+
+        Raises:
+            PostgresUnavailableError: nothing can be done.
+        """
+        events = await self.payments.take_events()
+        await asyncio.gather(*(self._quietly(self._work_event(event), event.provider) for event in events))
+        intents = await self.payments.take_intents(
+            pause_s=self._settings.poll_s, late_s=self._settings.late_s
+        )
+        await asyncio.gather(*(self._quietly(self.poll_intent(item), item.provider) for item in intents))
+        reversals = await self.payments.take_reversals(pause_s=self._settings.poll_s)
+        await asyncio.gather(*(self._quietly(self._work_reversal(item), item.provider) for item in reversals))
+        return len(events) + len(intents) + len(reversals)
+
+    async def _quietly(self, work: object, provider: str) -> None:
+        try:
+            await work  # type: ignore[misc]
+        except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
+            # It is due again by itself.
+            _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
+
+    async def _work_event(self, event: WebhookEvent) -> None:
+        api = self._apis.get(event.provider)
+        if api is None:
+            return  # another worker may know it; it is due again
+        try:
+            hint = api.read_webhook(event.body.encode())
+        except InputError as error:
+            await self.payments.end_event(event.id, "ignored", str(error))
+            return
+        found = await self._find(api, hint.payments, hint.references)
+        ours = [payment for payment in found if parse_reference(payment.reference) is not None]
+        try:
+            applied = [await self.payments.apply(item, takes_more=api.takes_more) for item in ours]
+        except BrokenInvariantError as error:
+            await self.payments.end_event(event.id, "review", str(error))
+            raise
+        if any(item.credit == "review" for item in applied):
+            await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
+        elif ours:
+            await self.payments.end_event(event.id, "done")
+        elif found or not any(parse_reference(item) for item in hint.references):
+            await self.payments.end_event(event.id, "ignored", "it is about nobody's top-up")
+        elif event.tries >= _EVENT_TRIES:
+            await self.payments.end_event(event.id, "review", "the provider knows no such payment")
+
+    async def _find(
+        self, api: PaymentApi, txn_ids: Sequence[str], references: Sequence[str]
+    ) -> list[Payment]:
+        found: dict[str, Payment] = {}
+        for txn_id in txn_ids:
+            payment = await api.look(txn_id)
+            if payment is not None:
+                found[payment.id] = payment
+        if not found:
+            for reference in references:
+                intent_id = parse_reference(reference)
+                intent = None if intent_id is None else await self.payments.find(intent_id)
+                if intent is not None and intent.provider == api.provider:
+                    found.update({payment.id: payment for payment in await api.find(intent)})
+        return list(found.values())
+
+    async def poll_intent(self, intent: Intent) -> list[Applied]:
+        """Ask the provider about an intent, and apply what it says.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known.
+        """
+        api = self._apis.get(intent.provider)
+        if api is None:
+            return []
+        found = await api.find(intent)
+        applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
+        if not any(payment.state == "succeeded" for payment in found):
+            if datetime.now(UTC) >= intent.expires_at:
+                await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
+            elif found and all(payment.state == "failed" for payment in found):
+                await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")
+        return applied
+
+    async def _work_reversal(self, item: OpenReversal) -> None:
+        api = self._apis.get(item.provider)
+        payment = None if api is None else await api.look(item.provider_txn_id)
+        if api is None or payment is None:
+            return
+        await self.payments.apply(payment, takes_more=api.takes_more)
+        if item.state != "requested" or any(told.ours == item.id for told in payment.reversals):
+            return
+        refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
+        try:
+            await api.refund(refund, payment.currency)
+        except PaymentRefusedError as error:
+            _log.warning("payments.refund_refused", refund=str(item.id), error=str(error))
+            await self.payments.undo_refund(item)
+            return
+        payment = await api.look(item.provider_txn_id)
+        if payment is not None:
+            await self.payments.apply(payment, takes_more=api.takes_more)
+
+    async def sweep(self) -> int:
+        """Look at everything that was paid or taken back lately, whoever told of it; return how many payments.
+
+        Raises:
+            PaymentsUnavailableError: a provider does not answer; the others were swept.
+        """
+        since, seen, away = datetime.now(UTC) - timedelta(seconds=self._settings.sweep_back_s), 0, ""
+        for provider, api in self._apis.items():
+            try:
+                txn_ids = {txn_id async for txn_id in api.list_recent(since)}
+                for payment in await self._find(api, sorted(txn_ids), ()):
+                    if parse_reference(payment.reference) is not None:
+                        await self.payments.apply(payment, takes_more=api.takes_more)
+                        seen += 1
+            except PaymentsUnavailableError as error:
+                away = f"{provider}: {error}"
+        if away:
+            raise PaymentsUnavailableError(away)
+        return seen
+
+    async def close(self) -> None:
+        """Close the connections to the providers."""
+        for api in self._apis.values():
+            await api.close()
+
+    async def look_at(self, intent_id: UUID) -> None:
+        """Ask about one intent now, as its owner waits for it."""
+        intent = await self.payments.find(intent_id)
+        if intent is not None and intent.state not in ("paid", "creating"):
+            await self._quietly(self.poll_intent(intent), intent.provider)

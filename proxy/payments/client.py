@@ -1,0 +1,136 @@
+"""The HTTP with which payment providers are asked: JSON, bounded, following nothing, exact numbers."""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from billing.errors import InputError, PaymentsUnavailableError
+from billing.payment_api import PaymentRefusedError
+from billing.payunits import PaymentProvider
+
+_ANSWER_BYTES_MAX = 4 * 1024 * 1024
+_MESSAGE_MAX = 200
+
+
+class PaymentClient:
+    """JSON over HTTP, bounded, following nothing, exact numbers.
+
+    Args:
+        provider: for messages.
+        base_url: without a slash at its end.
+        secret_key: sent as a bearer token; in no message.
+        timeout_s: for a whole answer.
+    """
+
+    def __init__(
+        self, provider: PaymentProvider, base_url: str, secret_key: str, *, timeout_s: float
+    ) -> None:
+        self._provider = provider
+        self._base_url = base_url
+        self._secret_key = secret_key
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Ask, and return the answer's ``data`` and ``meta`` as it is, numbers with decimals as ``Decimal``.
+
+        Returns:
+            The JSON object; None where the provider says that there is no such thing (404).
+
+        Raises:
+            PaymentRefusedError: another 4xx.
+            PaymentsUnavailableError: no answer, 5xx, 429, 401 or 403 (our key), or none that can be read.
+        """
+        try:
+            async with self._open().request(
+                method,
+                f"{self._base_url}{path}",
+                params=query,
+                data=None if body is None else json.dumps(body).encode(),
+                allow_redirects=False,
+            ) as answer:
+                raw = await answer.content.read(_ANSWER_BYTES_MAX + 1)
+                while len(raw) <= _ANSWER_BYTES_MAX and not answer.content.at_eof():
+                    raw += await answer.content.read(_ANSWER_BYTES_MAX + 1 - len(raw))
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise PaymentsUnavailableError(
+                f"{self._provider} does not answer: {type(error).__name__}"
+            ) from None
+        return self._judge(status, raw)
+
+    def _judge(self, status: int, raw: bytes) -> Any:
+        if len(raw) > _ANSWER_BYTES_MAX:
+            raise PaymentsUnavailableError(f"{self._provider} answered with more than can be read")
+        try:
+            answer = json.loads(raw, parse_float=Decimal)
+        except (ValueError, RecursionError):
+            answer = None
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        refusals = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
+        if status in refusals and isinstance(answer, dict):
+            message = answer.get("message")
+            raise PaymentRefusedError(
+                f"{self._provider} refuses: {str(message)[:_MESSAGE_MAX] if message else status}"
+            )
+        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or not isinstance(answer, dict):
+            raise PaymentsUnavailableError(f"{self._provider} answered with status {status}")
+        return answer
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={
+                    "Authorization": f"Bearer {self._secret_key}",
+                    "Content-Type": "application/json",
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                },
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close its connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """Read a webhook's body.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        found = json.loads(raw, parse_float=Decimal)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError("a webhook's body is a JSON object")
+    return found
+
+
+def texts(*values: object) -> list[str]:
+    """Return those values that can be an id or a reference: texts, and whole numbers as texts."""
+    return [
+        str(value)
+        for value in values
+        if (isinstance(value, str) and value) or (isinstance(value, int) and not isinstance(value, bool))
+    ]

@@ -1,0 +1,189 @@
+"""Flutterwave, v3: https://developer.flutterwave.com/v3.0/reference (payments, transactions, refunds, chargebacks). Major units.
+
+It has no idempotency keys. A reference may have several links: the one that is shown last counts. A refund is looked for, by the
+comment that it was sent with, before it is sent again.
+"""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from billing.errors import InputError, PaymentsUnavailableError
+from billing.payment_api import Hint, Page, PaymentRefusedError
+from billing.payments import Intent, Payment, Refund, Reversal, ReversalState, parse_reference
+from billing.payunits import PaymentProvider, major_units, nano_from_major_units
+from proxy.payments.client import PaymentClient, read_object, texts
+
+_NOTE = "tuma refund "
+_PAGES_MAX = 500
+_PAID = {"successful": "succeeded", "failed": "failed"}
+_REFUNDED: dict[str, ReversalState] = {"completed": "final", "failed": "undone"}
+_DISPUTED: dict[str, ReversalState] = {"won": "undone", "lost": "final", "accepted": "final"}
+
+
+class FlutterwaveApi:
+    """Asks Flutterwave.
+
+    Args:
+        client: with its base URL and our secret key.
+    """
+
+    provider: PaymentProvider = "flutterwave"
+    takes_more = True
+
+    def __init__(self, client: PaymentClient) -> None:
+        self._client = client
+
+    async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
+        """Have a link made; see ``PaymentApi``."""
+        body: dict[str, Any] = {
+            "tx_ref": intent.reference,
+            "amount": major_units(intent.amount_nano, intent.currency, self.provider),
+            "currency": intent.currency,
+            "customer": {"email": email},
+            "meta": {"tuma_topup": str(intent.id)},
+        }
+        if return_url is not None:
+            body["redirect_url"] = return_url
+        data = await self._ask("POST", "/payments", body=body)
+        return Page(id=intent.reference, url=str(data["link"]))
+
+    async def find(self, intent: Intent) -> list[Payment]:
+        """Verify by reference; see ``PaymentApi``."""
+        try:
+            row = await self._ask(
+                "GET",
+                "/transactions/verify_by_reference",
+                query={"tx_ref": intent.reference},
+                missing=True,
+            )
+        except PaymentRefusedError:
+            return []  # "No transaction was found for this id"
+        return [] if row is None else [await self._read(row)]
+
+    async def look(self, txn_id: str) -> Payment | None:
+        """Verify a transaction; see ``PaymentApi``."""
+        if not (txn_id.isascii() and txn_id.isdigit()):
+            return None
+        try:
+            row = await self._ask("GET", f"/transactions/{txn_id}/verify", missing=True)
+        except PaymentRefusedError:
+            return None
+        return None if row is None else await self._read(row)
+
+    def read_webhook(self, body: bytes) -> Hint:
+        """Return what an event is about; see ``PaymentApi``. v3 signs no body, so it says where to look, and nothing else."""
+        event = read_object(body)
+        data = event.get("data", event)
+        if not isinstance(data, dict):
+            raise InputError("an event of Flutterwave's has data")
+        kind = str(event.get("event", ""))
+        if kind.startswith("refund"):
+            return Hint(payments=texts(data.get("tx_id")))
+        if kind.startswith("chargeback"):
+            return Hint(payments=texts(data.get("transaction_id")), references=texts(data.get("tx_ref")))
+        return Hint(payments=texts(data.get("id")), references=texts(data.get("tx_ref"), data.get("txRef")))
+
+    async def list_recent(self, since: datetime) -> AsyncIterator[str]:
+        """List what was paid, refunded or charged back since that day; see ``PaymentApi``."""
+        query = {"from": since.astimezone(UTC).date().isoformat()}
+        async for row in self._pages("/transactions", {**query, "status": "successful"}):
+            if parse_reference(str(row.get("tx_ref"))) is not None:
+                yield str(row["id"])
+        async for row in self._pages("/refunds", query):
+            for txn_id in texts(row.get("tx_id")):
+                yield txn_id
+        async for row in self._pages("/chargebacks", query):
+            for txn_id in texts(row.get("transaction_id")):
+                yield txn_id
+
+    async def refund(self, refund: Refund, currency: str) -> None:
+        """Send a refund, unless one with its comment is there; see ``PaymentApi``."""
+        async for row in self._pages("/refunds", {"tx_id": refund.provider_txn_id}):
+            if _ours(row) == refund.id:
+                return
+        body = {
+            "amount": major_units(refund.amount_nano, currency, self.provider),
+            "comments": f"{_NOTE}{refund.id}",
+        }
+        await self._ask("POST", f"/transactions/{refund.provider_txn_id}/refund", body=body)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.close()
+
+    async def _read(self, row: Any) -> Payment:
+        currency, state = str(row["currency"]), _PAID.get(str(row["status"]), "pending")
+        txn_id, fee = str(row["id"]), row.get("app_fee")
+        reversals: list[Reversal] = []
+        if state == "succeeded":
+            flw_ref = str(row.get("flw_ref"))
+            reversals = [
+                self._read_refund(item, currency)
+                async for item in self._pages("/refunds", {"tx_id": txn_id})
+                if str(item.get("tx_id")) == txn_id
+            ]
+            reversals += [
+                self._read_chargeback(item, currency)
+                async for item in self._pages("/chargebacks", {"flw_ref": flw_ref})
+                if item.get("flw_ref") == flw_ref
+            ]
+        return Payment(
+            provider=self.provider,
+            id=txn_id,
+            reference=str(row["tx_ref"]),
+            state=state,  # type: ignore[arg-type]
+            amount_nano=nano_from_major_units(row["amount"], currency, self.provider),
+            currency=currency,
+            fee_nano=None
+            if fee is None or state != "succeeded"
+            else nano_from_major_units(fee, currency, self.provider),
+            fee_currency=currency,
+            reversals=reversals,
+        )
+
+    def _read_refund(self, row: Any, currency: str) -> Reversal:
+        return Reversal(
+            id=str(row["id"]),
+            kind="refund",
+            amount_nano=nano_from_major_units(row["amount_refunded"], currency, self.provider),
+            state=_REFUNDED.get(str(row["status"]).partition("-")[0], "open"),
+            ours=_ours(row),
+        )
+
+    def _read_chargeback(self, row: Any, currency: str) -> Reversal:
+        return Reversal(
+            id=str(row["id"]),
+            kind="dispute",
+            amount_nano=nano_from_major_units(row["amount"], currency, self.provider),
+            state=_DISPUTED.get(str(row["status"]), "open"),
+        )
+
+    async def _pages(self, path: str, query: dict[str, str]) -> AsyncIterator[Any]:
+        for page in range(1, _PAGES_MAX + 1):
+            answer = await self._client.ask("GET", path, query={**query, "page": str(page)})
+            if answer is None:
+                return
+            for row in answer.get("data") or ():
+                yield row
+            info = (answer.get("meta") or {}).get("page_info") or {}
+            if page >= int(info.get("total_pages") or 0):
+                return
+        raise PaymentsUnavailableError(f"Flutterwave lists more than {_PAGES_MAX} pages of {path}")
+
+    async def _ask(self, method: str, path: str, *, missing: bool = False, **more: Any) -> Any:
+        answer = await self._client.ask(method, path, **more)
+        if answer is None and missing:
+            return None
+        if answer is None or answer.get("status") != "success" or answer.get("data") is None:
+            raise PaymentsUnavailableError(f"Flutterwave's answer to {method} {path} says nothing")
+        return answer["data"]
+
+
+def _ours(row: Any) -> UUID | None:
+    note = str(row.get("comments") or "")
+    try:
+        return UUID(note.removeprefix(_NOTE)) if note.startswith(_NOTE) else None
+    except ValueError:
+        return None

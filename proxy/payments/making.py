@@ -1,0 +1,21 @@
+"""Which payment providers the settings name."""
+
+from billing.payment_api import PaymentApi
+from billing.payunits import PaymentProvider
+from config.settings import Settings
+from proxy.payments.client import PaymentClient
+from proxy.payments.flutterwave import FlutterwaveApi
+from proxy.payments.paystack import PaystackApi
+
+
+def make_payment_apis(settings: Settings) -> dict[PaymentProvider, PaymentApi]:
+    """Return the providers that have a secret key."""
+    made: dict[PaymentProvider, PaymentApi] = {}
+    timeout_s = settings.payments.timeout_s
+    paystack, flutterwave = settings.paystack, settings.flutterwave
+    if key := paystack.secret_key.get_secret_value():
+        made["paystack"] = PaystackApi(PaymentClient("paystack", paystack.base_url, key, timeout_s=timeout_s))
+    if key := flutterwave.secret_key.get_secret_value():
+        client = PaymentClient("flutterwave", flutterwave.base_url, key, timeout_s=timeout_s)
+        made["flutterwave"] = FlutterwaveApi(client)
+    return made

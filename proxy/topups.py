@@ -1,0 +1,90 @@
+"""``/v1/wallet/topups``: a person pays money into their wallet."""
+
+from typing import Any
+
+from aiohttp import web
+
+from billing.callers import Caller
+from billing.money import format_amount
+from billing.payments import Intent
+from billing.topup_limits import check_topup
+from billing.wallets import parse_id
+from proxy.auth import acting_as, authenticate, owner_of
+from proxy.context import standard_headers
+from proxy.errors import BadRequestError
+from proxy.forms import TopupForm, read_form
+from proxy.services import SERVICES, Services
+
+_KEY_LENGTH_MAX = 200
+
+
+async def create_topup(request: web.Request) -> web.Response:
+    """Begin a top-up, and say where it is paid. A repeat with the same `Idempotency-Key` returns the first."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    owner_of(caller)
+    form = await read_form(request, TopupForm, services.settings.limits)
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= _KEY_LENGTH_MAX:
+        raise BadRequestError(f"'Idempotency-Key' must have 1 to {_KEY_LENGTH_MAX} characters.")
+    with acting_as(request):
+        made = await begin_topup(services, caller, form, key=key)
+    return web.json_response(topup_as_json(made), status=201, headers=standard_headers(request))
+
+
+async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, key: str | None) -> Intent:
+    """Note the wish, then ask the provider for a page: a crash in between leaves an intent that the same key finds.
+
+    Raises:
+        InputError: the amount, the currency or the provider will not do.
+        PaymentsUnavailableError: the provider does not answer; the same may be asked again.
+    """
+    desk, settings = services.payments, services.settings.payments
+    desk.api_of(form.provider)
+    currency = form.currency or caller.currency
+    check_topup(form.amount, currency, settings)
+    email = form.email or await services.statements.find_email(caller.user_id)
+    if not email:
+        raise BadRequestError(f"{form.provider} needs the payer's 'email'.", param="email")
+    intent = await services.intents.create(
+        caller.user_id,
+        caller.wallet_id,
+        form.provider,
+        amount_nano=form.amount,
+        currency=currency,
+        key=key,
+        expires_after_s=settings.expires_s,
+        poll_after_s=settings.poll_s,
+    )
+    return await desk.open_page(intent, email=email, return_url=form.return_url)
+
+
+async def get_topup(request: web.Request) -> web.Response:
+    """How a top-up stands."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    intent_id = parse_id(request.match_info["topup"], "top-up")
+    found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
+    return web.json_response(topup_as_json(found), headers=standard_headers(request))
+
+
+def _wallet_of(caller: Caller) -> Any:
+    """A key sees its wallet's top-ups alone; somebody who signed in, all of theirs."""
+    return None if caller.key_id is None else caller.wallet_id
+
+
+def topup_as_json(intent: Intent) -> dict[str, Any]:
+    """Return amounts as decimal strings in major units."""
+    return {
+        "object": "topup",
+        "id": str(intent.id),
+        "wallet_id": str(intent.wallet_id),
+        "provider": intent.provider,
+        "amount": format_amount(intent.amount_nano),
+        "currency": intent.currency,
+        "state": intent.state,
+        "url": intent.url,
+        "reference": intent.reference,
+        "note": intent.note,
+        "created_at": intent.created_at.isoformat(),
+        "expires_at": intent.expires_at.isoformat(),
+        "ended_at": None if intent.ended_at is None else intent.ended_at.isoformat(),
+    }

@@ -1,0 +1,53 @@
+"""``POST /webhooks/{provider}``: what payment providers send. Checked, kept raw and once, answered; looked into afterwards."""
+
+import hashlib
+import time
+from typing import get_args
+
+import structlog
+from aiohttp import web
+
+from billing.errors import InputError, InvalidSignatureError
+from billing.payunits import PaymentProvider
+from proxy.ask import read_body
+from proxy.context import standard_headers
+from proxy.errors import BodyTooLargeError
+from proxy.payments.signatures import is_signed
+from proxy.services import SERVICES
+
+_log = structlog.get_logger("tuma.payments")
+
+
+async def receive_webhook(request: web.Request) -> web.Response:
+    """Take in an event of a payment provider; 200 means that it is kept, not that it was believed."""
+    services = request.app[SERVICES]
+    settings = services.settings
+    provider = _provider_of(request.match_info["provider"])
+    limits = settings.limits.model_copy(update={"body_bytes": settings.payments.webhook_bytes})
+    body = await read_body(request, limits)
+    if len(body) > settings.payments.webhook_bytes:
+        raise BodyTooLargeError(f"The body is larger than {settings.payments.webhook_bytes} bytes.")
+    secret = {
+        "stripe": settings.stripe.webhook_secret,
+        "paystack": settings.paystack.secret_key,
+        "flutterwave": settings.flutterwave.webhook_secret,
+    }[provider].get_secret_value()
+    if not is_signed(provider, body, request.headers, secret, now_s=time.time()):
+        _log.warning("webhook.refused", provider=provider, secret_set=bool(secret))
+        raise InvalidSignatureError("This is not signed by the payment provider.")
+    try:
+        text = body.decode()
+        key = services.payments.api_of(provider).read_webhook(body).key
+    except (UnicodeDecodeError, InputError) as error:
+        raise InputError(f"this is no event of {provider}: {error}") from None
+    new = await services.payments.payments.receive(provider, key or hashlib.sha256(body).hexdigest(), text)
+    if new:
+        services.payments.ring()
+    return web.json_response({"received": True}, headers=standard_headers(request))
+
+
+def _provider_of(name: str) -> PaymentProvider:
+    for provider in get_args(PaymentProvider):
+        if name == provider:
+            return provider  # type: ignore[no-any-return]
+    raise web.HTTPNotFound

@@ -1,0 +1,244 @@
+"""The simulated payment providers over one real socket: their APIs, a page to pay on, and ``/sim`` for commands."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from html import escape
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+from scripts.sim.exact import dumps
+from scripts.sim.payments.api import ProviderApi
+from scripts.sim.payments.books import Books, BooksError, Checkout
+from scripts.sim.payments.currencies import PROVIDERS, AmountError, Provider, to_major
+from scripts.sim.payments.faults import AFTER_THE_WORK, Fault, Faults
+from scripts.sim.payments.flutterwave import FlutterwaveApi, FlutterwaveVoice
+from scripts.sim.payments.paystack import PaystackApi, PaystackVoice
+from scripts.sim.payments.signatures import FlutterwaveSigns, Secrets
+from scripts.sim.payments.till import Till
+from scripts.sim.payments.webhooks import RETRY_PAUSES_S, WebhookError, Webhooks
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_STYLE = (
+    "body{font:16px/1.5 system-ui;max-width:30em;margin:3em auto}button{font:inherit;margin:.3em .3em 0 0}"
+)
+_BUTTONS = {
+    "pay": "Pay",
+    "decline": "Let the card be declined",
+    "less": "Pay half of it",
+    "more": "Pay twice as much",
+    "pending": "Pay by a slow bank",
+    "cancel": "Go back",
+}
+
+
+class SimulatedPayments:
+    """Payment providers with books of their own, as an asynchronous context: they serve inside.
+
+    Args:
+        secrets: what callers must show, and what webhooks are signed with.
+        host: loopback.
+        port: 0 picks a free one.
+        webhooks_to: the origin that webhooks go to; ``webhooks.to`` says so later, too.
+        flutterwave_signs: with which header.
+        retry_pauses_s: between tries of a webhook.
+    """
+
+    def __init__(
+        self,
+        *,
+        secrets: Secrets | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        webhooks_to: str | None = None,
+        flutterwave_signs: FlutterwaveSigns = "v3",
+        retry_pauses_s: Sequence[float] = RETRY_PAUSES_S,
+    ) -> None:
+        self.secrets = secrets or Secrets()
+        self.books = Books()
+        self.faults = Faults()
+        self.webhooks = Webhooks(
+            self.secrets, to=webhooks_to, signs=flutterwave_signs, retry_pauses_s=retry_pauses_s
+        )
+        paystack, flutterwave = PaystackVoice(self.books), FlutterwaveVoice(self.books)
+        self.till = Till(self.books, self.webhooks, {"paystack": paystack, "flutterwave": flutterwave})
+        self.apis: dict[Provider, ProviderApi] = {
+            "paystack": PaystackApi(self.till, paystack, lambda: self.origin),
+            "flutterwave": FlutterwaveApi(self.till, flutterwave, lambda: self.origin),
+        }
+        self._host, self._port = host, port
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def origin(self) -> str:
+        """The server's URL without path."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def paystack_url(self) -> str:
+        """Paystack's base URL."""
+        return f"{self.origin}/paystack"
+
+    @property
+    def flutterwave_url(self) -> str:
+        """Flutterwave's base URL."""
+        return f"{self.origin}/flutterwave/v3"
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(middlewares=[self._guard])
+        for api in self.apis.values():
+            app.add_routes(api.routes())
+        app.add_routes(
+            [
+                web.get("/pay/{checkout}", self._show_page),
+                web.post("/pay/{checkout}", self._press),
+                web.get("/sim/books", self._show_books),
+                web.get("/sim/webhooks", self._show_webhooks),
+                web.post("/sim/{command}", self._command),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self._port).start()
+        self._port = self._runner.addresses[0][1]
+        await self.webhooks.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.webhooks.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Ask for the provider's key, and fail as told."""
+        name = request.path.split("/")[1]
+        provider = next((item for item in PROVIDERS if item == name), None)
+        if provider is None or provider not in self.apis:
+            return await handler(request)
+        api = self.apis[provider]
+        if request.headers.get("Authorization") != f"Bearer {self.secrets.key_of(provider)}":
+            return api.refusal(401, "Invalid key")
+        fault = self.faults.take(provider, request.method, request.path)
+        if fault is not None and fault.kind not in AFTER_THE_WORK:
+            await asyncio.sleep(fault.delay_s)
+            if fault.kind != "slow":
+                return api.refusal({"down": 503, "error": 500, "limited": 429}[fault.kind], fault.kind)
+        answer = await handler(request)
+        if fault is None or fault.kind == "slow":
+            return answer
+        if fault.kind == "error_after":
+            return api.refusal(500, fault.kind)
+        await asyncio.sleep(fault.delay_s)
+        if request.transport is not None:
+            request.transport.abort()
+        return answer
+
+    # The page
+
+    def _checkout(self, request: web.Request) -> Checkout:
+        found = self.books.checkouts.get(request.match_info["checkout"])
+        if found is None:
+            raise web.HTTPNotFound(text="There is no such page.")
+        return found
+
+    async def _show_page(self, request: web.Request) -> web.Response:
+        checkout = self._checkout(request)
+        amount = to_major(checkout.provider, checkout.amount_minor, checkout.currency)
+        buttons = "".join(
+            f'<button name="do" value="{do}">{label}</button>' for do, label in _BUTTONS.items()
+        )
+        return _page(
+            f"<h1>Simulated {checkout.provider.capitalize()}</h1><p>{amount:f} {escape(checkout.currency)}<br>"
+            f"{escape(checkout.reference)}<br>{checkout.status}</p>"
+            f'<form method="post">{buttons}</form>'
+        )
+
+    async def _press(self, request: web.Request) -> web.Response:
+        checkout, pressed = self._checkout(request), (await request.post()).get("do")
+        try:
+            if pressed == "cancel":
+                return _go(checkout.cancel_url)
+            if pressed == "decline":
+                self.till.decline(checkout)
+                return _page("<p>The card was declined.</p>")
+            parts = {"less": checkout.amount_minor // 2, "more": checkout.amount_minor * 2}
+            payment = self.till.pay(
+                checkout, amount_minor=parts.get(str(pressed)), pending=pressed == "pending"
+            )
+        except BooksError as error:
+            return _page(f"<p>{escape(str(error))}</p>")
+        return _go(self.apis[checkout.provider].return_url(checkout, payment))
+
+    # Commands
+
+    async def _show_books(self, _request: web.Request) -> web.Response:
+        currencies = {payment.currency for payment in self.books.payments.values()}
+        totals = {
+            provider: {code: self.books.paid_total(provider, code) for code in sorted(currencies)}
+            for provider in PROVIDERS
+        }
+        return _json({**self.books.as_json(), "totals_minor": totals})
+
+    async def _show_webhooks(self, _request: web.Request) -> web.Response:
+        return _json({"data": [event.as_json() for event in self.webhooks.events.values()]})
+
+    async def _command(self, request: web.Request) -> web.Response:
+        asked = await request.json() if request.can_read_body else {}
+        try:
+            return _json(await self._obey(request.match_info["command"], asked))
+        except (BooksError, WebhookError, AmountError, KeyError, TypeError) as error:
+            return _json({"error": str(error)}, status=400)
+
+    async def _obey(self, command: str, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: C901 - a table
+        till = self.till
+        match command:
+            case "pay":
+                more = {key: asked[key] for key in ("amount_minor", "currency", "pending") if key in asked}
+                return {"payment": till.pay(till.find_checkout(asked["checkout"]), **more).id}
+            case "refund":
+                return {
+                    "refund": till.refund(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
+                }
+            case "dispute":
+                return {
+                    "dispute": till.dispute(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
+                }
+            case "win" | "lose":
+                getattr(till, command)(self.books.disputes[asked["dispute"]])
+            case "expire":
+                till.expire(till.find_checkout(asked["checkout"]))
+            case "fault":
+                self.faults.tell(Fault(**asked))
+            case "clear":
+                self.faults.clear()
+            case "hold":
+                self.webhooks.hold()
+            case "release":
+                await self.webhooks.release(asked.get("order", "made"), seed=asked.get("seed", 0))
+            case "deliver":
+                return {"statuses": await self.webhooks.deliver(asked["event"], times=asked.get("times", 1))}
+            case "forge":
+                return {"status": await self.webhooks.forge(asked["event"], asked["wrong"])}
+            case _:
+                raise WebhookError(f"no command {command}")
+        return {"ok": True}
+
+
+def _page(body: str) -> web.Response:
+    return web.Response(
+        text=f'<!doctype html><meta charset="utf-8"><style>{_STYLE}</style>{body}', content_type="text/html"
+    )
+
+
+def _go(url: str | None) -> web.Response:
+    if url is None:
+        return _page("<p>Done. You may close this page.</p>")
+    return web.Response(status=303, headers={"Location": url})
+
+
+def _json(body: dict[str, Any], *, status: int = 200) -> web.Response:
+    return web.Response(status=status, text=dumps(body), content_type="application/json")
