@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from billing.errors import InputError
 from billing.payments import Intent, Payment, Refund
@@ -39,6 +39,15 @@ class Hint:
     key: str = ""
     payments: Sequence[str] = ()
     references: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMethod:
+    """A means of payment that its owner let us charge again; ids are the provider's. ``label`` is for people: "visa …4242"."""
+
+    customer_id: str
+    method_id: str
+    label: str
 
 
 class PaymentApi(Protocol):
@@ -95,3 +104,31 @@ class PaymentApi(Protocol):
 
     async def close(self) -> None:
         """Close its connections."""
+
+
+@runtime_checkable
+class SavedMethodApi(PaymentApi, Protocol):
+    """A payment provider that can charge a means of payment again, without its owner."""
+
+    async def create_page(
+        self, intent: Intent, *, email: str, return_url: str | None, save_method: bool = False
+    ) -> Page:
+        """Have a page made, as ``PaymentApi``; what is paid with is saved if asked for, which the page tells the payer."""
+
+    async def find_method(self, txn_id: str) -> SavedMethod | None:
+        """Return what was saved when this transaction was paid; None if nothing was.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known.
+        """
+
+    async def charge(self, intent: Intent, method: SavedMethod) -> None:
+        """Charge what was saved, once for an intent, however often it is asked; ``find`` tells what came of it.
+
+        Before it, the caller notes ``method.customer_id`` as the ``provider_id`` of the intent, whose kind is ``auto``: by it
+        ``find`` finds a charge whose answer was lost.
+
+        Raises:
+            PaymentRefusedError: it was declined, and is so for good; its code stands in brackets at the end.
+            PaymentsUnavailableError: nothing is known; the same may be asked again.
+        """

@@ -13,7 +13,7 @@ import structlog
 
 from billing.db import Database
 from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
-from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
+from billing.payment_api import Page, PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
     Applied,
     Intent,
@@ -66,18 +66,38 @@ class PaymentDesk:
             raise InputError(f"payments by {provider} are not set up here; there is: {named}")
         return found
 
-    async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
-        """Have a page made for an intent that has none, and note it.
+    def saver_of(self, provider: PaymentProvider) -> SavedMethodApi:
+        """Return a provider's that can save a means of payment.
 
         Raises:
+            InputError: it is not configured, or cannot.
+        """
+        found = self.api_of(provider)
+        if not isinstance(found, SavedMethodApi):
+            raise InputError(f"{provider} saves no means of payment here; only stripe does")
+        return found
+
+    async def open_page(
+        self, intent: Intent, *, email: str, return_url: str | None, save_method: bool = False
+    ) -> Intent:
+        """Have a page made for an intent that has none, and note it.
+
+        Args:
+            intent: for its reference and amount.
+            email: the payer's.
+            return_url: where they go afterwards.
+            save_method: whether what they pay with may be charged again.
+
+        Raises:
+            InputError: the provider saves no means of payment.
             PaymentRefusedError: the provider does not take it; the intent has failed.
             PaymentsUnavailableError: nothing is known; the same may be asked again.
         """
-        api, left = self.api_of(intent.provider), _PAGE_TRIES
+        left = _PAGE_TRIES
         while intent.state == "creating" and intent.url is None:
             left -= 1
             try:
-                page = await api.create_page(intent, email=email, return_url=return_url)
+                page = await self._ask_for_page(intent, email, return_url, save_method=save_method)
             except ReferenceUsedError as error:
                 if not left:
                     raise PaymentsUnavailableError(str(error)) from None
@@ -92,6 +112,14 @@ class PaymentDesk:
                 raise BrokenInvariantError(f"the intent {intent.id} is gone")
             intent = found
         return intent
+
+    async def _ask_for_page(
+        self, intent: Intent, email: str, return_url: str | None, *, save_method: bool
+    ) -> Page:
+        if save_method:
+            saver = self.saver_of(intent.provider)
+            return await saver.create_page(intent, email=email, return_url=return_url, save_method=True)
+        return await self.api_of(intent.provider).create_page(intent, email=email, return_url=return_url)
 
     # Work
 
@@ -152,6 +180,8 @@ class PaymentDesk:
         except BrokenInvariantError as error:
             await self.payments.end_event(event.id, "review", str(error))
             raise
+        for payment in ours:
+            await self._look_at_end(payment)
         if any(item.credit == "review" for item in applied):
             await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
         elif ours:
@@ -160,6 +190,12 @@ class PaymentDesk:
             await self.payments.end_event(event.id, "ignored", "it is about nobody's top-up")
         elif event.tries >= _EVENT_TRIES:
             await self.payments.end_event(event.id, "review", "the provider knows no such payment")
+
+    async def _look_at_end(self, payment: Payment) -> None:
+        """Look at the intent of a payment that will not come: its payer may still try otherwise."""
+        intent_id = parse_reference(payment.reference)
+        if intent_id is not None and payment.state in ("failed", "expired"):
+            await self.look_at(intent_id)
 
     async def _find(
         self, api: PaymentApi, txn_ids: Sequence[str], references: Sequence[str]
@@ -189,7 +225,8 @@ class PaymentDesk:
         found = await api.find(intent)
         applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
         if not any(payment.state == "succeeded" for payment in found):
-            if datetime.now(UTC) >= intent.expires_at:
+            unpaid = found and all(payment.state == "expired" for payment in found)
+            if unpaid or datetime.now(UTC) >= intent.expires_at:
                 await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
             elif found and all(payment.state == "failed" for payment in found):
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")

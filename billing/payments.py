@@ -83,7 +83,7 @@ class Payment:
     Args:
         id: the provider's.
         reference: what we gave it; somebody else's payments have others.
-        state: whether the money came.
+        state: whether the money came; ``expired``: nobody paid, and the page is closed (``id`` is the page's then).
         amount_nano: what was paid, in nano units of ``currency``.
         fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
     """
@@ -91,7 +91,7 @@ class Payment:
     provider: PaymentProvider
     id: str
     reference: str
-    state: Literal["pending", "failed", "succeeded"]
+    state: Literal["pending", "failed", "expired", "succeeded"]
     amount_nano: int
     currency: str
     fee_nano: int | None = None

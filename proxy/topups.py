@@ -40,6 +40,8 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
     """
     desk, settings = services.payments, services.settings.payments
     desk.api_of(form.provider)
+    if form.save_method:
+        desk.saver_of(form.provider)
     currency = form.currency or caller.currency
     check_topup(form.amount, currency, settings)
     email = form.email or await services.statements.find_email(caller.user_id)
@@ -55,7 +57,7 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         expires_after_s=settings.expires_s,
         poll_after_s=settings.poll_s,
     )
-    return await desk.open_page(intent, email=email, return_url=form.return_url)
+    return await desk.open_page(intent, email=email, return_url=form.return_url, save_method=form.save_method)
 
 
 async def get_topup(request: web.Request) -> web.Response:
