@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from billing.errors import InputError
-from billing.payments import Intent, Payment, Refund
+from billing.payments import Intent, Payment, Refund, SavedMethod
 from billing.payunits import PaymentProvider
 
 
@@ -95,3 +95,23 @@ class PaymentApi(Protocol):
 
     async def close(self) -> None:
         """Close its connections."""
+
+
+@runtime_checkable
+class SavedMethodApi(PaymentApi, Protocol):
+    """A provider that can charge a means of payment that was saved."""
+
+    async def find_method(self, txn_id: str) -> SavedMethod | None:
+        """Return what was saved when this payment was made; None if nothing was.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known.
+        """
+
+    async def charge(self, intent: Intent, method: SavedMethod) -> None:
+        """Charge it, once per reference of an intent.
+
+        Raises:
+            PaymentRefusedError: declined.
+            PaymentsUnavailableError: nothing is known; ask again.
+        """

@@ -2,10 +2,14 @@
 
 Everything ends in the same step: ask the provider for a transaction's whole standing, and apply it (``billing/payments.py``). A crash
 anywhere leaves work that is due again: an event that was not ended, an intent or a reversal whose next question comes.
+
+A wallet that tops itself up, and what may interrupt it: before its intent is there, nothing has happened; after that the intent is due
+until it has ended. Before it is charged the provider is asked whether it was, and the charge bears the intent's reference as its
+idempotency key: asked twice, paid once.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,7 +17,7 @@ import structlog
 
 from billing.db import Database
 from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
-from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
+from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
     Applied,
     Intent,
@@ -21,6 +25,7 @@ from billing.payments import (
     Payment,
     Payments,
     Refund,
+    SavedMethod,
     WebhookEvent,
     parse_reference,
 )
@@ -124,14 +129,14 @@ class PaymentDesk:
         intents = await self.payments.take_intents(
             pause_s=self._settings.poll_s, late_s=self._settings.late_s
         )
-        await asyncio.gather(*(self._quietly(self.poll_intent(item), item.provider) for item in intents))
+        await asyncio.gather(*(self._quietly(self._work_intent(item), item.provider) for item in intents))
         reversals = await self.payments.take_reversals(pause_s=self._settings.poll_s)
         await asyncio.gather(*(self._quietly(self._work_reversal(item), item.provider) for item in reversals))
         return len(events) + len(intents) + len(reversals)
 
-    async def _quietly(self, work: object, provider: str) -> None:
+    async def _quietly(self, work: Awaitable[object], provider: str) -> None:
         try:
-            await work  # type: ignore[misc]
+            await work
         except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
             # It is due again by itself.
             _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
@@ -176,6 +181,50 @@ class PaymentDesk:
                 if intent is not None and intent.provider == api.provider:
                     found.update({payment.id: payment for payment in await api.find(intent)})
         return list(found.values())
+
+    async def _work_intent(self, intent: Intent) -> None:
+        if intent.state == "paid":
+            await self._keep_method(intent)
+            return
+        await self.poll_intent(intent)
+        if intent.kind == "auto" and intent.state == "creating":
+            await self._charge(intent)
+
+    async def _keep_method(self, intent: Intent) -> None:
+        """Note what a paid intent was paid with, where its payer lets us keep that."""
+        api = self._apis.get(intent.provider)
+        if not isinstance(api, SavedMethodApi):
+            return
+        for payment in await api.find(intent):
+            if payment.state == "succeeded":
+                await self.payments.note_method(intent.id, await api.find_method(payment.id))
+                return
+
+    async def begin_auto_topups(self) -> int:
+        """Begin the top-ups that wallets want by themselves; return how many. Whoever works next charges them."""
+        begun = await self.payments.begin_auto_topups(expires_after_s=self._settings.expires_s)
+        if begun:
+            self.ring()
+        return len(begun)
+
+    async def _charge(self, intent: Intent) -> None:
+        """Charge what is kept, unless the intent has ended meanwhile: paid already, switched off, too old.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known; it is due again.
+        """
+        api, now = self._apis.get(intent.provider), await self.payments.find(intent.id)
+        if not isinstance(api, SavedMethodApi) or now is None or now.state != "creating":
+            return
+        if now.provider_id is None or now.method_id is None:
+            raise BrokenInvariantError(f"the intent {now.id} does not say what it charges")
+        try:
+            await api.charge(now, SavedMethod(now.provider_id, now.method_id, ""))
+        except PaymentRefusedError as error:
+            await self.payments.end_intent(now.id, "failed", str(error))
+            return
+        await self.payments.note_page(now.id, provider_id=now.provider_id, url=None)
+        await self.poll_intent(now)
 
     async def poll_intent(self, intent: Intent) -> list[Applied]:
         """Ask the provider about an intent, and apply what it says.

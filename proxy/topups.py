@@ -54,6 +54,7 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         key=key,
         expires_after_s=settings.expires_s,
         poll_after_s=settings.poll_s,
+        live_max=settings.pending_max,
     )
     return await desk.open_page(intent, email=email, return_url=form.return_url)
 
