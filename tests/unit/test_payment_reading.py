@@ -37,7 +37,7 @@ class Canned(PaymentClient):
         super().__init__("paystack", "http://127.0.0.1:1", "sk", timeout_s=1)
         self.row = row
 
-    async def ask(self, _method: str, path: str, **_more: Any) -> Any:
+    async def ask(self, method: str, path: str, **more: Any) -> Any:  # noqa: ARG002 - as it is asked
         lists = path in ("/refund", "/dispute", "/refunds", "/chargebacks")
         return {
             "status": True if self.row is PAYSTACK or "reference" in self.row else "success",
