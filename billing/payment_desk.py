@@ -16,9 +16,16 @@ from uuid import UUID
 import structlog
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    PaymentsUnavailableError,
+    TumaError,
+    UnavailableError,
+)
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
+    TAKEN,
     Applied,
     Intent,
     OpenReversal,
@@ -109,7 +116,8 @@ class PaymentDesk:
         while True:
             self._rung.clear()
             try:
-                await self.work()
+                while await self.work() >= TAKEN:
+                    pass  # there may be more
             except TumaError as error:
                 _log.warning("payments.failed", error=str(error))
             try:
@@ -135,10 +143,12 @@ class PaymentDesk:
         return len(events) + len(intents) + len(reversals)
 
     async def _quietly(self, work: Awaitable[object], provider: str) -> None:
+        """Do a piece of work; where it fails it is due again by itself, as whoever takes it has it for a time."""
         try:
             await work
-        except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
-            # It is due again by itself.
+        except BrokenInvariantError as error:
+            _log.error("payments.broken", provider=provider, error=str(error))
+        except (UnavailableError, InputError) as error:
             _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
 
     async def _work_event(self, event: WebhookEvent) -> None:
