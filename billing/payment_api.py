@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 from billing.errors import InputError
-from billing.payments import Intent, Payment, Refund
+from billing.payments import Intent, Payment, Refund, SavedMethod
 from billing.payunits import PaymentProvider
 
 
@@ -41,15 +41,6 @@ class Hint:
     references: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SavedMethod:
-    """A means of payment that its owner let us charge again; ids are the provider's. ``label`` is for people: "visa …4242"."""
-
-    customer_id: str
-    method_id: str
-    label: str
-
-
 class PaymentApi(Protocol):
     """One payment provider."""
 
@@ -63,6 +54,8 @@ class PaymentApi(Protocol):
 
     async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
         """Have a page made on which an intent is paid; the same again for the same reference, where the provider can.
+
+        Where ``intent.method_due``, what is paid with is saved, and the payer is told so; that takes a ``SavedMethodApi``.
 
         Raises:
             PaymentRefusedError: it does not take this.
@@ -108,27 +101,22 @@ class PaymentApi(Protocol):
 
 @runtime_checkable
 class SavedMethodApi(PaymentApi, Protocol):
-    """A payment provider that can charge a means of payment again, without its owner."""
-
-    async def create_page(
-        self, intent: Intent, *, email: str, return_url: str | None, save_method: bool = False
-    ) -> Page:
-        """Have a page made, as ``PaymentApi``; what is paid with is saved if asked for, which the page tells the payer."""
+    """A provider that can charge a means of payment that was saved."""
 
     async def find_method(self, txn_id: str) -> SavedMethod | None:
-        """Return what was saved when this transaction was paid; None if nothing was.
+        """Return what was saved when this payment was made; None if nothing was.
 
         Raises:
             PaymentsUnavailableError: nothing is known.
         """
 
     async def charge(self, intent: Intent, method: SavedMethod) -> None:
-        """Charge what was saved, once for an intent, however often it is asked; ``find`` tells what came of it.
+        """Charge it, once per reference of an intent: whoever is not sure whether it was asks ``find`` first.
 
-        Before it, the caller notes ``method.customer_id`` as the ``provider_id`` of the intent, whose kind is ``auto``: by it
-        ``find`` finds a charge whose answer was lost.
+        ``intent.provider_id`` is ``method.customer_id``: ``find`` goes through what that customer was charged, and so finds a
+        charge whose answer was lost.
 
         Raises:
-            PaymentRefusedError: it was declined, and is so for good; its code stands in brackets at the end.
-            PaymentsUnavailableError: nothing is known; the same may be asked again.
+            PaymentRefusedError: declined; the provider's code stands in brackets at the end.
+            PaymentsUnavailableError: nothing is known; ask again.
         """

@@ -2,25 +2,37 @@
 
 Everything ends in the same step: ask the provider for a transaction's whole standing, and apply it (``billing/payments.py``). A crash
 anywhere leaves work that is due again: an event that was not ended, an intent or a reversal whose next question comes.
+
+A wallet that tops itself up, and what may interrupt it: before its intent is there, nothing has happened; after that the intent is due
+until it has ended. Before it is charged the provider is asked whether it was, and the charge bears the intent's reference as its
+idempotency key: asked twice, paid once.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
-from billing.payment_api import Page, PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    PaymentsUnavailableError,
+    TumaError,
+    UnavailableError,
+)
+from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
+    TAKEN,
     Applied,
     Intent,
     OpenReversal,
     Payment,
     Payments,
     Refund,
+    SavedMethod,
     WebhookEvent,
     parse_reference,
 )
@@ -77,27 +89,18 @@ class PaymentDesk:
             raise InputError(f"{provider} saves no means of payment here; only stripe does")
         return found
 
-    async def open_page(
-        self, intent: Intent, *, email: str, return_url: str | None, save_method: bool = False
-    ) -> Intent:
+    async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
         """Have a page made for an intent that has none, and note it.
 
-        Args:
-            intent: for its reference and amount.
-            email: the payer's.
-            return_url: where they go afterwards.
-            save_method: whether what they pay with may be charged again.
-
         Raises:
-            InputError: the provider saves no means of payment.
             PaymentRefusedError: the provider does not take it; the intent has failed.
             PaymentsUnavailableError: nothing is known; the same may be asked again.
         """
-        left = _PAGE_TRIES
+        api, left = self.api_of(intent.provider), _PAGE_TRIES
         while intent.state == "creating" and intent.url is None:
             left -= 1
             try:
-                page = await self._ask_for_page(intent, email, return_url, save_method=save_method)
+                page = await api.create_page(intent, email=email, return_url=return_url)
             except ReferenceUsedError as error:
                 if not left:
                     raise PaymentsUnavailableError(str(error)) from None
@@ -113,14 +116,6 @@ class PaymentDesk:
             intent = found
         return intent
 
-    async def _ask_for_page(
-        self, intent: Intent, email: str, return_url: str | None, *, save_method: bool
-    ) -> Page:
-        if save_method:
-            saver = self.saver_of(intent.provider)
-            return await saver.create_page(intent, email=email, return_url=return_url, save_method=True)
-        return await self.api_of(intent.provider).create_page(intent, email=email, return_url=return_url)
-
     # Work
 
     def ring(self) -> None:
@@ -132,7 +127,8 @@ class PaymentDesk:
         while True:
             self._rung.clear()
             try:
-                await self.work()
+                while await self.work() >= TAKEN:
+                    pass  # there may be more
             except TumaError as error:
                 _log.warning("payments.failed", error=str(error))
             try:
@@ -152,16 +148,18 @@ class PaymentDesk:
         intents = await self.payments.take_intents(
             pause_s=self._settings.poll_s, late_s=self._settings.late_s
         )
-        await asyncio.gather(*(self._quietly(self.poll_intent(item), item.provider) for item in intents))
+        await asyncio.gather(*(self._quietly(self._work_intent(item), item.provider) for item in intents))
         reversals = await self.payments.take_reversals(pause_s=self._settings.poll_s)
         await asyncio.gather(*(self._quietly(self._work_reversal(item), item.provider) for item in reversals))
         return len(events) + len(intents) + len(reversals)
 
-    async def _quietly(self, work: object, provider: str) -> None:
+    async def _quietly(self, work: Awaitable[object], provider: str) -> None:
+        """Do a piece of work; where it fails it is due again by itself, as whoever takes it has it for a time."""
         try:
-            await work  # type: ignore[misc]
-        except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
-            # It is due again by itself.
+            await work
+        except BrokenInvariantError as error:
+            _log.error("payments.broken", provider=provider, error=str(error))
+        except (UnavailableError, InputError) as error:
             _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
 
     async def _work_event(self, event: WebhookEvent) -> None:
@@ -181,7 +179,11 @@ class PaymentDesk:
             await self.payments.end_event(event.id, "review", str(error))
             raise
         for payment in ours:
-            await self._look_at_end(payment)
+            intent_id = parse_reference(payment.reference)
+            if intent_id is not None and payment.state in ("failed", "expired"):
+                await self.look_at(
+                    intent_id
+                )  # which may have ended, unless its payer can still try otherwise
         if any(item.credit == "review" for item in applied):
             await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
         elif ours:
@@ -190,12 +192,6 @@ class PaymentDesk:
             await self.payments.end_event(event.id, "ignored", "it is about nobody's top-up")
         elif event.tries >= _EVENT_TRIES:
             await self.payments.end_event(event.id, "review", "the provider knows no such payment")
-
-    async def _look_at_end(self, payment: Payment) -> None:
-        """Look at the intent of a payment that will not come: its payer may still try otherwise."""
-        intent_id = parse_reference(payment.reference)
-        if intent_id is not None and payment.state in ("failed", "expired"):
-            await self.look_at(intent_id)
 
     async def _find(
         self, api: PaymentApi, txn_ids: Sequence[str], references: Sequence[str]
@@ -213,6 +209,50 @@ class PaymentDesk:
                     found.update({payment.id: payment for payment in await api.find(intent)})
         return list(found.values())
 
+    async def _work_intent(self, intent: Intent) -> None:
+        if intent.state == "paid":
+            await self._keep_method(intent)
+            return
+        await self.poll_intent(intent)
+        if intent.kind == "auto" and intent.state == "creating":
+            await self._charge(intent)
+
+    async def _keep_method(self, intent: Intent) -> None:
+        """Note what a paid intent was paid with, where its payer lets us keep that."""
+        api = self._apis.get(intent.provider)
+        if not isinstance(api, SavedMethodApi):
+            return
+        for payment in await api.find(intent):
+            if payment.state == "succeeded":
+                await self.payments.note_method(intent.id, await api.find_method(payment.id))
+                return
+
+    async def begin_auto_topups(self) -> int:
+        """Begin the top-ups that wallets want by themselves; return how many. Whoever works next charges them."""
+        begun = await self.payments.begin_auto_topups(expires_after_s=self._settings.expires_s)
+        if begun:
+            self.ring()
+        return len(begun)
+
+    async def _charge(self, intent: Intent) -> None:
+        """Charge what is kept, unless the intent has ended meanwhile: paid already, switched off, too old.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known; it is due again.
+        """
+        api, now = self._apis.get(intent.provider), await self.payments.find(intent.id)
+        if not isinstance(api, SavedMethodApi) or now is None or now.state != "creating":
+            return
+        if now.provider_id is None or now.method_id is None:
+            raise BrokenInvariantError(f"the intent {now.id} does not say what it charges")
+        try:
+            await api.charge(now, SavedMethod(now.provider_id, now.method_id, ""))
+        except PaymentRefusedError as error:
+            await self.payments.end_intent(now.id, "failed", str(error))
+            return
+        await self.payments.note_page(now.id, provider_id=now.provider_id, url=None)
+        await self.poll_intent(now)
+
     async def poll_intent(self, intent: Intent) -> list[Applied]:
         """Ask the provider about an intent, and apply what it says.
 
@@ -225,8 +265,8 @@ class PaymentDesk:
         found = await api.find(intent)
         applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
         if not any(payment.state == "succeeded" for payment in found):
-            unpaid = found and all(payment.state == "expired" for payment in found)
-            if unpaid or datetime.now(UTC) >= intent.expires_at:
+            closed = found and all(payment.state == "expired" for payment in found)
+            if closed or datetime.now(UTC) >= intent.expires_at:
                 await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
             elif found and all(payment.state == "failed" for payment in found):
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")

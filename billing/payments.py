@@ -16,25 +16,40 @@ import asyncpg
 
 from billing.acting import acting
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    InsufficientFundsError,
+    NotFoundError,
+    RateLimitError,
+)
 from billing.ids import new_id
 from billing.money import format_amount, get_currency
 from billing.payunits import PaymentProvider, get_payment_unit, minor_units
 
 IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
+PaymentState = Literal["pending", "failed", "expired", "succeeded"]
 ReversalState = Literal["open", "final", "undone"]
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
-_TAKEN = 50
+TAKEN = 50  # pieces of one kind of work at a time
 _LEASE = timedelta(seconds=60)
+_LIVE_PAUSE_MS = 60_000
 _INTENT = (
     "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
-    " ended_at"
+    " ended_at, method_due"
 )
+_WHOLE = f"{_INTENT}, provider_id, method_id"  # what a person does not see
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A person's wish to pay so much into a wallet, in nano units of its currency."""
+    """A wish to pay so much into a wallet, in nano units of its currency.
+
+    Args:
+        kind: ``topup``: on a page that its payer opens; ``auto``: from the means of payment ``method_id`` of the customer
+            ``provider_id``.
+        method_due: the payer lets us keep what they pay with, and it is not noted yet.
+    """
 
     id: UUID
     wallet_id: UUID
@@ -50,7 +65,9 @@ class Intent:
     created_at: datetime
     expires_at: datetime
     ended_at: datetime | None
+    method_due: bool
     provider_id: str | None = None
+    method_id: str | None = None
 
     @property
     def reference(self) -> str:
@@ -91,7 +108,7 @@ class Payment:
     provider: PaymentProvider
     id: str
     reference: str
-    state: Literal["pending", "failed", "expired", "succeeded"]
+    state: PaymentState
     amount_nano: int
     currency: str
     fee_nano: int | None = None
@@ -141,6 +158,15 @@ class OpenReversal:
     state: Literal["requested", "open"]
 
 
+@dataclass(frozen=True, slots=True)
+class SavedMethod:
+    """A means of payment that its owner let us charge again. ``label`` is for people: "visa …4242"."""
+
+    customer_id: str
+    method_id: str
+    label: str
+
+
 def parse_reference(reference: str) -> UUID | None:
     """Return the intent that a reference names; None where it is not one of ours."""
     found = _REFERENCE.fullmatch(reference)
@@ -166,8 +192,10 @@ class Intents:
         amount_nano: int,
         currency: str,
         key: str | None = None,
+        saves_method: bool = False,
         expires_after_s: float,
         poll_after_s: float,
+        live_max: int,
     ) -> Intent:
         """Note a wish to pay, before any provider is asked.
 
@@ -178,10 +206,13 @@ class Intents:
             amount_nano: in nano units of ``currency``.
             currency: the wallet's.
             key: idempotency key; a repeat with the same input returns the first intent.
+            saves_method: the payer lets us keep what they pay with.
             expires_after_s: when it is no longer waited for; money that comes later is credited all the same.
             poll_after_s: when the provider is asked about it first, in seconds.
+            live_max: how many of the wallet's may wait to be paid at once.
 
         Raises:
+            RateLimitError: as many wait already.
             InputError: another currency than the wallet's, an amount that the provider cannot take, or the key was used
                 with another input.
             NotFoundError: the wallet is not theirs.
@@ -194,7 +225,7 @@ class Intents:
         try:
             async with self._database.as_person(owner) as connection:
                 row = await connection.fetchrow(
-                    f"SELECT {_INTENT} FROM own_create_intent($1, $2, $3, $4, $5, $6, $7, $8)",  # noqa: S608 - column names of this module
+                    f"SELECT {_INTENT} FROM own_create_intent($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",  # noqa: S608 - column names of this module
                     new_id(),
                     wallet_id,
                     provider,
@@ -203,7 +234,11 @@ class Intents:
                     key,
                     timedelta(seconds=expires_after_s),
                     timedelta(seconds=poll_after_s),
+                    saves_method,
+                    live_max,
                 )
+        except asyncpg.ProgramLimitExceededError as error:
+            raise RateLimitError(str(error), retry_after_ms=_LIVE_PAUSE_MS) from None
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no wallet {wallet_id}") from None
         except (asyncpg.UniqueViolationError, asyncpg.InvalidParameterValueError) as error:
@@ -247,7 +282,7 @@ class Payments:
             )
         return new
 
-    async def take_events(self, limit: int = _TAKEN) -> list[WebhookEvent]:
+    async def take_events(self, limit: int = TAKEN) -> list[WebhookEvent]:
         """Take events that nobody else works on; one that is not ended comes again, after ever longer pauses."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
@@ -265,10 +300,10 @@ class Payments:
     async def find(self, intent_id: UUID) -> Intent | None:
         """Return anybody's intent."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(f"SELECT {_INTENT}, provider_id FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
+            row = await connection.fetchrow(f"SELECT {_WHOLE} FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
         return None if row is None else Intent(**row)
 
-    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = _TAKEN) -> list[Intent]:
+    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = TAKEN) -> list[Intent]:
         """Take intents that the provider is to be asked about.
 
         Args:
@@ -278,7 +313,7 @@ class Payments:
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                f"SELECT {_INTENT}, provider_id FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
+                f"SELECT {_WHOLE} FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
                 limit,
                 _LEASE,
                 timedelta(seconds=pause_s),
@@ -286,8 +321,8 @@ class Payments:
             )
         return [Intent(**row) for row in rows]
 
-    async def note_page(self, intent_id: UUID, *, provider_id: str, url: str) -> None:
-        """Note the page on which it is paid."""
+    async def note_page(self, intent_id: UUID, *, provider_id: str, url: str | None) -> None:
+        """Note what the provider calls it, and the page on which it is paid, if there is one."""
         async with self._database.transaction() as connection:
             await connection.execute("SELECT note_page($1, $2, $3)", intent_id, provider_id, url)
 
@@ -304,7 +339,31 @@ class Payments:
         async with self._database.transaction() as connection:
             await connection.execute("SELECT end_intent($1, $2, $3)", intent_id, state, note)
 
-    async def take_reversals(self, *, pause_s: float, limit: int = _TAKEN) -> list[OpenReversal]:
+    async def note_method(self, intent_id: UUID, method: SavedMethod | None) -> bool:
+        """Note with what an intent was paid, for its wallet to pay with again; None: nothing was kept."""
+        kept = (None, None, None) if method is None else (method.customer_id, method.method_id, method.label)
+        async with self._database.transaction() as connection:
+            noted: bool = await connection.fetchval("SELECT note_method($1, $2, $3, $4)", intent_id, *kept)
+        return noted
+
+    async def begin_auto_topups(self, *, expires_after_s: float, limit: int = TAKEN) -> list[Intent]:
+        """Begin a top-up for each wallet whose owner wants it now, from what is kept to pay with; each once, whoever asks."""
+        async with self._database.connection() as connection:
+            found = await connection.fetch("SELECT * FROM find_auto_topups($1)", limit)
+        begun = []
+        for row in found:
+            async with self._database.transaction() as connection:
+                made = await connection.fetchrow(
+                    f"SELECT {_WHOLE} FROM begin_auto_topup($1, $2, $3)",  # noqa: S608 - column names of this module
+                    new_id(),
+                    row[0],
+                    timedelta(seconds=expires_after_s),
+                )
+            if made is not None:
+                begun.append(Intent(**made))
+        return begun
+
+    async def take_reversals(self, *, pause_s: float, limit: int = TAKEN) -> list[OpenReversal]:
         """Take reversals that the provider is to be asked about, as intents are taken."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(

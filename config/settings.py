@@ -261,6 +261,11 @@ class PaymentSettings(_Section):
     sweep_s: Positive = 3_600.0  # how often everything of late is looked at
     sweep_back_s: Positive = 3 * 86_400.0
     webhook_bytes: Count = 256 * 1024  # a larger webhook is refused
+    pending_max: Count = 20  # top-ups of a wallet that wait to be paid; one more is refused
+    auto_look_s: Positive = 10.0  # how often is looked for wallets that top themselves up
+    auto_pause_s: Annotated[float, Field(ge=60)] = (
+        3_600.0  # from one such top-up of a wallet to the next, at least
+    )
     minimum: dict[str, str] = {}  # a JSON object, in major units: {"NGN": "500"}
     maximum: dict[str, str] = {}
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 from billing.statement import KINDS
+from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
-from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
+from proxy.forms import AutoTopupForm, CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -77,6 +78,17 @@ ENDPOINTS = (
         errors=(415,),
     ),
     Endpoint("GET", "/v1/wallet/topups/{topup}", get_topup, "Topup", "wallet"),
+    Endpoint("GET", "/v1/wallet/auto-topup", get_auto_topup, "AutoTopup", "wallet"),
+    Endpoint(
+        "PUT",
+        "/v1/wallet/auto-topup",
+        put_auto_topup,
+        "AutoTopup",
+        "wallet",
+        form=AutoTopupForm,
+        errors=(415,),
+    ),
+    Endpoint("DELETE", "/v1/wallet/payment-method", delete_payment_method, "AutoTopup", "wallet"),
     Endpoint(
         "POST",
         "/webhooks/{provider}",

@@ -190,6 +190,18 @@ class TopupForm(Form):
     save_method: bool = False
 
 
+class AutoTopupForm(Form):
+    """When and how a wallet tops itself up, in major units of its currency.
+
+    Below `threshold` so much is charged as `amount` says, at most once in `pause_s` seconds.
+    """
+
+    enabled: Annotated[bool, Field(strict=True)]
+    threshold: Amount
+    amount: Amount
+    pause_s: Annotated[int, Field(gt=0, le=366 * 86_400, strict=True)] | None = None
+
+
 class RotateForm(Form):
     """How a key's secret is changed."""
 

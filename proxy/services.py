@@ -12,6 +12,7 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.audit import Audit
+from billing.auto_topups import AutoTopups
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
@@ -82,6 +83,7 @@ class Services:
     caps: Caps
     statements: Statements
     intents: Intents
+    auto_topups: AutoTopups
     payments: PaymentDesk
     prices: PriceBook
     fx: FxBook
@@ -167,6 +169,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         caps=Caps(people),
         statements=Statements(people),
         intents=Intents(people),
+        auto_topups=AutoTopups(people),
         payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
@@ -247,7 +250,9 @@ def make_routines(services: Services) -> list[Routine]:
     ]
     if services.payments.providers:
         sweep = services.payments.sweep
+        begin = services.payments.begin_auto_topups
         routines.append(Routine(database, "payments", period_s=settings.payments.sweep_s, work=sweep))
+        routines.append(Routine(database, "auto top-ups", period_s=settings.payments.auto_look_s, work=begin))
     if services.fx_sources:
         feed = FxFeed(database, services.fx_sources, settings.fx)
         routines.append(Routine(database, "fx", period_s=settings.fx.period_s, work=feed.sync, at_once=True))

@@ -54,10 +54,12 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         amount_nano=form.amount,
         currency=currency,
         key=key,
+        saves_method=form.save_method,
         expires_after_s=settings.expires_s,
         poll_after_s=settings.poll_s,
+        live_max=settings.pending_max,
     )
-    return await desk.open_page(intent, email=email, return_url=form.return_url, save_method=form.save_method)
+    return await desk.open_page(intent, email=email, return_url=form.return_url)
 
 
 async def get_topup(request: web.Request) -> web.Response:

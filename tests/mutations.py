@@ -38,6 +38,55 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a wallet tops itself up once at a time",
+        "billing/migrations/0013_auto_topups.sql",
+        " OR NOT is_topup_due(auto, purse) OR EXISTS (",
+        " OR false AND EXISTS (",
+        "tests/billing/test_auto_topups.py",
+    ),
+    Mutation(
+        "a wallet tops itself up once in a while",
+        "billing/migrations/0013_auto_topups.sql",
+        "       AND (p_auto.last_at IS NULL OR p_auto.last_at + p_auto.pause <= now())\n",
+        "",
+        "tests/billing/test_auto_topups.py",
+    ),
+    Mutation(
+        "the third failure in a row is the last",
+        "billing/migrations/0013_auto_topups.sql",
+        "enabled = a.enabled AND a.failures < 2,",
+        "enabled = a.enabled,",
+        "tests/billing/test_auto_topups.py",
+    ),
+    Mutation(
+        "what is switched off is not charged",
+        "billing/migrations/0013_auto_topups.sql",
+        "    IF NOT p_enabled THEN\n        PERFORM drop_auto_intents(p_wallet);\n    END IF;\n",
+        "",
+        "tests/billing/test_auto_topups.py",
+    ),
+    Mutation(
+        "no more top-ups wait than the limit",
+        "billing/migrations/0013_auto_topups.sql",
+        "'pending')) > p_live_max THEN",
+        "'pending')) > p_live_max + 99 THEN",
+        "tests/billing/test_auto_topups.py",
+    ),
+    Mutation(
+        "a payment provider's answer is read strictly",
+        "proxy/payments/client.py",
+        "    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, InputError) as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "tests/unit/test_payment_reading.py",
+    ),
+    Mutation(
+        "a refund is looked for before it is sent",
+        "proxy/payments/paystack.py",
+        "            if _ours(row) == refund.id:\n                return\n",
+        "            if False:\n                return\n",
+        "tests/stateful/test_payment_crashes.py",
+    ),
+    Mutation(
         "an empty secret refuses every webhook",
         "proxy/payments/signatures.py",
         "    if not secret:\n        return False\n",

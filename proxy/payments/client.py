@@ -1,7 +1,8 @@
 """The HTTP with which payment providers are asked: JSON, bounded, following nothing, exact numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
@@ -141,6 +142,23 @@ class PaymentClient:
     async def close(self) -> None:
         """Close its connections."""
         await self._http.close()
+
+
+@contextmanager
+def reading(provider: PaymentProvider) -> Iterator[None]:
+    """Let what a provider answered be read inside; nothing is known where that cannot be done.
+
+    Raises:
+        PaymentsUnavailableError: a member is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except PaymentRefusedError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, InputError) as error:
+        raise PaymentsUnavailableError(
+            f"{provider} answered what cannot be read: {type(error).__name__}: {error}"[:MESSAGE_MAX]
+        ) from None
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

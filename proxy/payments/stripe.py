@@ -4,7 +4,8 @@ A top-up is a Checkout Session; what is paid with it is its PaymentIntent, whose
 keeps the answer to an idempotency key for a day at least: a page or a charge that is asked for again is the same one.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Mapping
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,13 +14,26 @@ import stripe
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.money import format_amount
-from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError, SavedMethod
-from billing.payments import Intent, Payment, Refund, Reversal, ReversalState, parse_reference
+from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
+from billing.payments import (
+    Intent,
+    Payment,
+    Refund,
+    Reversal,
+    ReversalState,
+    SavedMethod,
+    parse_reference,
+)
 from billing.payunits import PaymentProvider, minor_units, nano_from_minor_units
-from proxy.payments.client import MESSAGE_MAX, BoundedHttp, read_object, texts
+from proxy.payments.client import MESSAGE_MAX, BoundedHttp, read_object, reading, texts
 
 if TYPE_CHECKING:
-    from stripe.params import PaymentIntentListParams
+    from stripe.params import (
+        DisputeListParams,
+        EventListParams,
+        PaymentIntentListParams,
+        RefundListParams,
+    )
     from stripe.params.checkout import SessionCreateParams
 
 _PER_PAGE = 100
@@ -74,12 +88,9 @@ class StripeApi:
             http_client=self._http,
         ).v1
 
-    async def create_page(
-        self, intent: Intent, *, email: str, return_url: str | None, save_method: bool = False
-    ) -> Page:
-        """Have a session made; see ``SavedMethodApi``. To save what was paid with, it is a card's."""
-        about = {"reference": intent.reference, "tuma_topup": str(intent.id)}
-        url = return_url or self._return_url
+    async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
+        """Have a session made; see ``PaymentApi``. Only cards are saved."""
+        about, url = _about(intent), return_url or self._return_url
         title = f"Top-up of {format_amount(intent.amount_nano)} {intent.currency}"
         params: SessionCreateParams = {
             "mode": "payment",
@@ -101,7 +112,7 @@ class StripeApi:
             "cancel_url": url,
         }
         try:
-            if save_method:
+            if intent.method_due:
                 params["customer"] = await self._make_customer(intent, email)
                 params["allowed_payment_method_types"] = ["card"]
                 params["payment_intent_data"]["setup_future_usage"] = "off_session"
@@ -112,7 +123,8 @@ class StripeApi:
             )
         except _KeyUsedError as error:
             raise ReferenceUsedError(str(error)) from None
-        return Page(id=str(made["id"]), url=str(made["url"]))
+        with reading(self.provider):
+            return Page(id=str(made["id"]), url=str(made["url"]))
 
     async def _make_customer(self, intent: Intent, email: str) -> str:
         made = await self._ask(
@@ -124,7 +136,8 @@ class StripeApi:
                 {"idempotency_key": f"{intent.reference}_customer"},
             )
         )
-        return str(made["id"])
+        with reading(self.provider):
+            return str(made["id"])
 
     async def find(self, intent: Intent) -> list[Payment]:
         """Retrieve the session that was noted, or list the customer's payments; see ``SavedMethodApi``."""
@@ -170,30 +183,16 @@ class StripeApi:
 
     async def list_recent(self, since: datetime) -> AsyncIterator[str]:
         """List the payments that anything happened to since then, by Stripe's events of 30 days; see ``PaymentApi``."""
-        after = ""
-        for _ in range(_PAGES_MAX):
-            listed = await self._ask(
-                self._api.events.list_async(
-                    {
-                        "created": {"gte": int(since.timestamp())},
-                        "limit": _PER_PAGE,
-                        "types": list(_TOLD),
-                        **({"starting_after": after} if after else {}),
-                    }
-                )
-            )
-            for event in listed["data"]:
+        params: EventListParams = {"created": {"gte": int(since.timestamp())}, "types": list(_TOLD)}
+        async for event in self._rows(self._api.events.list_async, params, "events"):
+            with reading(self.provider):
                 about = event["data"]["object"]
-                ours = parse_reference(_reference_of(about)) is not None
-                if event["type"] == "payment_intent.succeeded":
-                    if ours:
-                        yield str(about["id"])
-                elif about.get("payment_intent"):
-                    yield str(about["payment_intent"])
-                after = str(event["id"])
-            if not listed["has_more"]:
-                return
-        raise PaymentsUnavailableError(f"stripe lists more than {_PAGES_MAX * _PER_PAGE} events")
+                if event["type"] != "payment_intent.succeeded":
+                    found = texts(about["payment_intent"])
+                else:
+                    found = texts(about["id"] if parse_reference(_reference_of(about)) else None)
+            for txn_id in found:
+                yield txn_id
 
     async def refund(self, refund: Refund, currency: str) -> None:
         """Send a refund, once by its idempotency key; see ``PaymentApi``."""
@@ -229,53 +228,34 @@ class StripeApi:
         return SavedMethod(customer_id=str(row["customer"]), method_id=str(method["id"]), label=label)
 
     async def charge(self, intent: Intent, method: SavedMethod) -> None:
-        """Charge a saved card, unless that was done; see ``SavedMethodApi``.
-
-        It is looked for first, as an idempotency key is not kept for ever.
-        """
-        made = await self._charge_of(intent, method.customer_id)
-        if made is None:
-            about = {"reference": intent.reference, "tuma_topup": str(intent.id)}
-            made = await self._ask(
-                self._api.payment_intents.create_async(
-                    {
-                        "amount": minor_units(intent.amount_nano, intent.currency, self.provider),
-                        "currency": intent.currency.lower(),
-                        "customer": method.customer_id,
-                        "payment_method": method.method_id,
-                        "allowed_payment_method_types": ["card"],
-                        "off_session": True,
-                        "confirm": True,
-                        "metadata": about,
-                    },
-                    {"idempotency_key": intent.reference},
-                )
+        """Charge a saved card; see ``SavedMethodApi``. What its owner's bank wants to ask them about is declined."""
+        await self._ask(
+            self._api.payment_intents.create_async(
+                {
+                    "amount": minor_units(intent.amount_nano, intent.currency, self.provider),
+                    "currency": intent.currency.lower(),
+                    "customer": method.customer_id,
+                    "payment_method": method.method_id,
+                    "allowed_payment_method_types": ["card"],
+                    "off_session": True,
+                    "confirm": True,
+                    "metadata": _about(intent),
+                },
+                {"idempotency_key": intent.reference},
             )
-        if made["status"] in ("requires_payment_method", "canceled"):
-            raise _refused(made.get("last_payment_error") or {})
+        )
 
     async def _charge_of(self, intent: Intent, customer_id: str) -> Any:
         """Return the payment intent of a charge, if it was made."""
-        after = ""
-        for _ in range(_PAGES_MAX):
-            params: PaymentIntentListParams = {
-                "customer": customer_id,
-                "created": {"gte": int((intent.created_at - _CLOCKS).timestamp())},
-                "limit": _PER_PAGE,
-                "expand": [f"data.{_CHARGED}"],
-            }
-            if after:
-                params["starting_after"] = after
-            listed = await self._ask(self._api.payment_intents.list_async(params))
-            for row in listed["data"]:
-                if _reference_of(row) == intent.reference:
-                    return row
-                after = str(row["id"])
-            if not listed["has_more"]:
-                return None
-        raise PaymentsUnavailableError(
-            f"stripe lists more than {_PAGES_MAX * _PER_PAGE} payments of one payer"
-        )
+        params: PaymentIntentListParams = {
+            "customer": customer_id,
+            "created": {"gte": int((intent.created_at - _CLOCKS).timestamp())},
+            "expand": [f"data.{_CHARGED}"],
+        }
+        async for row in self._rows(self._api.payment_intents.list_async, params, "payments of one payer"):
+            if _reference_of(row) == intent.reference:
+                return row
+        return None
 
     async def close(self) -> None:
         """Close its connections."""
@@ -285,56 +265,55 @@ class StripeApi:
 
     async def _read_session(self, row: Any) -> Payment | None:
         """Read a session's payment; without one, the session says how it stands."""
-        reference, paid = str(row.get("client_reference_id")), row.get("payment_intent")
-        if row.get("mode") != "payment" or parse_reference(reference) is None:
-            return None
-        if isinstance(paid, dict) and row["status"] != "expired":
-            return await self._read(paid, page_open=row["status"] == "open")
-        currency = str(row["currency"]).upper()
-        return Payment(
-            provider=self.provider,
-            id=str(row["id"]),
-            reference=reference,
-            state="expired" if row["status"] == "expired" else "pending",
-            amount_nano=nano_from_minor_units(row["amount_total"], currency, self.provider),
-            currency=currency,
-        )
+        with reading(self.provider):
+            reference, paid, status = str(row["client_reference_id"]), row["payment_intent"], row["status"]
+            if row["mode"] != "payment" or parse_reference(reference) is None:
+                return None
+            if paid and status != "expired":
+                return await self._read(paid, page_open=status == "open")
+            currency = str(row["currency"]).upper()
+            return Payment(
+                provider=self.provider,
+                id=str(row["id"]),
+                reference=reference,
+                state="expired" if status == "expired" else "pending",
+                amount_nano=nano_from_minor_units(row["amount_total"], currency, self.provider),
+                currency=currency,
+            )
 
     async def _read(self, row: Any, *, page_open: bool = False) -> Payment | None:
         """Read a payment intent with what became of it; a declined card is no end while the page is open."""
-        if parse_reference(_reference_of(row)) is None:
-            return None
-        currency, txn_id, status = str(row["currency"]).upper(), str(row["id"]), str(row["status"])
-        if status != "succeeded":
-            ended = status == "canceled" or (status == "requires_payment_method" and not page_open)
-            return Payment(
-                provider=self.provider,
-                id=txn_id,
-                reference=_reference_of(row),
-                state="failed" if ended else "pending",
-                amount_nano=nano_from_minor_units(row["amount"], currency, self.provider),
-                currency=currency,
-            )
-        moved = (row.get("latest_charge") or {}).get("balance_transaction") or {}
+        with reading(self.provider):
+            if parse_reference(_reference_of(row)) is None:
+                return None
+            payment = self._read_intent(row, page_open=page_open)
+            if payment.state != "succeeded":
+                return payment
+            refunds, disputes = await self._refunds_of(payment.id), await self._disputes_of(payment.id)
+            reversals = [self._read_refund(item, payment.currency) for item in refunds]
+            reversals += [self._read_dispute(item, payment) for item in disputes if _takes_money(item)]
+            return dataclasses.replace(payment, reversals=reversals)
+
+    def _read_intent(self, row: Any, *, page_open: bool) -> Payment:
+        currency, status = str(row["currency"]).upper(), str(row["status"])
+        came = status == "succeeded"
+        ended = status == "canceled" or (status == "requires_payment_method" and not page_open)
+        moved: Any = row["latest_charge"]["balance_transaction"] if came else None
         fee_currency = str(moved["currency"]).upper() if moved else None
-        reversals = [self._read_refund(item, currency) for item in await self._refunds_of(txn_id)]
-        reversals += [
-            self._read_dispute(item, row, currency)
-            for item in await self._disputes_of(txn_id)
-            if _takes_money(item)
-        ]
         return Payment(
             provider=self.provider,
-            id=txn_id,
+            id=str(row["id"]),
             reference=_reference_of(row),
-            state="succeeded",
-            amount_nano=nano_from_minor_units(row["amount_received"], currency, self.provider),
+            state="succeeded" if came else "failed" if ended else "pending",
+            amount_nano=nano_from_minor_units(
+                row["amount_received" if came else "amount"], currency, self.provider
+            ),
             currency=currency,
-            fee_nano=None
-            if fee_currency is None
-            else nano_from_minor_units(moved["fee"], fee_currency, self.provider),
+            # For some moments after a card was charged, there is none yet; ``charge.updated`` tells of it.
+            fee_nano=nano_from_minor_units(moved["fee"], fee_currency, self.provider)
+            if fee_currency
+            else None,
             fee_currency=fee_currency,
-            reversals=reversals,
         )
 
     def _read_refund(self, row: Any, currency: str) -> Reversal:
@@ -346,42 +325,42 @@ class StripeApi:
             ours=_ours(row),
         )
 
-    def _read_dispute(self, row: Any, paid: Any, currency: str) -> Reversal:
+    def _read_dispute(self, row: Any, payment: Payment) -> Reversal:
         """Read a dispute; one in another currency, or of more than was paid, is about all of it."""
-        same = str(row["currency"]).upper() == currency
-        minor = min(row["amount"], paid["amount_received"]) if same else paid["amount_received"]
+        amount_nano = payment.amount_nano
+        if str(row["currency"]).upper() == payment.currency:
+            told_nano = nano_from_minor_units(row["amount"], payment.currency, self.provider)
+            amount_nano = min(amount_nano, told_nano)
         return Reversal(
             id=str(row["id"]),
             kind="dispute",
-            amount_nano=nano_from_minor_units(minor, currency, self.provider),
+            amount_nano=amount_nano,
             state=_DISPUTED.get(str(row["status"]), "open"),
         )
 
     async def _refunds_of(self, txn_id: str) -> list[Any]:
-        found, after = [], ""
-        for _ in range(_PAGES_MAX):
-            listed = await self._ask(
-                self._api.refunds.list_async(
-                    {
-                        "payment_intent": txn_id,
-                        "limit": _PER_PAGE,
-                        **({"starting_after": after} if after else {}),
-                    }
-                )
-            )
-            found += listed["data"]
-            if not listed["has_more"]:
-                return found
-            after = str(found[-1]["id"])
-        raise PaymentsUnavailableError(
-            f"stripe lists more than {_PAGES_MAX * _PER_PAGE} refunds of one payment"
-        )
+        params: RefundListParams = {"payment_intent": txn_id}
+        return [row async for row in self._rows(self._api.refunds.list_async, params, "refunds")]
 
     async def _disputes_of(self, txn_id: str) -> list[Any]:
-        listed = await self._ask(
-            self._api.disputes.list_async({"payment_intent": txn_id, "limit": _PER_PAGE})
-        )
-        return list(listed["data"])
+        params: DisputeListParams = {"payment_intent": txn_id}
+        return [row async for row in self._rows(self._api.disputes.list_async, params, "disputes")]
+
+    async def _rows(
+        self, ask: Callable[[Any], Awaitable[stripe.StripeObject]], params: Mapping[str, Any], what: str
+    ) -> AsyncIterator[Any]:
+        """Return all rows of a list."""
+        start: dict[str, str] = {}
+        for _ in range(_PAGES_MAX):
+            listed = await self._ask(ask({**params, "limit": _PER_PAGE, **start}))
+            with reading(self.provider):
+                rows, more = list(listed["data"]), listed["has_more"]
+                start = {"starting_after": str(rows[-1]["id"])} if more else {}
+            for row in rows:
+                yield row
+            if not more:
+                return
+        raise PaymentsUnavailableError(f"stripe lists more than {_PAGES_MAX * _PER_PAGE} {what}")
 
     async def _find(self, call: Awaitable[stripe.StripeObject]) -> Any:
         try:
@@ -450,6 +429,10 @@ def _page_end(intent: Intent, now: datetime) -> datetime:
     """
     end = max(intent.expires_at, intent.created_at + _OPEN_WANTED)
     return max(min(end, intent.created_at + _OPEN_MOST), now + _OPEN_LEAST)
+
+
+def _about(intent: Intent) -> dict[str, str]:
+    return {"reference": intent.reference, "tuma_topup": str(intent.id)}
 
 
 def _reference_of(row: Any) -> str:

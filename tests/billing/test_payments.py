@@ -40,7 +40,7 @@ class Desk:
             currency="NGN",
             expires_after_s=3600,
             poll_after_s=30,
-            **more,
+            **{"live_max": 20, **more},
         )
 
     async def posted(self) -> int:
@@ -320,6 +320,7 @@ async def test_intents_are_ones_own(desk: Desk) -> None:
             currency="GHS",
             expires_after_s=1,
             poll_after_s=1,
+            live_max=20,
         )
 
 
