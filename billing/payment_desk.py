@@ -78,6 +78,17 @@ class PaymentDesk:
             raise InputError(f"payments by {provider} are not set up here; there is: {named}")
         return found
 
+    def saver_of(self, provider: PaymentProvider) -> SavedMethodApi:
+        """Return a provider's that can save a means of payment.
+
+        Raises:
+            InputError: it is not configured, or cannot.
+        """
+        found = self.api_of(provider)
+        if not isinstance(found, SavedMethodApi):
+            raise InputError(f"{provider} saves no means of payment here; only stripe does")
+        return found
+
     async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
         """Have a page made for an intent that has none, and note it.
 
@@ -167,6 +178,12 @@ class PaymentDesk:
         except BrokenInvariantError as error:
             await self.payments.end_event(event.id, "review", str(error))
             raise
+        for payment in ours:
+            intent_id = parse_reference(payment.reference)
+            if intent_id is not None and payment.state in ("failed", "expired"):
+                await self.look_at(
+                    intent_id
+                )  # which may have ended, unless its payer can still try otherwise
         if any(item.credit == "review" for item in applied):
             await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
         elif ours:
@@ -248,7 +265,8 @@ class PaymentDesk:
         found = await api.find(intent)
         applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
         if not any(payment.state == "succeeded" for payment in found):
-            if datetime.now(UTC) >= intent.expires_at:
+            closed = found and all(payment.state == "expired" for payment in found)
+            if closed or datetime.now(UTC) >= intent.expires_at:
                 await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
             elif found and all(payment.state == "failed" for payment in found):
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")

@@ -28,7 +28,7 @@ from billing.money import format_amount, get_currency
 from billing.payunits import PaymentProvider, get_payment_unit, minor_units
 
 IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
-PaymentState = Literal["pending", "failed", "succeeded"]
+PaymentState = Literal["pending", "failed", "expired", "succeeded"]
 ReversalState = Literal["open", "final", "undone"]
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
 TAKEN = 50  # pieces of one kind of work at a time
@@ -100,7 +100,7 @@ class Payment:
     Args:
         id: the provider's.
         reference: what we gave it; somebody else's payments have others.
-        state: whether the money came.
+        state: whether the money came; ``expired``: nobody paid, and the page is closed (``id`` is the page's then).
         amount_nano: what was paid, in nano units of ``currency``.
         fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
     """

@@ -1,6 +1,7 @@
 """The simulated payment providers over one real socket: their APIs, a page to pay on, and ``/sim`` for commands."""
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable, Sequence
 from html import escape
 from types import TracebackType
@@ -16,7 +17,9 @@ from scripts.sim.payments.faults import AFTER_THE_WORK, Fault, Faults
 from scripts.sim.payments.flutterwave import FlutterwaveApi, FlutterwaveVoice
 from scripts.sim.payments.paystack import PaystackApi, PaystackVoice
 from scripts.sim.payments.signatures import FlutterwaveSigns, Secrets
-from scripts.sim.payments.till import Till
+from scripts.sim.payments.stripe import StripeApi
+from scripts.sim.payments.stripe_voice import StripeVoice
+from scripts.sim.payments.till import Till, Voice
 from scripts.sim.payments.webhooks import RETRY_PAUSES_S, WebhookError, Webhooks
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,9 +64,16 @@ class SimulatedPayments:
         self.webhooks = Webhooks(
             self.secrets, to=webhooks_to, signs=flutterwave_signs, retry_pauses_s=retry_pauses_s
         )
+        self.stripe = StripeVoice(self.books)
         paystack, flutterwave = PaystackVoice(self.books), FlutterwaveVoice(self.books)
-        self.till = Till(self.books, self.webhooks, {"paystack": paystack, "flutterwave": flutterwave})
+        voices: dict[Provider, Voice] = {
+            "stripe": self.stripe,
+            "paystack": paystack,
+            "flutterwave": flutterwave,
+        }
+        self.till = Till(self.books, self.webhooks, voices)
         self.apis: dict[Provider, ProviderApi] = {
+            "stripe": StripeApi(self.till, self.stripe, lambda: self.origin),
             "paystack": PaystackApi(self.till, paystack, lambda: self.origin),
             "flutterwave": FlutterwaveApi(self.till, flutterwave, lambda: self.origin),
         }
@@ -74,6 +84,11 @@ class SimulatedPayments:
     def origin(self) -> str:
         """The server's URL without path."""
         return f"http://{self._host}:{self._port}"
+
+    @property
+    def stripe_url(self) -> str:
+        """Stripe's base URL, to which clients append ``/v1/…``."""
+        return f"{self.origin}/stripe"
 
     @property
     def paystack_url(self) -> str:
@@ -120,7 +135,7 @@ class SimulatedPayments:
         if provider is None or provider not in self.apis:
             return await handler(request)
         api = self.apis[provider]
-        if request.headers.get("Authorization") != f"Bearer {self.secrets.key_of(provider)}":
+        if not self._shows_key(provider, request.headers.get("Authorization", "")):
             return api.refusal(401, "Invalid key")
         fault = self.faults.take(provider, request.method, request.path)
         if fault is not None and fault.kind not in AFTER_THE_WORK:
@@ -137,6 +152,12 @@ class SimulatedPayments:
             request.transport.abort()
         return answer
 
+    def _shows_key(self, provider: Provider, header: str) -> bool:
+        """Stripe takes its key as a user's name, too."""
+        key = self.secrets.key_of(provider)
+        basic = f"Basic {base64.b64encode(f'{key}:'.encode()).decode()}"
+        return header == f"Bearer {key}" or (provider == "stripe" and header == basic)
+
     # The page
 
     def _checkout(self, request: web.Request) -> Checkout:
@@ -147,6 +168,7 @@ class SimulatedPayments:
 
     async def _show_page(self, request: web.Request) -> web.Response:
         checkout = self._checkout(request)
+        self.till.expire_due(checkout)
         amount = to_major(checkout.provider, checkout.amount_minor, checkout.currency)
         buttons = "".join(
             f'<button name="do" value="{do}">{label}</button>' for do, label in _BUTTONS.items()
@@ -159,6 +181,7 @@ class SimulatedPayments:
 
     async def _press(self, request: web.Request) -> web.Response:
         checkout, pressed = self._checkout(request), (await request.post()).get("do")
+        self.till.expire_due(checkout)
         try:
             if pressed == "cancel":
                 return _go(checkout.cancel_url)
@@ -193,7 +216,7 @@ class SimulatedPayments:
         except (BooksError, WebhookError, AmountError, KeyError, TypeError) as error:
             return _json({"error": str(error)}, status=400)
 
-    async def _obey(self, command: str, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: C901 - a table
+    async def _obey(self, command: str, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0912 - a table
         till = self.till
         match command:
             case "pay":
@@ -204,9 +227,18 @@ class SimulatedPayments:
                     "refund": till.refund(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
                 }
             case "dispute":
-                return {
-                    "dispute": till.dispute(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
-                }
+                disputed = till.dispute(
+                    till.find_payment(asked["payment"]),
+                    asked.get("amount_minor"),
+                    inquiry=bool(asked.get("inquiry")),
+                )
+                return {"dispute": disputed.id}
+            case "escalate" | "drop":
+                till.end_inquiry(self.books.disputes[asked["dispute"]], disputed=command == "escalate")
+            case "settle" | "fail":
+                getattr(till, command)(till.find_payment(asked["payment"]))
+            case "decline_next":
+                till.decline_next(**asked)
             case "win" | "lose":
                 getattr(till, command)(self.books.disputes[asked["dispute"]])
             case "expire":
