@@ -214,18 +214,17 @@ class StripeApi:
         row = await self._find(
             self._api.payment_intents.retrieve_async(txn_id, {"expand": ["payment_method"]})
         )
-        method = None if row is None else row.get("payment_method")
-        if row is None or not isinstance(method, dict) or row.get("setup_future_usage") != "off_session":
+        if row is None:
             return None
-        if (
-            row["status"] != "succeeded"
-            or not row.get("customer")
-            or method.get("customer") != row["customer"]
-        ):
-            return None
-        card = method.get(str(method.get("type"))) or {}
-        label = f"{card.get('brand') or method.get('type')} …{card.get('last4', '')}"
-        return SavedMethod(customer_id=str(row["customer"]), method_id=str(method["id"]), label=label)
+        with reading(self.provider):
+            customer, method = row["customer"], row["payment_method"]
+            asked = row["status"] == "succeeded" and row["setup_future_usage"] == "off_session"
+            if not (asked and customer and method):
+                return None
+            if method["customer"] != customer or method["type"] != "card":
+                return None
+            card = method["card"]
+            return SavedMethod(str(customer), str(method["id"]), f"{card['brand']} …{card['last4']}")
 
     async def charge(self, intent: Intent, method: SavedMethod) -> None:
         """Charge a saved card; see ``SavedMethodApi``. What its owner's bank wants to ask them about is declined."""

@@ -331,6 +331,25 @@ async def test_only_a_card_that_its_owner_let_us_keep(counter: Counter) -> None:
     assert await counter.api.find_method(late.id) is None, "it was not paid"
 
 
+async def test_every_part_of_a_saved_card_must_agree(counter: Counter) -> None:
+    method = await counter.save()
+    (paid,) = counter.psp.books.payments.values()
+    card = counter.psp.stripe.method(paid)
+    row = {**counter.psp.stripe.payment_intent(paid), "payment_method": card}
+    assert await make_api(Canned(200, row)).find_method(paid.id) == method
+    for wrong in (
+        {"setup_future_usage": None},
+        {"setup_future_usage": "on_session"},
+        {"status": "processing"},
+        {"customer": None},
+        {"payment_method": None},
+        {"payment_method": {**card, "customer": None}},
+        {"payment_method": {**card, "customer": "cus_other"}},
+        {"payment_method": {**card, "type": "sepa_debit"}},
+    ):
+        assert await make_api(Canned(200, {**row, **wrong})).find_method(paid.id) is None, wrong
+
+
 async def test_a_page_that_saves_is_the_same_again(counter: Counter) -> None:
     intent = wish(method_due=True)
     for path in ("customers", "sessions"):
