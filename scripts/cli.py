@@ -29,6 +29,7 @@ from scripts.accounts import keys, users, wallets
 from scripts.command import office_command, run_command
 from scripts.doctor import examine
 from scripts.office import Office
+from scripts.payments import add_revenue, payments
 from scripts.serve import run_server
 
 
@@ -40,8 +41,9 @@ def main(context: click.Context, *, as_json: bool) -> None:
     context.obj = as_json
 
 
-for accounts in (users, wallets, keys):
-    main.add_command(accounts)
+for rooms in (users, wallets, keys, payments):
+    main.add_command(rooms)
+add_revenue(main)
 
 
 @main.command()
