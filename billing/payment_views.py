@@ -199,7 +199,8 @@ async def _follow(connection: Any, row: Any) -> dict[str, Any]:
     """What became of a payment: its reversals, and everything that was posted for it."""
     named = (row["provider"], row["provider_txn_id"])
     credit = await connection.fetchrow(
-        "SELECT tx_id, accepted_tx_ids FROM payment_credits WHERE provider = $1 AND provider_txn_id = $2", *named
+        "SELECT tx_id, accepted_tx_ids FROM payment_credits WHERE provider = $1 AND provider_txn_id = $2",
+        *named,
     )
     reversals = await connection.fetch(
         "SELECT * FROM payment_reversals WHERE provider = $1 AND provider_txn_id = $2 ORDER BY id", *named

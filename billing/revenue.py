@@ -16,7 +16,8 @@ _SHOWN = ("revenue", "fx_spread", "psp_fee", "provider_cost", "house_loss", "sus
 _EARNED = ("revenue", "fx_spread", "psp_fee", "provider_cost", "house_loss")
 _SUMS = """
 SELECT e.currency, e.account, sum(e.amount_nano) AS nano FROM journal_entry e
-WHERE ($1::timestamptz IS NULL OR e.tx_id >= uuid_floor($1)) AND ($2::timestamptz IS NULL OR e.tx_id < uuid_floor($2))
+WHERE ($1::timestamptz IS NULL OR e.tx_id >= uuid_floor(greatest($1, to_timestamp(0))))
+  AND ($2::timestamptz IS NULL OR e.tx_id < uuid_floor(greatest($2, to_timestamp(0))))
 GROUP BY e.currency, e.account
 """
 

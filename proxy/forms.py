@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, TypeVar
@@ -175,6 +175,22 @@ class RefundForm(Form):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
+class AcceptForm(Form):
+    """What of a payment lies in suspense is given to a wallet: the one named, or the top-up's."""
+
+    wallet_id: UUID | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class PaymentRefundForm(Form):
+    """A payment to be sent back, all that is left of it when no amount is named; ``below_zero``: though it was spent."""
+
+    amount: Amount | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    below_zero: Annotated[bool, Field(strict=True)] = False
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
 class TopupForm(Form):
     """Money to be paid into the wallet, in major units of its currency.
 
@@ -238,6 +254,22 @@ def read_flag(request: web.Request, name: str) -> bool:
     if found is None:
         raise BadRequestError(f"'{name}' must be true or false.", param=name)
     return found
+
+
+def read_moment(request: web.Request, name: str) -> datetime | None:
+    """Read a moment of the query; without a zone it is in UTC; None when it is not there.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    text = read_query(request, name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
 
 
 def _refuse(constant: str) -> None:

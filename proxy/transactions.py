@@ -2,7 +2,6 @@
 
 import csv
 import io
-from datetime import UTC, datetime
 from html import escape
 
 from aiohttp import web
@@ -14,7 +13,7 @@ from billing.wallets import parse_id
 from proxy.auth import authenticate
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
-from proxy.forms import read_query
+from proxy.forms import read_moment, read_query
 from proxy.services import SERVICES, Services
 
 _PAGE = 100
@@ -162,17 +161,6 @@ def _read_filter(request: web.Request) -> Filter:
     kinds = read_query(request, "kind")
     return Filter(
         kinds=None if kinds is None else kinds.split(","),
-        since=_read_moment(request, "since"),
-        until=_read_moment(request, "until"),
+        since=read_moment(request, "since"),
+        until=read_moment(request, "until"),
     )
-
-
-def _read_moment(request: web.Request, name: str) -> datetime | None:
-    text = read_query(request, name)
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None

@@ -1,4 +1,4 @@
-"""The commands for payments: what people paid, what waits for a decision, refunds, webhooks; and what the house earned."""
+"""The commands for payments: what people paid, what waits for a decision, refunds, and webhooks."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +20,6 @@ from billing.payment_views import (
     parse_provider,
 )
 from billing.payments import PaymentOffice, Refund
-from billing.revenue import describe_revenue
 from billing.wallets import parse_id
 from proxy.payments.making import make_payment_apis
 from scripts.command import office_command
@@ -170,7 +169,9 @@ async def _follow(office: Office, provider: Any, txn: str) -> dict[str, Any]:
 
 
 @office_command(payments, "webhooks")
-@click.option("--state", type=click.Choice(EVENT_STATES), default=None, help="Waiting and in review, when left out.")
+@click.option(
+    "--state", type=click.Choice(EVENT_STATES), default=None, help="Waiting and in review, when left out."
+)
 @_LIMIT
 async def payments_webhooks(office: Office, *, state: str | None, limit: int) -> dict[str, Any]:
     """List webhooks that wait or ended in review, the newest first."""
@@ -184,19 +185,6 @@ async def payments_retry(office: Office, *, event: str) -> dict[str, Any]:
     event_id = parse_id(event, "webhook")
     await PaymentOffice(office.database).retry_event(event_id)
     return {"id": str(event_id), "state": "new"}
-
-
-def add_revenue(group: click.Group) -> None:
-    """Add the command `revenue`, which stands alone."""
-    moment = click.DateTime()
-    until = click.option("--until", type=moment, default=None, help="Before this moment, in UTC.")
-    since = click.option("--since", type=moment, default=None, help="From this moment on, in UTC.")
-    office_command(group, "revenue")(since(until(_revenue)))
-
-
-async def _revenue(office: Office, *, since: datetime | None, until: datetime | None) -> dict[str, Any]:
-    """Sum what the house earned and owes, per currency: sales, the markup (fx_spread), fees, losses, suspense, wallets."""
-    return await describe_revenue(office.database, since=_utc(since), until=_utc(until))
 
 
 def _utc(moment: datetime | None) -> datetime | None:
