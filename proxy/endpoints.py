@@ -5,7 +5,7 @@ from typing import Any
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
-from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
+from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm, WalletAction
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -13,6 +13,7 @@ from proxy.openapi import Endpoint, show_document
 from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.wallet import get_wallet
+from proxy.wallet_management import manage_wallet
 from proxy.webhooks import receive_webhook
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
@@ -77,6 +78,16 @@ ENDPOINTS = (
         errors=(415,),
     ),
     Endpoint("GET", "/v1/wallet/topups/{topup}", get_topup, "Topup", "wallet"),
+    Endpoint(
+        "POST",
+        "/api/wallet-management",
+        manage_wallet,
+        "WalletAnswer",
+        "wallet",
+        form=WalletAction,
+        also_status=201,
+        errors=(415,),
+    ),
     Endpoint(
         "POST",
         "/webhooks/{provider}",

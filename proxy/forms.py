@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError, WithJsonSchema
 
+from billing.caps import PERIODS
 from billing.errors import InputError
 from billing.keys import KeyRules
 from billing.money import AMOUNT_MAX_NANO, NANO, parse_amount
@@ -88,7 +89,7 @@ class CapsForm(Form):
     @property
     def limits(self) -> dict[str, int | None]:
         """What was named, in nano units."""
-        return {period: getattr(self, period) for period in sorted(self.model_fields_set)}
+        return {period: getattr(self, period) for period in sorted(self.model_fields_set & set(PERIODS))}
 
 
 class KeyForm(Form):
@@ -204,6 +205,64 @@ class TopupForm(Form):
     email: Annotated[str, Field(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
 
 
+class BalanceAction(Form):
+    """The wallet, as `GET /v1/wallet`."""
+
+    action: Literal["balance"]
+
+
+class TopupAction(TopupForm):
+    """A top-up is begun, as by `POST /v1/wallet/topups`."""
+
+    action: Literal["topup"]
+
+
+class TopupStatusAction(Form):
+    """How a top-up stands, as `GET /v1/wallet/topups/{id}`."""
+
+    action: Literal["topup_status"]
+    id: Annotated[str, Field(max_length=100)]
+
+
+class CapAction(CapsForm):
+    """Caps are set, as by `PUT /v1/wallet/caps`."""
+
+    action: Literal["cap"]
+
+
+class CapsAction(Form):
+    """The caps, as `GET /v1/wallet/caps`."""
+
+    action: Literal["caps"]
+
+
+class TransactionsAction(Form):
+    """The newest transactions, as `GET /v1/wallet/transactions`."""
+
+    action: Literal["transactions"]
+
+
+class WalletAction(
+    RootModel[
+        Annotated[
+            BalanceAction | TopupAction | TopupStatusAction | CapAction | CapsAction | TransactionsAction,
+            Field(discriminator="action"),
+        ]
+    ]
+):
+    """What to do with the caller's wallet."""
+
+
+WALLET_ACTIONS: dict[str, type[Form]] = {
+    "balance": BalanceAction,
+    "topup": TopupAction,
+    "topup_status": TopupStatusAction,
+    "cap": CapAction,
+    "caps": CapsAction,
+    "transactions": TransactionsAction,
+}
+
+
 class RotateForm(Form):
     """How a key's secret is changed."""
 
@@ -216,13 +275,30 @@ async def read_form(request: web.Request, form: type[_Form], limits: LimitSettin
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: nothing was changed.
     """
+    return check_form(await read_fields(request, limits), form)
+
+
+async def read_fields(request: web.Request, limits: LimitSettings) -> object:
+    """Read the JSON of a form, of whichever kind; an empty body is an empty object.
+
+    Raises:
+        BodyTooLargeError, BodyTimeoutError, BadRequestError: it is none.
+    """
     body = await read_body(request, limits)
     try:
-        fields = json.loads(
+        return json.loads(
             body or b"{}", parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_unique
         )
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"The body is not a valid JSON object: {str(error)[:200]}") from None
+
+
+def check_form(fields: object, form: type[_Form]) -> _Form:
+    """Check the fields of a form.
+
+    Raises:
+        BadRequestError: they do not fit; it names the first.
+    """
     try:
         return form.model_validate(fields)
     except ValidationError as error:

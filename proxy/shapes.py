@@ -159,6 +159,10 @@ SHAPES: dict[str, Schema] = {
         expires_at=_MOMENT,
         ended_at=_MOMENT,
     ),
+    "WalletAnswer": {
+        "anyOf": [_ref("Wallet"), _ref("Topup"), _ref("Caps"), _ref("Transactions")],
+        "description": "By the action: a top-up's own answer has the status 201.",
+    },
     "Health": _object(status=_TEXT),
     "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),
     "ChatCompletion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
