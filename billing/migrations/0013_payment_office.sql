@@ -1,6 +1,7 @@
 -- What an operator does with payments: a refund once per key, an acceptance that can be found again, a webhook looked at anew.
 
 ALTER TABLE payment_credits ADD COLUMN accepted_tx_ids uuid[] NOT NULL DEFAULT '{}'; -- what gave its suspense to a wallet
+SELECT audit_table('payment_credits', '{provider,provider_txn_id}');
 CREATE INDEX journal_tx_payment_fees ON journal_tx (memo) WHERE kind = 'payment_fee';
 
 -- Set money aside for a refund of ours, as begin_refund does, once per key: a repeat returns the first; with another input it
