@@ -273,6 +273,31 @@ async def test_our_refund_is_set_aside_first_and_found_again(desk: Desk) -> None
     await desk.check()
 
 
+async def test_a_refund_is_once_per_key_and_sent_by_one_process(desk: Desk) -> None:
+    await desk.payments.apply(paid(await desk.wish()))
+    await desk.payments.apply(paid(await desk.wish(), id="4099260517"))
+
+    async def order(txn_id: str = "4099260516", amount: int = 1000, key: str | None = "k") -> UUID:
+        begun = await desk.operator.begin_refund(
+            "paystack", txn_id, amount_nano=amount * NANO, reason="asked", key=key
+        )
+        return begun.id
+
+    begun = await asyncio.gather(*(order() for _ in range(20)))
+    assert len(set(begun)) == 1
+    assert await desk.posted() == 9000
+    for other in (order(amount=2000), order("4099260517")):
+        with pytest.raises(InputError, match="another input"):
+            await other
+    assert await order(key=None) not in begun
+    assert await desk.posted() == 8000
+    taken = await asyncio.gather(*(desk.payments.take_reversal(begun[0]) for _ in range(10)))
+    (item,) = [item for item in taken if item is not None]
+    assert (item.id, item.state, item.amount_nano) == (begun[0], "requested", 1000 * NANO)
+    assert begun[0] not in [item.id for item in await desk.payments.take_reversals(pause_s=30)]
+    await desk.check()
+
+
 async def test_what_cannot_be_refunded(desk: Desk) -> None:
     with pytest.raises(NotFoundError):
         await desk.operator.begin_refund("paystack", "4099260516", reason="nothing there")
