@@ -75,6 +75,7 @@ async def refund_payment(request: web.Request) -> web.Response:
     """
     form = await read_as(request, PaymentRefundForm)
     provider, txn_id = _payment_of(request)
+    request.app[SERVICES].payments.api_of(provider)  # nothing is set aside that nobody would send
     refund = await desk_of(request).payments.begin_refund(
         provider,
         txn_id,

@@ -12,7 +12,7 @@ from billing.errors import TumaError
 from billing.fxbook import FxBook
 from billing.migrate import load_migrations, schema_version
 from billing.payunits import PaymentProvider
-from config.settings import PaystackSettings, Settings, load_settings
+from config.settings import Settings, load_settings
 from proxy.fxsources import make_sources
 from scripts.office import Office, open_office
 
@@ -100,13 +100,14 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
 
 def _look_at_payments(settings: Settings, provider: PaymentProvider) -> dict[str, Any]:
     """Say whether a payment provider is set up, in whole and for real money."""
-    section = {"stripe": settings.stripe, "paystack": settings.paystack, "flutterwave": settings.flutterwave}[
-        provider
-    ]
-    prefix = f"TUMA_{provider.upper()}__"
-    key = section.secret_key.get_secret_value()
+    stripe, paystack, flutterwave = settings.stripe, settings.paystack, settings.flutterwave
     # Paystack signs webhooks with the key itself.
-    signs = key if isinstance(section, PaystackSettings) else section.webhook_secret.get_secret_value()
+    secret, signing, base_url = {
+        "stripe": (stripe.secret_key, stripe.webhook_secret, stripe.base_url),
+        "paystack": (paystack.secret_key, paystack.secret_key, paystack.base_url),
+        "flutterwave": (flutterwave.secret_key, flutterwave.webhook_secret, flutterwave.base_url),
+    }[provider]
+    prefix, key, signs = f"TUMA_{provider.upper()}__", secret.get_secret_value(), signing.get_secret_value()
     wrong = ""
     if signs and not key:
         wrong = f"{prefix}SECRET_KEY is not set, though {prefix}WEBHOOK_SECRET is: no top-up can be made"
@@ -121,7 +122,7 @@ def _look_at_payments(settings: Settings, provider: PaymentProvider) -> dict[str
         good = f"not set up: {prefix}SECRET_KEY is not set"
     else:
         mode = "TEST keys: no real money" if key.startswith(_TEST_KEYS) else "live keys"
-        good = f"set up at {section.base_url}, {mode}" + _in_the_open(section.base_url, "https://")
+        good = f"set up at {base_url}, {mode}" + _in_the_open(base_url, "https://")
     return _item(f"payments by {provider}", not wrong, good, wrong)
 
 

@@ -179,6 +179,7 @@ async def test_what_is_not_there_and_what_makes_no_sense(counter: Counter) -> No
         ("GET", "/admin/payments?since=soon", None, (400, "since")),
         ("GET", "/admin/payments/webhooks?state=lost", None, (400, "state")),
         ("POST", "/admin/payments/paystack/1/refund", {"reason": "x"}, (404, "payment 1")),
+        ("POST", "/admin/payments/stripe/1/refund", {"reason": "x"}, (400, "not set up")),
         ("POST", "/admin/payments/paystack/1/accept", {"reason": ""}, (400, "reason")),
         ("POST", "/admin/payments/paystack/1/refund", {"reason": "x", "amount": 1.5}, (400, "amount")),
         ("POST", f"/admin/payments/webhooks/{counter.payer.user_id}/retry", None, (400, "webhook")),
