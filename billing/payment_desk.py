@@ -15,6 +15,7 @@ from billing.db import Database
 from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
 from billing.payments import (
+    WORK_MAX_S,
     Applied,
     Intent,
     OpenReversal,
@@ -211,7 +212,18 @@ class PaymentDesk:
         return await self._work_reversal(item)
 
     async def _work_reversal(self, item: OpenReversal) -> str:
-        """Bring a reversal forward; returns why the provider refuses it, empty where it does not."""
+        """Bring a reversal forward, as long as it is ours; returns why the provider refuses it, empty where it does not.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known, or it took too long: whoever takes it next looks first.
+        """
+        try:
+            async with asyncio.timeout(WORK_MAX_S):
+                return await self._bring_forward(item)
+        except TimeoutError:
+            raise PaymentsUnavailableError(f"{item.provider} takes too long") from None
+
+    async def _bring_forward(self, item: OpenReversal) -> str:
         api = self._apis.get(item.provider)
         payment = None if api is None else await api.look(item.provider_txn_id)
         if api is None or payment is None:

@@ -27,6 +27,7 @@ ReversalState = Literal["open", "final", "undone"]
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
 _TAKEN = 50
 _LEASE = timedelta(seconds=60)
+WORK_MAX_S = 45.0  # who took a refund to send it stops before another may take it
 _INTENT = (
     "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
     " ended_at"

@@ -164,6 +164,13 @@ MUTATIONS = (
         "tests/billing/test_payments.py",
     ),
     Mutation(
+        "who sends a refund stops before another may",
+        "billing/payment_desk.py",
+        "async with asyncio.timeout(WORK_MAX_S):",
+        "async with asyncio.timeout(None):",
+        "tests/proxy/test_payment_office.py",
+    ),
+    Mutation(
         "a bound key sets no caps by an action",
         "proxy/wallet_management.py",
         "        case CapAction():\n            owner_of(caller)\n",

@@ -9,8 +9,10 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 
+from billing.errors import PaymentsUnavailableError
 from billing.money import parse_amount
 from billing.opening import record_openings
+from billing.payments import PaymentOffice
 from config.settings import Settings
 from scripts.cli import main
 from scripts.office import Office
@@ -167,6 +169,26 @@ async def test_a_refund_that_the_provider_refuses_or_does_not_hear(counter: Coun
     await due(counter)
     assert (await counter.tuma(*words, "--amount", "300", "--key", "k"))[1]["sent"] == "yes"
     assert await counter.balance() == "700"
+    await counter.agree()
+
+
+async def test_who_sends_a_refund_stops_before_another_may_begin(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paystack knows no idempotency keys: two that look, and then send, would send two."""
+    txn = str((await counter.pay()).number)
+    refund = await PaymentOffice(counter.office.database).begin_refund("paystack", txn, reason="asked")
+    desk = counter.proxy.services.payments
+    counter.psp.faults.tell(Fault("paystack", "slow", times=1, path="refund", method="GET", delay_s=5))
+    monkeypatch.setattr("billing.payment_desk.WORK_MAX_S", 0.2)
+    with pytest.raises(PaymentsUnavailableError, match="too long"):
+        await desk.send_refund(refund.id)
+    monkeypatch.undo()
+    assert await desk.send_refund(refund.id) is None  # it is not due yet
+    await due(counter)
+    assert await desk.send_refund(refund.id) == ""
+    assert len(counter.psp.books.refunds) == 1
+    await counter.quiet()
     await counter.agree()
 
 
