@@ -1,17 +1,24 @@
 """What only Stripe does: cards that are saved and charged again, slow banks, inquiries, fees in another currency, pages that expire."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from config.settings import Settings
+from scripts.office import Office
 from scripts.sim.payments.faults import Fault
 from scripts.sim.payments.stripe_voice import Settlement
-from tests.proxy.test_topups import Shop, due, shop
+from tests.proxy.test_topups import due
+from tests.shop import Shop, open_shop
 
-__all__ = ["shop"]
+
+@pytest.fixture
+async def shop(settings: Settings, office: Office) -> AsyncIterator[Shop]:
+    async with open_shop(settings, office, auto_look_s=0.2) as opened:
+        yield opened
 
 
 async def wait_for(shop: Shop, done: Callable[[], Awaitable[bool]]) -> None:
@@ -64,30 +71,13 @@ def charges(shop: Shop) -> list[Any]:
     return [item for item in shop.psp.books.payments.values() if item.checkout_id is None]
 
 
-@pytest.mark.parametrize("kind", [None, "lost", "error_after", "down"])
-async def test_a_wallet_tops_itself_up(shop: Shop, kind: Any) -> None:
+async def test_a_bank_that_would_ask_the_owner(shop: Shop) -> None:
     await save_card(shop)
-    if kind is not None:
-        shop.psp.webhooks.hold()
-        shop.psp.faults.tell(Fault("stripe", kind, times=1, path="payment_intents", method="POST"))
+    shop.psp.till.decline_next("authentication_required")
     await switch_on(shop)
-    await wait_for_state(shop, await begun(shop), "paid")
-    assert await shop.balance() == "7000"
-    assert [(item.amount_minor, item.status) for item in charges(shop)] == [(200000, "succeeded")]
-    await shop.agree()
-
-
-@pytest.mark.parametrize("code", ["insufficient_funds", "authentication_required"])
-async def test_a_card_that_is_declined(shop: Shop, code: str) -> None:
-    await save_card(shop)
-    shop.psp.till.decline_next(code)
-    await switch_on(shop)
-    topup = await begun(shop)
-    found = await wait_for_state(shop, topup, "failed")
+    found = await wait_for_state(shop, await begun(shop), "failed")
     assert found["note"].startswith("stripe refuses: Your card")
-    assert found["note"].endswith(f"({code})")
-    _, auto = await shop.ask("GET", "/v1/wallet/auto-topup")
-    assert (auto["enabled"], auto["failures"]) == (True, 1)
+    assert found["note"].endswith("(authentication_required)")
     assert await shop.balance() == "5000"
     await shop.agree()
 
@@ -102,15 +92,6 @@ async def test_a_declined_charge_whose_answer_was_lost(shop: Shop) -> None:
     assert [item.status for item in charges(shop)] == ["failed"]
     assert await shop.balance() == "5000"
     await shop.agree()
-
-
-async def test_a_card_that_was_not_to_be_kept_is_not(shop: Shop) -> None:
-    topup = await shop.begin("stripe")
-    shop.psp.till.pay(shop.checkout(topup))
-    await wait_for_state(shop, topup, "paid")
-    wanted = {"enabled": True, "threshold": "6000", "amount": "2000"}
-    status, answer = await shop.ask("PUT", "/v1/wallet/auto-topup", json=wanted)
-    assert (status, "save_method" in answer["error"]["message"]) == (400, True)
 
 
 async def test_a_slow_bank(shop: Shop) -> None:

@@ -56,9 +56,10 @@ async def merchant() -> AsyncIterator[Merchant]:
 async def test_a_key_that_comes_again_has_the_same_answer(merchant: Merchant) -> None:
     form = session_form()
     first = await merchant.ask("POST", "/checkout/sessions", form, key="one")
-    assert not merchant.replayed
+    replayed = [merchant.replayed]
     assert await merchant.ask("POST", "/checkout/sessions", form, key="one") == first
-    assert merchant.replayed
+    replayed.append(merchant.replayed)
+    assert replayed == [False, True]
     status, answer = await merchant.ask(
         "POST", "/checkout/sessions", session_form(cancel_url="https://x"), key="one"
     )

@@ -337,7 +337,7 @@ async def test_every_part_of_a_saved_card_must_agree(counter: Counter) -> None:
     card = counter.psp.stripe.method(paid)
     row = {**counter.psp.stripe.payment_intent(paid), "payment_method": card}
     assert await make_api(Canned(200, row)).find_method(paid.id) == method
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"setup_future_usage": None},
         {"setup_future_usage": "on_session"},
         {"status": "processing"},
@@ -346,7 +346,8 @@ async def test_every_part_of_a_saved_card_must_agree(counter: Counter) -> None:
         {"payment_method": {**card, "customer": None}},
         {"payment_method": {**card, "customer": "cus_other"}},
         {"payment_method": {**card, "type": "sepa_debit"}},
-    ):
+    ]
+    for wrong in wrongs:
         assert await make_api(Canned(200, {**row, **wrong})).find_method(paid.id) is None, wrong
 
 
