@@ -21,7 +21,8 @@ from scripts.sim.payments.server import SimulatedPayments
 from tests.conftest import make_payer, run_proxy, set_rate, sync_models
 from tests.proxy.test_admin import TOKEN, with_admin
 from tests.proxy.test_keys import CHAT
-from tests.proxy.test_topups import Shop, due
+from tests.proxy.test_topups import due
+from tests.shop import Shop
 
 
 class Counter(Shop):
