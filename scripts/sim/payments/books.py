@@ -14,7 +14,8 @@ from typing import Any, Literal
 from scripts.sim.payments.currencies import Provider
 from scripts.sim.payments.fees import fee_minor
 
-# Above 2³¹, as the providers' own ids are by now.
+# Above 2³¹, as the providers' own ids are by now. New books count from the time on (in milliseconds), so that books which
+# begin anew beside an old database hand out no number that is credited there already.
 _FIRST_NUMBER = 4_099_260_516
 _ID_BYTES = 12
 _DAY_S = 86_400
@@ -105,6 +106,15 @@ class Dispute:
     closed_s: int | None = None
 
 
+Entry = Checkout | Payment | Refund | Dispute
+KINDS: dict[str, type[Entry]] = {
+    "checkouts": Checkout,
+    "payments": Payment,
+    "refunds": Refund,
+    "disputes": Dispute,
+}
+
+
 class Books:
     """All entries, by id.
 
@@ -118,7 +128,18 @@ class Books:
         self.refunds: dict[str, Refund] = {}
         self.disputes: dict[str, Dispute] = {}
         self._clock = clock
-        self._numbers = itertools.count(_FIRST_NUMBER)
+        self._numbers = itertools.count(max(_FIRST_NUMBER, int(clock() * 1000)))
+
+    def entries(self, kind: str) -> dict[str, Any]:
+        """Return the entries of one of ``KINDS``, by id."""
+        found: dict[str, Any] = getattr(self, kind)
+        return found
+
+    def count_on(self) -> None:
+        """Hand out no number that an entry has, as entries of an earlier run were put among them."""
+        counted = (*self.payments.values(), *self.refunds.values(), *self.disputes.values())
+        highest = max((entry.number for entry in counted), default=0)
+        self._numbers = itertools.count(max(next(self._numbers), highest + 1))
 
     def now_s(self) -> int:
         """Return the time in whole Unix seconds."""
@@ -406,8 +427,7 @@ class Books:
 
     def as_json(self) -> dict[str, Any]:
         """Return all entries as they are."""
-        kinds = ("checkouts", "payments", "refunds", "disputes")
-        return {kind: [asdict(entry) for entry in getattr(self, kind).values()] for kind in kinds}
+        return {kind: [asdict(entry) for entry in self.entries(kind).values()] for kind in KINDS}
 
     def _check_reversal(self, payment: Payment, amount_minor: int | None) -> int:
         if payment.status != "succeeded":
