@@ -60,10 +60,12 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
 
 
 async def get_topup(request: web.Request) -> web.Response:
-    """How a top-up stands."""
+    """How a top-up stands. While it waits for its money, the payment provider is asked: about once a second at most."""
     services, caller = request.app[SERVICES], await authenticate(request)
     intent_id = parse_id(request.match_info["topup"], "top-up")
     found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
+    if await services.looks.look(found):
+        found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
     return web.json_response(topup_as_json(found), headers=standard_headers(request))
 
 
