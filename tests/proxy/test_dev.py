@@ -1,0 +1,119 @@
+"""``./scripts/dev`` as somebody types it, and its simulated payment providers when they are started again."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from billing.opening import record_openings
+from config.settings import Settings
+from scripts.office import Office
+from scripts.sim.payments.currencies import PROVIDERS
+from scripts.sim.payments.server import SimulatedPayments
+from scripts.sim.payments.wiring import settings_of
+from tests.conftest import check_books, make_payer, run_proxy, sync_models
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run_dev(settings: Settings, data: Path, *options: str, **more: str) -> Any:
+    """Run it on this test's own servers; return what it prints, or what it says where it refuses."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("TUMA_")},
+        "TUMA_POSTGRES__DSN": settings.postgres.dsn.get_secret_value(),
+        "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
+        "TUMA_PORT": "0",
+        "TUMA_LOG__LEVEL": "error",
+        **more,
+    }
+    command = [sys.executable, "-m", "scripts.dev_server", "--json", "--data", str(data), *options]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == (0 if done.stdout else 1), done.stderr
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+async def test_the_walk_twice_and_the_check(settings: Settings, tmp_path: Path) -> None:
+    for way in ("--walk", "--walk", "--check"):
+        done = await asyncio.to_thread(run_dev, settings, tmp_path, way)
+        assert isinstance(done, dict), done
+        assert done["ok"] is True
+        if way == "--check":
+            break
+        assert done["providers"] == list(PROVIDERS)
+        names = " | ".join(step["step"] for step in done["steps"])
+        for part in (
+            *(f"top-up by {provider}" for provider in PROVIDERS),
+            "a paid call, cost",
+            "refund of 1000 from",
+            "refund of 1000 by the operator",
+            "wallet frozen",
+            "403 wallet_frozen",
+            "dispute won",
+            "dispute lost",
+            "the providers' own books say the same",
+        ):
+            assert part in names
+        proved = [step["books"] for step in done["steps"] if "books" in step]
+        assert proved == ["ok"] * (len(done["steps"]) - 1)
+
+
+async def test_beside_a_real_payment_provider_nothing_is_simulated(
+    settings: Settings, tmp_path: Path
+) -> None:
+    key = {"TUMA_PAYSTACK__SECRET_KEY": "sk_test_of_ones_own"}
+    said = await asyncio.to_thread(lambda: run_dev(settings, tmp_path, "--walk", **key))
+    assert "payments: paystack, for real" in said
+    assert "a real one is set up" in said
+    assert not (tmp_path / "payments-books.jsonl").exists()
+
+
+async def test_a_webhook_that_a_restart_dropped_costs_nothing(
+    settings: Settings, office: Office, tmp_path: Path
+) -> None:
+    await sync_models(office)
+    await record_openings(office.database, office.upstream)
+    payer = await make_payer(office, amount="0", currency="NGN")
+    bearer = {"Authorization": f"Bearer {payer.secret}"}
+    books = tmp_path / "books.jsonl"
+    async with aiohttp.ClientSession(headers=bearer) as client:
+
+        async def ask(method: str, path: str, **more: Any) -> Any:
+            async with client.request(method, f"{proxy.base_url}/v1/wallet{path}", **more) as answer:
+                return await answer.json()
+
+        async with SimulatedPayments(books_path=books) as psp:
+            sections = settings_of(psp.origin, psp.secrets)
+            payments = {"look_s": 0.2, "poll_s": 0.2, "timeout_s": 2}
+            changed = Settings.model_validate({**settings.model_dump(), **sections, "payments": payments})
+            async with run_proxy(changed) as proxy:
+                made = [
+                    await ask("POST", "/topups", json={"provider": provider, "amount": "5000"})
+                    for provider in PROVIDERS
+                ]
+                for topup in made:
+                    async with client.post(topup["url"], data={"do": "pay"}) as page:
+                        assert page.status == 200
+        assert {event.state for event in psp.webhooks.events.values()} == {
+            "held"
+        }  # it had not been told where to
+        assert (await office.wallets.get_wallet(payer.wallet_id)).posted_nano in range(0, 15_001 * 10**9)
+
+        port = int(psp.origin.rpartition(":")[2])
+        async with SimulatedPayments(port=port, books_path=books) as psp, run_proxy(changed) as proxy:
+            assert not psp.webhooks.events
+            async with asyncio.timeout(60):
+                while (await ask("GET", ""))["posted"] != str(5000 * len(PROVIDERS)):
+                    async with office.database.transaction() as connection:
+                        await connection.execute(
+                            "UPDATE payment_intents SET poll_at = now() WHERE state = 'pending'"
+                        )
+                    await asyncio.sleep(0.05)
+            assert psp.books.paid_total("paystack", "NGN") == 500_000
+    await check_books(office)
