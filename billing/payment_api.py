@@ -55,6 +55,8 @@ class PaymentApi(Protocol):
     async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
         """Have a page made on which an intent is paid; the same again for the same reference, where the provider can.
 
+        Where ``intent.method_due``, what is paid with is saved, and the payer is told so; that takes a ``SavedMethodApi``.
+
         Raises:
             PaymentRefusedError: it does not take this.
             ReferenceUsedError: its answer was lost before; another reference will do.
@@ -109,9 +111,12 @@ class SavedMethodApi(PaymentApi, Protocol):
         """
 
     async def charge(self, intent: Intent, method: SavedMethod) -> None:
-        """Charge it, once per reference of an intent.
+        """Charge it, once per reference of an intent: whoever is not sure whether it was asks ``find`` first.
+
+        ``intent.provider_id`` is ``method.customer_id``: ``find`` goes through what that customer was charged, and so finds a
+        charge whose answer was lost.
 
         Raises:
-            PaymentRefusedError: declined.
+            PaymentRefusedError: declined; the provider's code stands in brackets at the end.
             PaymentsUnavailableError: nothing is known; ask again.
         """

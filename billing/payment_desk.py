@@ -15,9 +15,16 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    PaymentsUnavailableError,
+    TumaError,
+    UnavailableError,
+)
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
+    TAKEN,
     Applied,
     Intent,
     OpenReversal,
@@ -70,6 +77,17 @@ class PaymentDesk:
             raise InputError(f"payments by {provider} are not set up here; there is: {named}")
         return found
 
+    def saver_of(self, provider: PaymentProvider) -> SavedMethodApi:
+        """Return a provider's that can save a means of payment.
+
+        Raises:
+            InputError: it is not configured, or cannot.
+        """
+        found = self.api_of(provider)
+        if not isinstance(found, SavedMethodApi):
+            raise InputError(f"{provider} saves no means of payment here; only stripe does")
+        return found
+
     async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
         """Have a page made for an intent that has none, and note it.
 
@@ -108,7 +126,8 @@ class PaymentDesk:
         while True:
             self._rung.clear()
             try:
-                await self.work()
+                while await self.work() >= TAKEN:
+                    pass  # there may be more
             except TumaError as error:
                 _log.warning("payments.failed", error=str(error))
             try:
@@ -134,10 +153,12 @@ class PaymentDesk:
         return len(events) + len(intents) + len(reversals)
 
     async def _quietly(self, work: Awaitable[object], provider: str) -> None:
+        """Do a piece of work; where it fails it is due again by itself, as whoever takes it has it for a time."""
         try:
             await work
-        except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
-            # It is due again by itself.
+        except BrokenInvariantError as error:
+            _log.error("payments.broken", provider=provider, error=str(error))
+        except (UnavailableError, InputError) as error:
             _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
 
     async def _work_event(self, event: WebhookEvent) -> None:
@@ -156,6 +177,12 @@ class PaymentDesk:
         except BrokenInvariantError as error:
             await self.payments.end_event(event.id, "review", str(error))
             raise
+        for payment in ours:
+            intent_id = parse_reference(payment.reference)
+            if intent_id is not None and payment.state in ("failed", "expired"):
+                await self.look_at(
+                    intent_id
+                )  # which may have ended, unless its payer can still try otherwise
         if any(item.credit == "review" for item in applied):
             await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
         elif ours:
@@ -237,7 +264,8 @@ class PaymentDesk:
         found = await api.find(intent)
         applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
         if not any(payment.state == "succeeded" for payment in found):
-            if datetime.now(UTC) >= intent.expires_at:
+            closed = found and all(payment.state == "expired" for payment in found)
+            if closed or datetime.now(UTC) >= intent.expires_at:
                 await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
             elif found and all(payment.state == "failed" for payment in found):
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")

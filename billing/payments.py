@@ -28,10 +28,10 @@ from billing.money import format_amount, get_currency
 from billing.payunits import PaymentProvider, get_payment_unit, minor_units
 
 IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
-PaymentState = Literal["pending", "failed", "succeeded"]
+PaymentState = Literal["pending", "failed", "expired", "succeeded"]
 ReversalState = Literal["open", "final", "undone"]
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
-_TAKEN = 50
+TAKEN = 50  # pieces of one kind of work at a time
 _LEASE = timedelta(seconds=60)
 _LIVE_PAUSE_MS = 60_000
 _INTENT = (
@@ -100,7 +100,7 @@ class Payment:
     Args:
         id: the provider's.
         reference: what we gave it; somebody else's payments have others.
-        state: whether the money came.
+        state: whether the money came; ``expired``: nobody paid, and the page is closed (``id`` is the page's then).
         amount_nano: what was paid, in nano units of ``currency``.
         fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
     """
@@ -282,7 +282,7 @@ class Payments:
             )
         return new
 
-    async def take_events(self, limit: int = _TAKEN) -> list[WebhookEvent]:
+    async def take_events(self, limit: int = TAKEN) -> list[WebhookEvent]:
         """Take events that nobody else works on; one that is not ended comes again, after ever longer pauses."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
@@ -303,7 +303,7 @@ class Payments:
             row = await connection.fetchrow(f"SELECT {_WHOLE} FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
         return None if row is None else Intent(**row)
 
-    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = _TAKEN) -> list[Intent]:
+    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = TAKEN) -> list[Intent]:
         """Take intents that the provider is to be asked about.
 
         Args:
@@ -346,7 +346,7 @@ class Payments:
             noted: bool = await connection.fetchval("SELECT note_method($1, $2, $3, $4)", intent_id, *kept)
         return noted
 
-    async def begin_auto_topups(self, *, expires_after_s: float, limit: int = _TAKEN) -> list[Intent]:
+    async def begin_auto_topups(self, *, expires_after_s: float, limit: int = TAKEN) -> list[Intent]:
         """Begin a top-up for each wallet whose owner wants it now, from what is kept to pay with; each once, whoever asks."""
         async with self._database.connection() as connection:
             found = await connection.fetch("SELECT * FROM find_auto_topups($1)", limit)
@@ -363,7 +363,7 @@ class Payments:
                 begun.append(Intent(**made))
         return begun
 
-    async def take_reversals(self, *, pause_s: float, limit: int = _TAKEN) -> list[OpenReversal]:
+    async def take_reversals(self, *, pause_s: float, limit: int = TAKEN) -> list[OpenReversal]:
         """Take reversals that the provider is to be asked about, as intents are taken."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(

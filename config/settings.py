@@ -232,6 +232,8 @@ class StripeSettings(_PaymentProviderSettings):
     """Top-ups by Stripe."""
 
     base_url: str = "https://api.stripe.com"
+    # Where a payer goes who named no other place, as Stripe's page needs one.
+    return_url: str = "https://stripe.com"
     webhook_secret: SecretStr = SecretStr("")  # empty: every webhook is refused
 
 

@@ -178,7 +178,8 @@ class RefundForm(Form):
 class TopupForm(Form):
     """Money to be paid into the wallet, in major units of its currency.
 
-    `return_url` is where the payer is sent afterwards; `email` is the payer's, where the account has none.
+    `return_url` is where the payer is sent afterwards; `email` is the payer's, where the account has none. With `save_method`
+    the card that is paid with is saved at the provider, to be charged again; only Stripe does that.
     """
 
     provider: Literal["stripe", "paystack", "flutterwave"]
@@ -186,6 +187,7 @@ class TopupForm(Form):
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["NGN"])] | None = None
     return_url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
     email: Annotated[str, Field(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+    save_method: bool = False
 
 
 class AutoTopupForm(Form):

@@ -40,6 +40,8 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
     """
     desk, settings = services.payments, services.settings.payments
     desk.api_of(form.provider)
+    if form.save_method:
+        desk.saver_of(form.provider)
     currency = form.currency or caller.currency
     check_topup(form.amount, currency, settings)
     email = form.email or await services.statements.find_email(caller.user_id)
@@ -52,6 +54,7 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         amount_nano=form.amount,
         currency=currency,
         key=key,
+        saves_method=form.save_method,
         expires_after_s=settings.expires_s,
         poll_after_s=settings.poll_s,
         live_max=settings.pending_max,

@@ -404,7 +404,7 @@ async def walk(
     settings: Settings,
     say: Callable[[str], None],
     *,
-    providers: tuple[Provider, ...] = ("paystack", "flutterwave"),
+    providers: tuple[Provider, ...] = PROVIDERS,
 ) -> dict[str, Any]:
     """Walk against a running server.
 

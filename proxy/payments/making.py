@@ -6,13 +6,16 @@ from config.settings import Settings
 from proxy.payments.client import PaymentClient
 from proxy.payments.flutterwave import FlutterwaveApi
 from proxy.payments.paystack import PaystackApi
+from proxy.payments.stripe import StripeApi
 
 
 def make_payment_apis(settings: Settings) -> dict[PaymentProvider, PaymentApi]:
     """Return the providers that have a secret key."""
     made: dict[PaymentProvider, PaymentApi] = {}
     timeout_s = settings.payments.timeout_s
-    paystack, flutterwave = settings.paystack, settings.flutterwave
+    stripe, paystack, flutterwave = settings.stripe, settings.paystack, settings.flutterwave
+    if key := stripe.secret_key.get_secret_value():
+        made["stripe"] = StripeApi(key, stripe.base_url, return_url=stripe.return_url, timeout_s=timeout_s)
     if key := paystack.secret_key.get_secret_value():
         made["paystack"] = PaystackApi(PaymentClient("paystack", paystack.base_url, key, timeout_s=timeout_s))
     if key := flutterwave.secret_key.get_secret_value():

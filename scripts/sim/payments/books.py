@@ -94,14 +94,18 @@ class Refund:
 
 @dataclass(slots=True)
 class Dispute:
-    """Money that a customer's bank asks back: withdrawn while it is open and when it is lost, ours again when it is won."""
+    """Money that a customer's bank asks back: withdrawn while it is open and when it is lost, ours again when it is won.
+
+    An ``inquiry`` moves no money: it is ``dropped``, or becomes a dispute.
+    """
 
     id: str
     number: int
     payment_id: str
     amount_minor: int
     created_s: int
-    status: Literal["open", "won", "lost"] = "open"
+    status: Literal["inquiry", "dropped", "open", "won", "lost"] = "open"
+    was_inquiry: bool = False
     reminders: int = 0
     closed_s: int | None = None
 
@@ -202,7 +206,8 @@ class Books:
         """Return what of a payment can still be refunded or disputed; nothing, unless it succeeded."""
         if payment.status != "succeeded":
             return 0
-        disputed = sum(item.amount_minor for item in self.disputes_of(payment) if item.status != "won")
+        states = ("open", "lost")
+        disputed = sum(item.amount_minor for item in self.disputes_of(payment) if item.status in states)
         return payment.amount_minor - self.refunded_minor(payment) - disputed
 
     def find_by_number(self, provider: Provider, number: str) -> Payment | None:
@@ -286,6 +291,9 @@ class Books:
     ) -> Payment:
         if checkout.status == "expired":
             raise BooksError("closed", "this checkout has expired")
+        tried = self.settled_of(checkout)
+        if tried is not None and tried.status == "failed" and checkout.provider == "stripe":
+            return self._try_again(tried, amount_minor, currency, status)
         payment = self.enter_payment(
             checkout.provider,
             reference=checkout.reference,
@@ -298,6 +306,18 @@ class Books:
         )
         checkout.payment_ids.append(payment.id)
         return payment
+
+    @staticmethod
+    def _try_again(
+        tried: Payment, amount_minor: int | None, currency: str | None, status: Literal["pending", "failed"]
+    ) -> Payment:
+        """Stripe's session has one payment, whatever the number of its tries."""
+        if amount_minor is not None:
+            _check_positive(amount_minor)
+            tried.amount_minor = amount_minor
+        tried.currency = currency or tried.currency
+        tried.status, tried.failure = status, None
+        return tried
 
     def enter_payment(
         self,
@@ -395,8 +415,10 @@ class Books:
         refund.status = "failed" if failed else "succeeded"
         return refund
 
-    def open_dispute(self, payment: Payment, amount_minor: int | None = None) -> Dispute:
-        """Open a dispute about so much, or all that is left.
+    def open_dispute(
+        self, payment: Payment, amount_minor: int | None = None, *, inquiry: bool = False
+    ) -> Dispute:
+        """Open a dispute about so much, or all that is left; or an inquiry, which only Stripe has.
 
         Raises:
             BooksError: ``not_paid``, ``amount``, or ``too_much``: more than what is left.
@@ -409,8 +431,22 @@ class Books:
             payment_id=payment.id,
             amount_minor=amount_minor,
             created_s=self.now_s(),
+            status="inquiry" if inquiry else "open",
+            was_inquiry=inquiry,
         )
         self.disputes[dispute.id] = dispute
+        return dispute
+
+    def end_inquiry(self, dispute: Dispute, *, disputed: bool) -> Dispute:
+        """Turn an inquiry into a dispute, or drop it.
+
+        Raises:
+            BooksError: ``closed``: it is none, or ended before.
+        """
+        if dispute.status != "inquiry":
+            raise BooksError("closed", f"this dispute is {dispute.status}")
+        dispute.status = "open" if disputed else "dropped"
+        dispute.reminders = 0
         return dispute
 
     def close_dispute(self, dispute: Dispute, *, won: bool) -> Dispute:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import base64
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +22,9 @@ from scripts.sim.payments.flutterwave import FlutterwaveApi, FlutterwaveVoice
 from scripts.sim.payments.page import ACTIONS, show_checkout, show_message
 from scripts.sim.payments.paystack import PaystackApi, PaystackVoice
 from scripts.sim.payments.signatures import FlutterwaveSigns, Secrets
-from scripts.sim.payments.till import Till
+from scripts.sim.payments.stripe import StripeApi
+from scripts.sim.payments.stripe_voice import StripeVoice
+from scripts.sim.payments.till import Till, Voice
 from scripts.sim.payments.webhooks import RETRY_PAUSES_S, WebhookError, Webhooks
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -60,9 +63,16 @@ class SimulatedPayments:
         self.webhooks = Webhooks(
             self.secrets, to=webhooks_to, signs=flutterwave_signs, retry_pauses_s=retry_pauses_s
         )
+        self.stripe = StripeVoice(self.books)
         paystack, flutterwave = PaystackVoice(self.books), FlutterwaveVoice(self.books)
-        self.till = Till(self.books, self.webhooks, {"paystack": paystack, "flutterwave": flutterwave})
+        voices: dict[Provider, Voice] = {
+            "stripe": self.stripe,
+            "paystack": paystack,
+            "flutterwave": flutterwave,
+        }
+        self.till = Till(self.books, self.webhooks, voices)
         self.apis: dict[Provider, ProviderApi] = {
+            "stripe": StripeApi(self.till, self.stripe, lambda: self.origin),
             "paystack": PaystackApi(self.till, paystack, lambda: self.origin),
             "flutterwave": FlutterwaveApi(self.till, flutterwave, lambda: self.origin),
         }
@@ -73,6 +83,11 @@ class SimulatedPayments:
     def origin(self) -> str:
         """The server's URL without path."""
         return f"http://{self._host}:{self._port}"
+
+    @property
+    def stripe_url(self) -> str:
+        """Stripe's base URL, to which clients append ``/v1/…``."""
+        return f"{self.origin}/stripe"
 
     @property
     def paystack_url(self) -> str:
@@ -132,7 +147,7 @@ class SimulatedPayments:
         if provider is None or provider not in self.apis:
             return await handler(request)
         api = self.apis[provider]
-        if request.headers.get("Authorization") != f"Bearer {self.secrets.key_of(provider)}":
+        if not self._shows_key(provider, request.headers.get("Authorization", "")):
             return api.refusal(401, "Invalid key")
         fault = self.faults.take(provider, request.method, request.path)
         if fault is not None and fault.kind not in AFTER_THE_WORK:
@@ -149,6 +164,12 @@ class SimulatedPayments:
             request.transport.abort()
         return answer
 
+    def _shows_key(self, provider: Provider, header: str) -> bool:
+        """Stripe takes its key as a user's name, too."""
+        key = self.secrets.key_of(provider)
+        basic = f"Basic {base64.b64encode(f'{key}:'.encode()).decode()}"
+        return header == f"Bearer {key}" or (provider == "stripe" and header == basic)
+
     # The page
 
     def _checkout(self, request: web.Request) -> Checkout:
@@ -159,6 +180,7 @@ class SimulatedPayments:
 
     async def _show_page(self, request: web.Request) -> web.Response:
         checkout = self._checkout(request)
+        self.till.expire_due(checkout)
         payment = self.books.settled_of(checkout)
         back = checkout.cancel_url
         if payment is not None:
@@ -168,6 +190,7 @@ class SimulatedPayments:
     async def _press(self, request: web.Request) -> web.Response:
         """Do what a button says, and show what came of it under the page's own address: to reload it pays nothing."""
         checkout, pressed = self._checkout(request), str((await request.post()).get("do"))
+        self.till.expire_due(checkout)
         if pressed not in ACTIONS:
             return _page(show_message("Not understood", "There is no such button."), status=400)
         if pressed == "cancel":
@@ -223,9 +246,18 @@ class SimulatedPayments:
                     "refund": till.refund(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
                 }
             case "dispute":
-                return {
-                    "dispute": till.dispute(till.find_payment(asked["payment"]), asked.get("amount_minor")).id
-                }
+                disputed = till.dispute(
+                    till.find_payment(asked["payment"]),
+                    asked.get("amount_minor"),
+                    inquiry=bool(asked.get("inquiry")),
+                )
+                return {"dispute": disputed.id}
+            case "escalate" | "drop":
+                till.end_inquiry(self.books.disputes[asked["dispute"]], disputed=command == "escalate")
+            case "settle" | "fail":
+                getattr(till, command)(till.find_payment(asked["payment"]))
+            case "decline_next":
+                till.decline_next(**asked)
             case "win" | "lose":
                 getattr(till, command)(self.books.disputes[asked["dispute"]])
             case "expire":

@@ -181,18 +181,27 @@ class Till:
         payment = self.books.payments[refund.payment_id]
         self._tell(payment.provider, self._voices[payment.provider].of_refund(refund, payment))
 
-    def dispute(self, payment: Payment, amount_minor: int | None = None) -> Dispute:
-        """Let a customer's bank ask so much back, or all that is left.
+    def dispute(self, payment: Payment, amount_minor: int | None = None, *, inquiry: bool = False) -> Dispute:
+        """Let a customer's bank ask so much back, or all that is left; or, at Stripe, let it inquire first.
 
         Raises:
             BooksError: see ``Books.open_dispute``.
         """
-        dispute = self.books.open_dispute(payment, amount_minor)
+        dispute = self.books.open_dispute(payment, amount_minor, inquiry=inquiry)
         self._tell_dispute(dispute)
         return dispute
 
+    def end_inquiry(self, dispute: Dispute, *, disputed: bool) -> None:
+        """Turn an inquiry into a dispute, or drop it.
+
+        Raises:
+            BooksError: see ``Books.end_inquiry``.
+        """
+        self.books.end_inquiry(dispute, disputed=disputed)
+        self._tell_dispute(dispute)
+
     def remind(self, dispute: Dispute) -> None:
-        """Remind the merchant of a dispute; only Paystack tells."""
+        """Remind the merchant of a dispute (Paystack), or begin to look at the answer to it (Stripe)."""
         dispute.reminders += 1
         self._tell_dispute(dispute)
 
