@@ -11,6 +11,7 @@ idempotency key: asked twice, paid once.
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import structlog
 
@@ -314,3 +315,9 @@ class PaymentDesk:
         """Close the connections to the providers."""
         for api in self._apis.values():
             await api.close()
+
+    async def look_at(self, intent_id: UUID) -> None:
+        """Ask about one intent now, unless it was paid; where that fails, it is due again by itself."""
+        intent = await self.payments.find(intent_id)
+        if intent is not None and intent.state not in ("paid", "creating"):
+            await self._quietly(self.poll_intent(intent), intent.provider)

@@ -8,7 +8,7 @@ import asyncio
 
 import structlog
 
-from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, RedisUnavailableError
+from billing.errors import RedisUnavailableError
 from billing.payment_desk import PaymentDesk
 from billing.payments import Intent
 from billing.redis_pipe import RedisPipe
@@ -38,21 +38,22 @@ class PaymentLooks:
         Whatever prevents that is no error here: webhooks and the poller come to the same.
 
         Raises:
-            PostgresUnavailableError: the answer cannot be applied.
+            PostgresUnavailableError: nothing can be looked up.
         """
         if intent.state not in ("pending", "failed") or intent.provider not in self._desk.providers:
             return False
-        if self._asking >= self._settings.waiting_max or not await self._has_turn(intent):
+        if self._asking >= self._settings.waiting_max:
             return False
         self._asking += 1
         try:
+            if not await self._has_turn(intent):
+                return False
             async with asyncio.timeout(self._settings.waiting_s):
-                whole = await self._desk.payments.find(intent.id)  # a payer does not see all of it
-                if whole is not None:
-                    await self._desk.poll_intent(whole)
-        except (TimeoutError, PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
-            kind = type(error).__name__
-            _log.warning("payments.failed", provider=intent.provider, error=str(error), kind=kind)
+                await self._desk.look_at(intent.id)
+        except TimeoutError:
+            _log.warning(
+                "payments.failed", provider=intent.provider, error="no answer while the payer waited"
+            )
         finally:
             self._asking -= 1
         return True

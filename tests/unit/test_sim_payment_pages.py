@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.sim.payments.books import KINDS, Books, Checkout
+from scripts.sim.payments.books import KINDS, Books, Checkout, Customer
 from scripts.sim.payments.booksfile import BooksFile
 from scripts.sim.payments.server import SimulatedPayments
 from scripts.sim.payments.signatures import Secrets
@@ -44,6 +44,7 @@ def busy_books(books: Books) -> None:
     books.end_refund(books.begin_refund(payment, 30_000))
     books.close_dispute(books.open_dispute(payment, 20_000), won=False)
     books.open_dispute(payment).reminders += 1
+    books.customers["cus_1"] = Customer("cus_1", books.now_s())
 
 
 def test_books_outlive_a_restart(tmp_path: Path) -> None:
@@ -57,6 +58,7 @@ def test_books_outlive_a_restart(tmp_path: Path) -> None:
         "payments": 4,
         "refunds": 1,
         "disputes": 2,
+        "customers": 1,
     }
     numbers = {
         item.number for kind in ("payments", "refunds", "disputes") for item in again.entries(kind).values()

@@ -1,4 +1,4 @@
-"""The simulated payment providers' own books: every checkout, payment, fee, refund and dispute, in integer minor units.
+"""The simulated payment providers' own books: every checkout, payment, fee, refund, dispute and customer, in integer minor units.
 
 What a minor unit is differs per provider and currency, see ``currencies``. Nothing here waits, sends or knows a protocol.
 """
@@ -110,12 +110,23 @@ class Dispute:
     closed_s: int | None = None
 
 
-Entry = Checkout | Payment | Refund | Dispute
+@dataclass(slots=True)
+class Customer:
+    """Somebody whose card may be kept; only Stripe has such."""
+
+    id: str
+    created_s: int
+    email: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Entry = Checkout | Payment | Refund | Dispute | Customer
 KINDS: dict[str, type[Entry]] = {
     "checkouts": Checkout,
     "payments": Payment,
     "refunds": Refund,
     "disputes": Dispute,
+    "customers": Customer,
 }
 
 
@@ -131,6 +142,7 @@ class Books:
         self.payments: dict[str, Payment] = {}
         self.refunds: dict[str, Refund] = {}
         self.disputes: dict[str, Dispute] = {}
+        self.customers: dict[str, Customer] = {}
         self._clock = clock
         self._numbers = itertools.count(max(_FIRST_NUMBER, int(clock() * 1000)))
 
