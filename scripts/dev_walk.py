@@ -63,7 +63,7 @@ class Walk:
         details: as ``./scripts/dev --json`` prints them.
         office: where the operator works.
         client: for HTTP.
-        openai: the SDK's asynchronous client class; it is a development dependency.
+        openai: the SDK's asynchronous client; it is a development dependency.
         say: takes a line per step.
     """
 
@@ -72,7 +72,7 @@ class Walk:
         details: dict[str, str],
         office: Office,
         client: aiohttp.ClientSession,
-        openai: type[Any],
+        openai: Any,
         say: Callable[[str], None],
     ) -> None:
         self._details = details
@@ -294,13 +294,13 @@ class Walk:
         """
         from openai import APIStatusError  # noqa: PLC0415 - a development dependency
 
-        async with self._openai(base_url=self._details["base_url"], api_key=purse.key) as client:
-            try:
-                raw = await client.chat.completions.with_raw_response.create(
-                    model=_MODEL, messages=[{"role": "user", "content": "What is a naira?"}], max_tokens=64
-                )
-            except APIStatusError as error:
-                raise RefusedCallError(error.status_code, str(error.code)) from error
+        client = self._openai.with_options(api_key=purse.key)
+        try:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=_MODEL, messages=[{"role": "user", "content": "What is a naira?"}], max_tokens=64
+            )
+        except APIStatusError as error:
+            raise RefusedCallError(error.status_code, str(error.code)) from error
         charge, currency = raw.headers["x-tuma-charge"].split()
         if currency != _CURRENCY or Decimal(charge) <= 0:
             raise WalkError(f"the call was charged {charge} {currency}")
@@ -395,8 +395,12 @@ async def _open_walk(
     from openai import AsyncOpenAI  # noqa: PLC0415 - a development dependency
 
     timeout = aiohttp.ClientTimeout(total=_DEADLINE_S)
-    async with open_office(settings) as office, aiohttp.ClientSession(timeout=timeout) as client:
-        yield Walk(details, office, client, AsyncOpenAI, say)
+    async with (
+        open_office(settings) as office,
+        aiohttp.ClientSession(timeout=timeout) as client,
+        AsyncOpenAI(base_url=details["base_url"], api_key="each wallet's own") as openai,
+    ):
+        yield Walk(details, office, client, openai, say)
 
 
 async def walk(

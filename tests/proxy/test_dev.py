@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from billing.opening import record_openings
 from config.settings import Settings
+from scripts.dev_walk import WalkError, walk
 from scripts.office import Office
 from scripts.sim.payments.currencies import PROVIDERS
 from scripts.sim.payments.server import SimulatedPayments
@@ -109,6 +111,27 @@ async def test_beside_a_real_payment_provider_nothing_is_simulated(
     assert "payments: paystack, for real" in said
     assert "a real one is set up" in said
     assert not (tmp_path / "payments-books.jsonl").exists()
+
+
+async def test_the_walk_ends_at_the_first_step_after_which_the_books_do_not_hold(
+    settings: Settings, office: Office
+) -> None:
+    await sync_models(office)
+    await record_openings(office.database, office.upstream)
+    payer = await make_payer(office, currency="NGN")
+    async with office.database.transaction() as connection:
+        await connection.execute(
+            "UPDATE wallets SET posted_nano = posted_nano + 1 WHERE id = $1", payer.wallet_id
+        )
+    lines: list[str] = []
+    async with SimulatedPayments() as psp:
+        changed = Settings.model_validate({**settings.model_dump(), **settings_of(psp.origin, psp.secrets)})
+        async with run_proxy(changed) as proxy:
+            psp.webhooks.to = proxy.base_url
+            details = {"base_url": f"{proxy.base_url}/v1", "payments_url": psp.origin}
+            with pytest.raises(WalkError, match=r"top-up by stripe.*the books do not hold: I2 "):
+                await walk(details, changed, lines.append)
+    assert lines == []
 
 
 async def test_a_webhook_that_a_restart_dropped_costs_nothing(
