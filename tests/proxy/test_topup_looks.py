@@ -80,7 +80,7 @@ async def test_what_has_ended_is_not_asked_about(shop: Shop) -> None:
 async def test_a_provider_that_does_not_answer_holds_nobody_up_for_long(shop: Shop) -> None:
     topup = await shop.begin("paystack")
     shop.psp.faults.tell(Fault("paystack", "slow", method="GET", delay_s=3600))
-    async with run_proxy(with_payments(shop, waiting_s=0.2)) as proxy, asyncio.timeout(60):
+    async with run_proxy(with_payments(shop, waiting_s=0.2, timeout_s=3600)) as proxy, asyncio.timeout(60):
         assert await see(shop, proxy, topup) == "pending"
         assert proxy.services.looks._asking == 0
 
@@ -89,7 +89,7 @@ async def test_few_questions_wait_at_once(shop: Shop) -> None:
     topups = [await shop.begin("paystack") for _ in range(3)]
     shop.psp.faults.tell(Fault("paystack", "slow", method="GET", delay_s=3600))
     async with asyncio.timeout(60):
-        async with run_proxy(with_payments(shop, waiting_s=3600, waiting_max=2)) as proxy:
+        async with run_proxy(with_payments(shop, waiting_s=3600, waiting_max=2, timeout_s=3600)) as proxy:
             waiting = [asyncio.create_task(see(shop, proxy, topup)) for topup in topups[:2]]
             while proxy.services.looks._asking < 2:
                 await asyncio.sleep(0.01)

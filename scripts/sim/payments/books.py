@@ -153,8 +153,10 @@ class Books:
 
     def count_on(self) -> None:
         """Hand out no number that an entry has, as entries of an earlier run were put among them."""
-        counted = (*self.payments.values(), *self.refunds.values(), *self.disputes.values())
-        highest = max((entry.number for entry in counted), default=0)
+        numbers = [entry.number for entry in self.payments.values()]
+        numbers += [entry.number for entry in self.refunds.values()]
+        numbers += [entry.number for entry in self.disputes.values()]
+        highest = max(numbers, default=0)
         self._numbers = itertools.count(max(next(self._numbers), highest + 1))
 
     def now_s(self) -> int:
