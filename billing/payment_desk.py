@@ -26,6 +26,7 @@ from billing.errors import (
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
     TAKEN,
+    WORK_MAX_S,
     Applied,
     Intent,
     OpenReversal,
@@ -272,24 +273,52 @@ class PaymentDesk:
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")
         return applied
 
-    async def _work_reversal(self, item: OpenReversal) -> None:
+    async def send_refund(self, refund_id: UUID) -> str | None:
+        """Have a refund of ours sent now, if no other process is about it: then it does so.
+
+        Returns:
+            Why the provider refuses, whereupon the money is the wallet's again; empty where it does not; None where another
+            process has it, or the provider is not set up here.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known; it is asked again when it is due.
+        """
+        item = await self.payments.take_reversal(refund_id)
+        if item is None or item.provider not in self._apis:
+            return None
+        return await self._work_reversal(item)
+
+    async def _work_reversal(self, item: OpenReversal) -> str:
+        """Bring a reversal forward, as long as it is ours; returns why the provider refuses it, empty where it does not.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known, or it took too long: whoever takes it next looks first.
+        """
+        try:
+            async with asyncio.timeout(WORK_MAX_S):
+                return await self._bring_forward(item)
+        except TimeoutError:
+            raise PaymentsUnavailableError(f"{item.provider} takes too long") from None
+
+    async def _bring_forward(self, item: OpenReversal) -> str:
         api = self._apis.get(item.provider)
         payment = None if api is None else await api.look(item.provider_txn_id)
         if api is None or payment is None:
-            return
+            return ""
         await self.payments.apply(payment, takes_more=api.takes_more)
         if item.state != "requested" or any(told.ours == item.id for told in payment.reversals):
-            return
+            return ""
         refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
         try:
             await api.refund(refund, payment.currency)
         except PaymentRefusedError as error:
             _log.warning("payments.refund_refused", refund=str(item.id), error=str(error))
             await self.payments.undo_refund(item)
-            return
+            return str(error)
         payment = await api.look(item.provider_txn_id)
         if payment is not None:
             await self.payments.apply(payment, takes_more=api.takes_more)
+        return ""
 
     async def sweep(self) -> int:
         """Look at everything that was paid or taken back lately, whoever told of it; return how many payments.

@@ -5,6 +5,7 @@ be repeated, run twice at once, or come late: what is final is not undone by an 
 what the next ``apply`` completes. So the order and number of webhooks do not matter.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
 TAKEN = 50  # pieces of one kind of work at a time
 _LEASE = timedelta(seconds=60)
 _LIVE_PAUSE_MS = 60_000
+WORK_MAX_S = 45.0  # who took a refund to send it stops before another may take it
 _INTENT = (
     "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
     " ended_at, method_due"
@@ -374,6 +376,16 @@ class Payments:
             )
         return [OpenReversal(**row) for row in rows]
 
+    async def take_reversal(self, reversal_id: UUID) -> OpenReversal | None:
+        """Take one reversal that the provider is to be asked about now; None where another process has it, or it has ended."""
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                "SELECT id, provider, provider_txn_id, kind, amount_nano, state FROM take_reversal($1, $2)",
+                reversal_id,
+                _LEASE,
+            )
+        return None if row is None else OpenReversal(**row)
+
     async def undo_refund(self, item: OpenReversal) -> None:
         """Give back what was set aside for a refund of ours that the provider refuses."""
         with acting(f"payment:{item.provider}"):
@@ -466,6 +478,7 @@ class PaymentOffice:
         amount_nano: int | None = None,
         reason: str,
         below_zero: bool = False,
+        key: str | None = None,
     ) -> Refund:
         """Set money aside for a refund, before the provider is asked to send it.
 
@@ -475,17 +488,23 @@ class PaymentOffice:
             amount_nano: in nano units of its currency; all that is left, without one.
             reason: for the books.
             below_zero: though the wallet has spent it.
+            key: idempotency key; a repeat with the same input returns the first refund.
 
         Raises:
             NotFoundError: no such payment.
-            InputError: more than what is left of it, or finer than the provider takes.
+            InputError: more than what is left of it, finer than the provider takes, no reason, or the key was used with another
+                input.
             InsufficientFundsError: the wallet does not have as much.
         """
+        if not reason.strip():
+            raise InputError("a refund needs a reason")
         refund_id = new_id()
+        digest = hashlib.sha256(f"{provider}|{txn_id}|{amount_nano}|{reason}|{below_zero}".encode()).digest()
         try:
             async with self._database.transaction() as connection:
                 row = await connection.fetchrow(
-                    "SELECT id, provider, provider_txn_id, amount_nano, state FROM begin_refund($1, $2, $3, $4, $5, $6, $7)",
+                    "SELECT id, provider, provider_txn_id, amount_nano, state"
+                    " FROM refund_payment($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                     refund_id,
                     new_id(),
                     provider,
@@ -493,6 +512,8 @@ class PaymentOffice:
                     amount_nano,
                     reason,
                     below_zero,
+                    key or f"payment_refund:{refund_id}",
+                    digest,
                 )
                 currency = await connection.fetchval(
                     "SELECT currency FROM payment_credits WHERE provider = $1 AND provider_txn_id = $2",
@@ -502,7 +523,7 @@ class PaymentOffice:
                 minor_units(row["amount_nano"], currency, provider)
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no payment {txn_id} of {provider}") from None
-        except asyncpg.InvalidParameterValueError as error:
+        except (asyncpg.InvalidParameterValueError, asyncpg.UniqueViolationError) as error:
             raise InputError(str(error)) from None
         except asyncpg.CheckViolationError:
             raise InsufficientFundsError("the wallet does not have as much as is to be refunded") from None
@@ -515,8 +536,10 @@ class PaymentOffice:
 
         Raises:
             NotFoundError: no such payment.
-            InputError: nothing of it is in suspense, no wallet is known, or the wallet is in another currency.
+            InputError: nothing of it is in suspense, no wallet is known, the wallet is in another currency, or no reason.
         """
+        if not reason.strip():
+            raise InputError("accepting a payment needs a reason")
         try:
             async with self._database.transaction() as connection:
                 given_nano: int = await connection.fetchval(
@@ -528,11 +551,28 @@ class PaymentOffice:
             raise InputError(str(error)) from None
         return format_amount(given_nano)
 
+    async def retry_event(self, event_id: UUID) -> None:
+        """Let a webhook that ended in review, or was ignored, be looked at again.
+
+        Raises:
+            InputError: there is none that ended so.
+        """
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval("SELECT retry_webhook($1)", event_id):
+                raise InputError(f"there is no webhook {event_id} in review, and none that was ignored")
+
     async def list_reviews(self) -> list[dict[str, Any]]:
-        """Return the payments that wait for a decision, oldest first."""
+        """Return the payments of which something waits in suspense for a decision, oldest first; amounts in nano units."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT provider, provider_txn_id, intent_id, wallet_id, currency, paid_nano, note, created_at"
-                " FROM payment_credits WHERE state = 'review' ORDER BY created_at LIMIT 1000"
+                """
+                SELECT c.provider, c.provider_txn_id, c.intent_id, c.wallet_id, c.currency, c.paid_nano, c.note, c.created_at,
+                       c.paid_nano - c.credited_nano - coalesce(r.suspense_nano, 0) AS suspense_nano
+                FROM payment_credits c LEFT JOIN LATERAL (
+                    SELECT sum(t.suspense_nano)::bigint AS suspense_nano FROM payment_reversals t
+                    WHERE (t.provider, t.provider_txn_id) = (c.provider, c.provider_txn_id) AND t.state <> 'undone') r ON true
+                WHERE c.state = 'review' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
+                ORDER BY c.created_at LIMIT 1000
+                """
             )
         return [dict(row) for row in rows]

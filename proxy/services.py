@@ -31,7 +31,8 @@ from billing.migrate import require_current
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
 from billing.payment_looks import PaymentLooks
-from billing.payments import Intents
+from billing.payment_views import PaymentViews
+from billing.payments import Intents, PaymentOffice
 from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
@@ -107,6 +108,8 @@ class Desk:
     keys: Keys
     corrections: Corrections
     audit: Audit
+    payments: PaymentOffice
+    payment_views: PaymentViews
     reconciler: Reconciler
 
 
@@ -158,6 +161,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 operator, charge_estimates_upward=settings.reconcile.charge_estimates_upward
             ),
             audit=Audit(operator),
+            payments=PaymentOffice(operator),
+            payment_views=PaymentViews(operator),
             reconciler=Reconciler(keeper, upstream, settings.reconcile),
         ),
         pipe=pipe,

@@ -174,6 +174,10 @@ SHAPES: dict[str, Schema] = {
         last_at=_MOMENT,
         last_topup_id={"type": ["string", "null"]},
     ),
+    "WalletAnswer": {
+        "anyOf": [_ref("Wallet"), _ref("Topup"), _ref("Caps"), _ref("Transactions")],
+        "description": "By the action: a top-up's own answer has the status 201.",
+    },
     "Health": _object(status=_TEXT),
     "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),
     "ChatCompletion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},

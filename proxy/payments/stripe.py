@@ -67,25 +67,25 @@ class StripeApi:
     """Asks Stripe.
 
     Args:
+        http: to it.
         secret_key: in no message.
         base_url: without ``/v1``.
         return_url: where a payer goes who named no other place: Stripe's page needs one.
-        timeout_s: for a whole answer.
     """
 
     provider: PaymentProvider = "stripe"
     takes_more = False
 
-    def __init__(self, secret_key: str, base_url: str, *, return_url: str, timeout_s: float) -> None:
+    def __init__(self, http: BoundedHttp, secret_key: str, *, base_url: str, return_url: str) -> None:
         # The one switch that the package has: it would note an id of this machine in the home folder, and send it.
         stripe.enable_telemetry = False
         self._return_url = return_url
-        self._http = _StripeHttp(BoundedHttp(self.provider, timeout_s=timeout_s))
+        self._http = http
         self._api = stripe.StripeClient(
             secret_key,
             base_addresses={"api": base_url},
             max_network_retries=0,  # who asks has retries of their own
-            http_client=self._http,
+            http_client=_StripeHttp(http),
         ).v1
 
     async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
@@ -259,7 +259,7 @@ class StripeApi:
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._http.close_async()
+        await self._http.close()
 
     # What it answers
 
@@ -416,10 +416,6 @@ class _StripeHttp(stripe.HTTPClient):
         sent = {name: value for name, value in headers.items() if name.lower() in _SENT}
         status, raw = await self._http.send(method.upper(), url, headers=sent, body=post_data)
         return raw, status, {}
-
-    async def close_async(self) -> None:
-        """Close its connections."""
-        await self._http.close()
 
 
 def _page_end(intent: Intent, now: datetime) -> datetime:

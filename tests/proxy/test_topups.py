@@ -112,7 +112,7 @@ async def shop(settings: Settings, office: Office) -> AsyncIterator[Shop]:
                 "stripe": stripe,
                 "paystack": section,
                 "flutterwave": flutterwave,
-                "payments": {"look_s": 0.2, "poll_s": 0.2, "timeout_s": 2},
+                "payments": {"look_s": 0.2, "poll_s": 0.2, "timeout_s": 2, "auto_look_s": 0.2},
             }
         )
         async with run_proxy(changed) as proxy:

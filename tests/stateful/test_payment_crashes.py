@@ -24,7 +24,7 @@ from billing.payments import Intent, Intents, PaymentOffice
 from config.settings import Settings
 from proxy.payments.making import make_payment_apis
 from scripts.office import Office, open_office
-from scripts.sim.payments.currencies import Provider
+from scripts.sim.payments.currencies import PROVIDERS, Provider
 from scripts.sim.payments.server import SimulatedPayments
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, check_books, make_payer, make_settings
@@ -245,6 +245,7 @@ def _with_providers(settings: Settings, psp: SimulatedPayments) -> Settings:
     return Settings.model_validate(
         {
             **settings.model_dump(),
+            "stripe": {"secret_key": psp.secrets.stripe_key, "base_url": psp.stripe_url},
             "paystack": {"secret_key": psp.secrets.paystack_key, "base_url": psp.paystack_url},
             "flutterwave": {"secret_key": psp.secrets.flutterwave_key, "base_url": psp.flutterwave_url},
             "payments": {"timeout_s": 10},
@@ -266,7 +267,7 @@ async def campaign(dsn: str, redis_url: str) -> AsyncIterator[Campaign]:
                 await survivor.close()
 
 
-@pytest.mark.parametrize("provider", ("paystack", "flutterwave"))
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_crash_between_any_two_steps(
     provider: Provider, dsn: str, redis_url: str, request: pytest.FixtureRequest
 ) -> None:

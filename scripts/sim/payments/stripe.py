@@ -237,9 +237,8 @@ class StripeApi:
             self._till.settle(payment)
             return self.voice.payment_intent(payment)
         self._till.fail(payment, decline)
-        raise StripeRefusal(
-            402, "", **{**card_error(payment), "payment_intent": self.voice.payment_intent(payment)}
-        )
+        error = {**card_error(payment), "payment_intent": self.voice.payment_intent(payment)}
+        raise StripeRefusal(402, error.pop("message"), **error)
 
     def _saved(self, method_id: str) -> Payment | None:
         for payment in self._books.payments_of(self.provider):

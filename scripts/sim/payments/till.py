@@ -27,6 +27,9 @@ class Voice(Protocol):
     def of_payment(self, payment: Payment) -> list[Told]:
         """Return what follows when a payment came, failed, or is on its way."""
 
+    def of_balance(self, payment: Payment) -> list[Told]:
+        """Return what follows when it is known what a payment did to the merchant's balance."""
+
     def of_refund(self, refund: Refund, payment: Payment) -> list[Told]:
         """Return what follows when a refund began, arrived or failed."""
 
@@ -226,6 +229,10 @@ class Till:
     def tell_payment(self, payment: Payment) -> None:
         """Tell what a payment has become."""
         self._tell(payment.provider, self._voices[payment.provider].of_payment(payment))
+
+    def tell_balance(self, payment: Payment) -> None:
+        """Tell that it is known what a payment did to the balance; only Stripe does."""
+        self._tell(payment.provider, self._voices[payment.provider].of_balance(payment))
 
     def _tell_dispute(self, dispute: Dispute) -> None:
         payment = self.books.payments[dispute.payment_id]
