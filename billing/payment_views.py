@@ -9,7 +9,7 @@ from uuid import UUID
 from billing.db import Database
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
-from billing.payments import Intent, PaymentOffice, parse_reference
+from billing.payments import WHOLE_INTENT, Intent, PaymentOffice, parse_reference
 from billing.payunits import PaymentProvider
 
 PAGE_MAX = 1_000
@@ -160,8 +160,7 @@ class PaymentViews:
             intent = None
             if rows[0]["intent_id"] is not None:
                 found = await connection.fetchrow(
-                    "SELECT id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at,"
-                    " expires_at, ended_at, provider_id FROM payment_intents WHERE id = $1",
+                    f"SELECT {WHOLE_INTENT} FROM payment_intents WHERE id = $1",  # noqa: S608 - column names
                     rows[0]["intent_id"],
                 )
                 intent = Intent(**found)

@@ -40,7 +40,7 @@ _INTENT = (
     "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
     " ended_at, method_due"
 )
-_WHOLE = f"{_INTENT}, provider_id, method_id"  # what a person does not see
+WHOLE_INTENT = f"{_INTENT}, provider_id, method_id"  # what a person does not see
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +302,7 @@ class Payments:
     async def find(self, intent_id: UUID) -> Intent | None:
         """Return anybody's intent."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(f"SELECT {_WHOLE} FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
+            row = await connection.fetchrow(f"SELECT {WHOLE_INTENT} FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
         return None if row is None else Intent(**row)
 
     async def take_intents(self, *, pause_s: float, late_s: float, limit: int = TAKEN) -> list[Intent]:
@@ -315,7 +315,7 @@ class Payments:
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                f"SELECT {_WHOLE} FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
+                f"SELECT {WHOLE_INTENT} FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
                 limit,
                 _LEASE,
                 timedelta(seconds=pause_s),
@@ -356,7 +356,7 @@ class Payments:
         for row in found:
             async with self._database.transaction() as connection:
                 made = await connection.fetchrow(
-                    f"SELECT {_WHOLE} FROM begin_auto_topup($1, $2, $3)",  # noqa: S608 - column names of this module
+                    f"SELECT {WHOLE_INTENT} FROM begin_auto_topup($1, $2, $3)",  # noqa: S608 - column names of this module
                     new_id(),
                     row[0],
                     timedelta(seconds=expires_after_s),
