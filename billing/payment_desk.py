@@ -346,7 +346,7 @@ class PaymentDesk:
             await api.close()
 
     async def look_at(self, intent_id: UUID) -> None:
-        """Ask about one intent now, as its owner waits for it."""
+        """Ask about one intent now, unless it was paid; where that fails, it is due again by itself."""
         intent = await self.payments.find(intent_id)
         if intent is not None and intent.state not in ("paid", "creating"):
             await self._quietly(self.poll_intent(intent), intent.provider)

@@ -257,6 +257,10 @@ class PaymentSettings(_Section):
     expires_s: Annotated[float, Field(ge=1_800, le=86_400)] = 3_600.0  # how long a page waits for its payer
     look_s: Positive = 5.0  # how often is looked for work that nobody rang for
     poll_s: Positive = 30.0  # before a provider is asked about a payment that it told nothing of; doubled
+    # A payer who waits and asks how it stands lets the provider be asked at once: so often per top-up, for so long, so many at once.
+    waiting_pause_s: Annotated[float, Field(ge=0.001)] = 1.0
+    waiting_s: Positive = 3.0
+    waiting_max: Count = 16  # per worker
     late_s: Positive = 3 * 86_400.0  # how long after its end an intent is still asked about
     sweep_s: Positive = 3_600.0  # how often everything of late is looked at
     sweep_back_s: Positive = 3 * 86_400.0

@@ -30,6 +30,7 @@ from billing.ledger import Ledger
 from billing.migrate import require_current
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
+from billing.payment_looks import PaymentLooks
 from billing.payment_views import PaymentViews
 from billing.payments import Intents, PaymentOffice
 from billing.people import People
@@ -86,6 +87,7 @@ class Services:
     intents: Intents
     auto_topups: AutoTopups
     payments: PaymentDesk
+    looks: PaymentLooks
     prices: PriceBook
     fx: FxBook
     fx_sources: list[RateSource]
@@ -144,6 +146,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     calls = Calls(
         database, holds, quota, worker_id=worker_id, settings=settings, settler=settler, keeper=keeper
     )
+    payments = PaymentDesk(webhook, make_payment_apis(settings), settings.payments)
     services = Services(
         settings=settings,
         worker_id=worker_id,
@@ -175,7 +178,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         statements=Statements(people),
         intents=Intents(people),
         auto_topups=AutoTopups(people),
-        payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
+        payments=payments,
+        looks=PaymentLooks(payments, pipe, settings.payments),
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),

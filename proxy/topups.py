@@ -71,15 +71,18 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
 
 
 async def get_topup(request: web.Request) -> web.Response:
-    """How a top-up stands."""
+    """How a top-up stands. While it waits for its money, the payment provider is asked: about once a second at most."""
     services, caller = request.app[SERVICES], await authenticate(request)
     body = await describe_topup(services, caller, parse_id(request.match_info["topup"], "top-up"))
     return web.json_response(body, headers=standard_headers(request))
 
 
 async def describe_topup(services: Services, caller: Caller, intent_id: UUID) -> dict[str, Any]:
-    """Return a top-up that the caller may see."""
-    return topup_as_json(await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller)))
+    """Return a top-up that the caller may see, after a question to its provider where the turn for one has come."""
+    found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
+    if await services.looks.look(found):
+        found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
+    return topup_as_json(found)
 
 
 def _wallet_of(caller: Caller) -> Any:

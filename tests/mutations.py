@@ -38,6 +38,41 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a provider is asked once for all who wait for a top-up",
+        "billing/payment_looks.py",
+        "            if not await self._has_turn(intent):\n                return False\n",
+        "            await self._has_turn(intent)\n",
+        "tests/proxy/test_topup_looks.py",
+    ),
+    Mutation(
+        "who waits for a top-up is not held up for long",
+        "billing/payment_looks.py",
+        "asyncio.timeout(self._settings.waiting_s)",
+        "asyncio.timeout(None)",
+        "tests/proxy/test_topup_looks.py",
+    ),
+    Mutation(
+        "few questions for payers wait at once",
+        "billing/payment_looks.py",
+        "if self._asking >= self._settings.waiting_max:",
+        "if self._asking > self._settings.waiting_max:",
+        "tests/proxy/test_topup_looks.py",
+    ),
+    Mutation(
+        "the walk asks the books after each step",
+        "scripts/dev_walk.py",
+        "        if wrong:\n",
+        "        if not checks:\n",
+        "tests/proxy/test_dev.py",
+    ),
+    Mutation(
+        "simulated payments are kept before anybody hears of them",
+        "scripts/sim/payments/server.py",
+        "                self._file.save()\n",
+        "                pass\n",
+        "tests/unit/test_sim_payment_pages.py",
+    ),
+    Mutation(
         "a wallet tops itself up once at a time",
         "billing/migrations/0013_auto_topups.sql",
         " OR NOT is_topup_due(auto, purse) OR EXISTS (",

@@ -1,4 +1,4 @@
-"""The simulated payment providers' own books: every checkout, payment, fee, refund and dispute, in integer minor units.
+"""The simulated payment providers' own books: every checkout, payment, fee, refund, dispute and customer, in integer minor units.
 
 What a minor unit is differs per provider and currency, see ``currencies``. Nothing here waits, sends or knows a protocol.
 """
@@ -14,7 +14,8 @@ from typing import Any, Literal
 from scripts.sim.payments.currencies import Provider
 from scripts.sim.payments.fees import fee_minor
 
-# Above 2³¹, as the providers' own ids are by now.
+# Above 2³¹, as the providers' own ids are by now. New books count from the time on (in milliseconds), so that books which
+# begin anew beside an old database hand out no number that is credited there already.
 _FIRST_NUMBER = 4_099_260_516
 _ID_BYTES = 12
 _DAY_S = 86_400
@@ -109,6 +110,26 @@ class Dispute:
     closed_s: int | None = None
 
 
+@dataclass(slots=True)
+class Customer:
+    """Somebody whose card may be kept; only Stripe has such."""
+
+    id: str
+    created_s: int
+    email: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Entry = Checkout | Payment | Refund | Dispute | Customer
+KINDS: dict[str, type[Entry]] = {
+    "checkouts": Checkout,
+    "payments": Payment,
+    "refunds": Refund,
+    "disputes": Dispute,
+    "customers": Customer,
+}
+
+
 class Books:
     """All entries, by id.
 
@@ -121,8 +142,22 @@ class Books:
         self.payments: dict[str, Payment] = {}
         self.refunds: dict[str, Refund] = {}
         self.disputes: dict[str, Dispute] = {}
+        self.customers: dict[str, Customer] = {}
         self._clock = clock
-        self._numbers = itertools.count(_FIRST_NUMBER)
+        self._numbers = itertools.count(max(_FIRST_NUMBER, int(clock() * 1000)))
+
+    def entries(self, kind: str) -> dict[str, Any]:
+        """Return the entries of one of ``KINDS``, by id."""
+        found: dict[str, Any] = getattr(self, kind)
+        return found
+
+    def count_on(self) -> None:
+        """Hand out no number that an entry has, as entries of an earlier run were put among them."""
+        numbers = [entry.number for entry in self.payments.values()]
+        numbers += [entry.number for entry in self.refunds.values()]
+        numbers += [entry.number for entry in self.disputes.values()]
+        highest = max(numbers, default=0)
+        self._numbers = itertools.count(max(next(self._numbers), highest + 1))
 
     def now_s(self) -> int:
         """Return the time in whole Unix seconds."""
@@ -442,8 +477,7 @@ class Books:
 
     def as_json(self) -> dict[str, Any]:
         """Return all entries as they are."""
-        kinds = ("checkouts", "payments", "refunds", "disputes")
-        return {kind: [asdict(entry) for entry in getattr(self, kind).values()] for kind in kinds}
+        return {kind: [asdict(entry) for entry in self.entries(kind).values()] for kind in KINDS}
 
     def _check_reversal(self, payment: Payment, amount_minor: int | None) -> int:
         if payment.status != "succeeded":

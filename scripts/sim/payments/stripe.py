@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from scripts.sim.payments.books import BooksError, Checkout, Dispute, Payment, Refund
+from scripts.sim.payments.books import BooksError, Checkout, Customer, Dispute, Payment, Refund
 from scripts.sim.payments.currencies import AmountError, Provider, check_stripe_amount, is_code
 from scripts.sim.payments.stripe_voice import StripeVoice, card_error, charge_id, is_saved, transaction_id
 from scripts.sim.payments.stripe_wire import (
@@ -45,7 +45,6 @@ class StripeApi:
         self._books = till.books
         self._origin = origin
         self._once = Once()
-        self._customers: dict[str, dict[str, Any]] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """Return its routes."""
@@ -182,9 +181,9 @@ class StripeApi:
         """Return a session's customer and their address."""
         email = form.get("customer_email")
         if customer_id := form.get("customer"):
-            return customer_id, self._get_customer(str(customer_id), "customer")["email"]
+            return customer_id, self._get_customer(str(customer_id), "customer").email
         if form.get("customer_creation") == "always":
-            return self._add_customer({"email": email})["id"], email
+            return self._add_customer({"email": email}).id, email
         return None, email
 
     def _get_session(self, session_id: str) -> Checkout:
@@ -219,7 +218,7 @@ class StripeApi:
         check_stripe_amount(amount, currency)
         customer = self._get_customer(str(form.get("customer")), "customer")
         saved = self._saved(str(form.get("payment_method")))
-        if saved is None or saved.customer_id != customer["id"]:
+        if saved is None or saved.customer_id != customer.id:
             raise missing("PaymentMethod", str(form.get("payment_method")), "payment_method")
         metadata = form.get("metadata", {})
         payment = self._books.enter_payment(
@@ -228,8 +227,8 @@ class StripeApi:
             amount_minor=amount,
             currency=currency,
             status="pending",
-            email=customer["email"],
-            customer_id=customer["id"],
+            email=customer.email,
+            customer_id=customer.id,
             method_id=saved.method_id,
             metadata=metadata,
         )
@@ -316,28 +315,21 @@ class StripeApi:
     # Customers and their cards
 
     def _create_customer(self, _request: web.Request, form: dict[str, Any]) -> dict[str, Any]:
-        return self._add_customer(form)
+        return _show_customer(self._add_customer(form))
 
-    def _add_customer(self, form: dict[str, Any]) -> dict[str, Any]:
-        customer = {
-            "id": new_id("cus"),
-            "object": "customer",
-            "created": self._books.now_s(),
-            "email": form.get("email"),
-            "livemode": False,
-            "metadata": form.get("metadata", {}),
-        }
-        self._customers[customer["id"]] = customer
-        return dict(customer)
+    def _add_customer(self, form: dict[str, Any]) -> Customer:
+        customer = Customer(new_id("cus"), self._books.now_s(), form.get("email"), form.get("metadata", {}))
+        self._books.customers[customer.id] = customer
+        return customer
 
-    def _get_customer(self, customer_id: str, param: str | None = None) -> dict[str, Any]:
-        found = self._customers.get(customer_id)
+    def _get_customer(self, customer_id: str, param: str | None = None) -> Customer:
+        found = self._books.customers.get(customer_id)
         if found is None:
             raise missing("customer", customer_id, param)
-        return dict(found)
+        return found
 
     def _customer(self, request: web.Request, _form: dict[str, Any]) -> dict[str, Any]:
-        return self._get_customer(request.match_info["id"])
+        return _show_customer(self._get_customer(request.match_info["id"]))
 
     def _method(self, request: web.Request, _form: dict[str, Any]) -> dict[str, Any]:
         method = self._find_method(request.match_info["id"])
@@ -378,7 +370,8 @@ class StripeApi:
         kind, _, rest = object_id.partition("_")
         payment = self._books.payments.get(f"pi_{rest}")
         if kind == "cus":
-            return self._customers.get(object_id)
+            found = self._books.customers.get(object_id)
+            return None if found is None else _show_customer(found)
         if kind == "pm":
             return self._find_method(object_id)
         if payment is None:
@@ -389,6 +382,17 @@ class StripeApi:
             transaction_id(payment): self.voice.balance_transaction,
         }.get(object_id)
         return None if shown is None else shown(payment)
+
+
+def _show_customer(customer: Customer) -> dict[str, Any]:
+    return {
+        "id": customer.id,
+        "object": "customer",
+        "created": customer.created_s,
+        "email": customer.email,
+        "livemode": False,
+        "metadata": customer.metadata,
+    }
 
 
 def _check_methods(form: dict[str, Any]) -> None:
