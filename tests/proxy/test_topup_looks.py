@@ -1,18 +1,25 @@
-# ruff: noqa: F811 - a fixture and its use have one name
 """Who comes back from a payment page sees at once that it was paid, and cannot make Tuma ask too often or wait too long."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from config.settings import Settings
-from scripts.sim.payments.currencies import Provider
+from scripts.office import Office
+from scripts.sim.payments.currencies import PROVIDERS, Provider
 from scripts.sim.payments.faults import Fault
 from tests.conftest import Running, run_proxy
-from tests.proxy.test_topups import OFFERED, Shop, shop  # noqa: F401 - a fixture
+from tests.shop import Shop, open_shop
 
 _MANY = 1_000
+
+
+@pytest.fixture
+async def shop(settings: Settings, office: Office) -> AsyncIterator[Shop]:
+    async with open_shop(settings, office) as opened:
+        yield opened
 
 
 def count_questions(shop: Shop, provider: Provider) -> Fault:
@@ -41,7 +48,7 @@ async def see(shop: Shop, proxy: Running, topup: dict[str, Any]) -> str:
         return str(found["state"])
 
 
-@pytest.mark.parametrize("provider", OFFERED)
+@pytest.mark.parametrize("provider", PROVIDERS)
 async def test_who_waits_sees_a_payment_of_which_no_webhook_told(shop: Shop, provider: Provider) -> None:
     shop.psp.webhooks.hold()
     topup = await shop.begin(provider)
