@@ -17,9 +17,9 @@ from uuid import UUID
 import asyncpg
 
 from billing.db import Database
-from billing.ids import new_id
+from billing.ids import id_floor, new_id
 from billing.migrate import migrate
-from billing.rollup import compare_usage, id_floor
+from billing.rollup import compare_usage
 from billing.usage import UsageBook, UsageQuery
 from config.settings import load_settings
 from scripts.embedded import EmbeddedPostgres
