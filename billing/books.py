@@ -390,7 +390,9 @@ def _check_payments(snapshot: _Snapshot) -> Check:
 def _check_usage(snapshot: _Snapshot) -> Check:
     """What ``GET /v1/usage`` shows is what the calls say."""
     if snapshot.usage_off:
-        return Check(False, "the sums of usage differ from the calls: " + "; ".join(snapshot.usage_off[:_NAMED]))
+        return Check(
+            False, "the sums of usage differ from the calls: " + "; ".join(snapshot.usage_off[:_NAMED])
+        )
     return Check(True, "the sums of usage are what the calls say")
 
 

@@ -88,6 +88,10 @@ def _describe(row: Any) -> str:
     said = json.loads(row["said"] or "{}") or {}
     kept = json.loads(row["kept"] or "{}") or {}
     off = ", ".join(
-        f"{name} {kept.get(name)} (calls say {said.get(name)})" for name in _NAMES if said.get(name) != kept.get(name)
+        f"{name} {kept.get(name)} (calls say {said.get(name)})"
+        for name in _NAMES
+        if said.get(name) != kept.get(name)
     )
-    return f"wallet {row['wallet_id']}, {row['quarter'].isoformat()}, {row['model']}, key {row['key_id']}: {off}"
+    return (
+        f"wallet {row['wallet_id']}, {row['quarter'].isoformat()}, {row['model']}, key {row['key_id']}: {off}"
+    )

@@ -18,7 +18,19 @@ from billing.money import format_amount, format_usd
 
 PERIODS = ("hour", "day", "week", "month")
 GROUPS = (*PERIODS, "model", "key")
-BIN_BOUNDS_MS = (100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400)  # as usage_bin has them
+BIN_BOUNDS_MS = (
+    100,
+    200,
+    400,
+    800,
+    1_600,
+    3_200,
+    6_400,
+    12_800,
+    25_600,
+    51_200,
+    102_400,
+)  # as usage_bin has them
 _QUARTER_S = 900
 _DEFAULT_DAYS = 30
 _YEARS = range(2020, 2200)
@@ -368,7 +380,7 @@ def _row(row: Any, zone: str) -> UsageRow:
     period = row["period"]
     if isinstance(period, datetime):
         period = period.astimezone(ZoneInfo(zone))
-    values = {item.name: row[item.name] for item in fields(Sums) if item.name in row}  # noqa: SIM118
+    values = {item.name: row[item.name] for item in fields(Sums) if item.name in row}
     for name in _BINS:
         values[name] = tuple(values[name])
     key_id = None if row["key_id"] == _NO_KEY else row["key_id"]

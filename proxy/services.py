@@ -40,6 +40,7 @@ from billing.statement import Statements
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
+from billing.usage import UsageBook
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
 from proxy.fxsources import make_sources
@@ -81,6 +82,7 @@ class Services:
     wallets: Wallets
     caps: Caps
     statements: Statements
+    usage: UsageBook
     intents: Intents
     payments: PaymentDesk
     prices: PriceBook
@@ -166,6 +168,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         wallets=Wallets(people),
         caps=Caps(people),
         statements=Statements(people),
+        usage=UsageBook(people),
         intents=Intents(people),
         payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
         prices=PriceBook(database),

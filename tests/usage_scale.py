@@ -41,12 +41,15 @@ _KEY = "('00000000-0000-7000-a000-' || lpad(to_hex(i / 10 % 3), 12, '0'))::uuid"
 
 async def fill(connection: Any, calls: int) -> None:
     """Write ``calls`` ended calls with their usage over the last days, evenly, to 100,000 wallets and five models."""
-    for statement in (
+    people = (
         "INSERT INTO users (id, email) SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid,"
-        " 'user' || i || '@example.com' FROM generate_series(1, $1) i",
+        " 'user' || i || '@example.com' FROM generate_series(1, $1) i"
+    )
+    wallets = (
         "INSERT INTO wallets (id, user_id, currency) SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(i), 12, '0'))::uuid,"
-        " ('00000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'USD' FROM generate_series(1, $1) i",
-    ):
+        " ('00000000-0000-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, 'USD' FROM generate_series(1, $1) i"
+    )
+    for statement in (people, wallets):
         await connection.execute(statement, _WALLETS)
     now = datetime.now(UTC)
     first_ms = int((now - timedelta(days=_DAYS)).timestamp() * 1000)
@@ -136,7 +139,9 @@ async def measure_reading(database: Database) -> None:
     async with database.connection() as connection:
         ends = (id_floor(yesterday), id_floor(yesterday + timedelta(days=1)))
         await _time("the proof of a day", lambda: compare_usage(connection, *ends), times=3)
-    await _time("the rows, without sums: busy wallet, 31 days by day and model", lambda: _read_rows(database), times=1)
+    await _time(
+        "the rows, without sums: busy wallet, 31 days by day and model", lambda: _read_rows(database), times=1
+    )
 
 
 async def _read_rows(database: Database) -> None:
