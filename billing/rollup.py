@@ -9,6 +9,7 @@ from billing.usage import BIN_BOUNDS_MS
 FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=2**128 - 1)
 _TIMEOUT_S = 3600.0
+_MEMORY = "SELECT set_config('work_mem', '64MB', true)"  # a day is summed without the disk
 _DIFFERENCES_MAX = 20
 _NAMES = (
     *("calls", "voids", "exact", "prompt_tokens", "completion_tokens", "cached_read_tokens"),
@@ -16,6 +17,11 @@ _NAMES = (
     *("house_nanousd", "first_byte_ms", "duration_ms", "first_byte_bins", "duration_bins"),
 )
 _ENDED = "c.state IN ('settled', 'void')"
+_CALL = "c.wallet_id, c.model, c.key_id AS call_key, c.state, c.accuracy, c.cost_nanousd, c.charge_nano, c.spread_nano, c.house_nanousd"
+_USAGE = (
+    "u.prompt_tokens, u.completion_tokens, u.cached_read_tokens, u.cached_write_tokens, u.reasoning_tokens,"
+    " u.first_byte_ms, u.duration_ms"
+)
 
 
 def _bins(column: str) -> str:
@@ -37,10 +43,13 @@ WITH touched AS (
         WHERE t.id >= $1 AND t.id < $2 AND t.kind IN ('correction', 'refund') AND t.call_id < $1
         UNION ALL SELECT l.tx_id FROM late_postings l WHERE l.tx_id < $1 AND l.created_at >= uuid_moment($1))
 ), ended AS (
-    SELECT c.* FROM calls c WHERE c.id >= $1 AND c.id < $2 AND {_ENDED}
+    SELECT c.id, {_CALL}, {_USAGE} FROM calls c
+    LEFT JOIN (SELECT * FROM usage WHERE call_id >= $1 AND call_id < $2) u ON u.call_id = c.id
+    WHERE c.id >= $1 AND c.id < $2 AND {_ENDED}
     UNION ALL
-    SELECT c.* FROM touched t JOIN calls c ON c.wallet_id = t.wallet_id AND c.id >= uuid_floor(t.quarter)
+    SELECT c.id, {_CALL}, {_USAGE} FROM touched t JOIN calls c ON c.wallet_id = t.wallet_id AND c.id >= uuid_floor(t.quarter)
         AND c.id < uuid_floor(t.quarter + interval '15 minutes') AND {_ENDED}
+    LEFT JOIN usage u ON u.call_id = c.id
 ), said AS (
     SELECT e.wallet_id, e.quarter, e.model, e.key_id, count(*) - count(*) FILTER (WHERE e.state = 'void') AS calls,
            count(*) FILTER (WHERE e.state = 'void') AS voids,
@@ -53,10 +62,8 @@ WITH touched AS (
            sum(e.house_nanousd) AS house_nanousd, coalesce(sum(e.first_byte_ms), 0) AS first_byte_ms,
            coalesce(sum(e.duration_ms), 0) AS duration_ms, {_bins("first_byte_ms")} AS first_byte_bins,
            {_bins("duration_ms")} AS duration_bins
-    FROM (SELECT c.wallet_id, date_bin('15 minutes', uuid_moment(c.id), '2020-01-01T00:00Z') AS quarter, c.model,
-                 coalesce(c.key_id, '00000000-0000-0000-0000-000000000000') AS key_id, c.state, c.accuracy, c.cost_nanousd,
-                 c.charge_nano, c.spread_nano, c.house_nanousd, u.*
-          FROM ended c LEFT JOIN usage u ON u.call_id = c.id) e
+    FROM (SELECT date_bin('15 minutes', uuid_moment(c.id), '2020-01-01T00:00Z') AS quarter,
+                 coalesce(c.call_key, '00000000-0000-0000-0000-000000000000') AS key_id, c.* FROM ended c) e
     GROUP BY e.wallet_id, e.quarter, e.model, e.key_id
 ), kept AS (
     SELECT r.* FROM usage_rollup r WHERE r.quarter >= uuid_moment($1) AND r.quarter < uuid_moment($2)
@@ -76,10 +83,11 @@ async def compare_usage(connection: Any, first: UUID, end: UUID) -> list[str]:
     other leave nothing out but what was void in the end.
 
     Args:
-        connection: inside a transaction, for one snapshot of several questions; it is one question.
+        connection: inside a transaction; what it sees is compared.
         first: the smallest id, as ``id_floor`` makes it.
         end: the id after the last.
     """
+    await connection.execute(_MEMORY)
     found = await connection.fetch(_COMPARE, first, end, timeout=_TIMEOUT_S)
     return [_describe(row) for row in found]
 

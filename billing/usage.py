@@ -36,6 +36,9 @@ _DEFAULT_DAYS = 30
 _YEARS = range(2020, 2200)
 _NO_KEY = UUID(int=0)
 _TIMEOUT_S = 600.0
+_MEMORY = (
+    "SELECT set_config('work_mem', '32MB', true)"  # groups are kept in memory, rather than all rows sorted
+)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 _LOCAL = "(r.quarter AT TIME ZONE $3)"
@@ -331,6 +334,7 @@ async def _read(
 ) -> UsageReport:
     zone = clock["timezone"]
     starts_at, ends_at = wanted.resolve(zone, now or datetime.now(UTC))
+    await connection.execute(_MEMORY)
     found = await connection.fetch(
         _query(wanted, whose, house=house),
         starts_at,

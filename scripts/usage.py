@@ -17,7 +17,7 @@ from billing.usage import GROUPS, Sums, UsageBook, UsageQuery, UsageReport, Usag
 from billing.wallets import parse_id
 from scripts.office import Office
 
-_WIDTH = 200
+_WIDTH = 320  # no line is folded or cut for the sake of a terminal that is not known
 _ROWS_MAX = 50_000
 _BARS = "▁▂▃▄▅▆▇█"
 _FINER = {"day": "hour", "week": "day", "month": "day", None: "day"}  # what the bars of a row are of
