@@ -244,6 +244,57 @@ async def test_no_cost_changes_without_the_sums(office: Office, spender: Spender
         await connection.execute("UPDATE calls SET generation_id = 'other'")
 
 
+async def test_a_batch_begun_before_the_migration_is_sent_again(
+    office: Office, payer: Payer, spender: Spender
+) -> None:
+    """An older version's function waits for the migration's lock, goes on with its old text, and must not pass the sums by."""
+    calls = [await spender.open() for _ in range(2)]
+    async with office.database.connection() as connection:
+        text = await connection.fetchval("SELECT pg_get_functiondef('settle_batch'::regproc)")
+        trigger = await connection.fetchval(
+            "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'calls_usage_kept' AND tgparentid = 0"
+        )
+        for line in ("PERFORM set_config('tuma.usage_kept', 'yes', true);", "PERFORM add_usage(winners, 1);"):
+            assert text.count(line) == 1
+            text = text.replace(line, "")
+        await connection.execute(text.replace("FUNCTION public.settle_batch(", "FUNCTION public.settle_old("))
+        await connection.execute("DROP TRIGGER calls_usage_kept ON calls")
+
+    async with office.database.connection() as old, office.database.connection() as migration:
+
+        async def settle(call: UUID) -> None:
+            columns = [
+                [call],
+                ["settled"],
+                ["completed"],
+                ["exact"],
+                ["provider_cost"],
+                ["g"],
+                *([[1]] * 5),
+                *([[0]] * 7),
+            ]
+            marks = ", ".join(f"${place}" for place in range(1, 20))
+            await old.fetch(f"SELECT * FROM settle_old({marks})", new_id(), *columns)
+
+        await settle(calls[0])
+        running = migration.transaction()
+        await running.start()
+        await migration.execute("LOCK TABLE calls IN SHARE ROW EXCLUSIVE MODE")
+        waiting = asyncio.create_task(settle(calls[1]))
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'calls'::regclass"
+        async with asyncio.timeout(30):
+            while not await migration.fetchval(blocked):
+                await asyncio.sleep(0.01)
+        await migration.execute(trigger)
+        await migration.execute("SELECT rebuild_usage($1, $2)", FIRST_ID, LAST_ID)
+        await running.commit()
+        with pytest.raises(asyncpg.SerializationError):
+            await waiting
+    await spender.settle([calls[1]], accuracy="exact")
+    assert (await totals(office, payer)).calls == 2
+    assert await differences(office) == []
+
+
 async def test_summing_anew_changes_nothing(office: Office, spender: Spender) -> None:
     """As the migration does with what is there before it."""
     now = datetime.now(UTC)
