@@ -257,6 +257,7 @@ class UsageReport:
     starts_at: datetime
     ends_at: datetime
     timezone: str
+    week_starts: int
     rows: Sequence[UsageRow]
     totals: Mapping[str, Sums] = field(default_factory=dict)
 
@@ -353,7 +354,7 @@ async def _read(
     totals: dict[str, Sums] = {}
     for row in rows:
         totals[row.currency] = totals.get(row.currency, Sums()) + row.sums
-    return UsageReport(starts_at, ends_at, zone, rows, totals)
+    return UsageReport(starts_at, ends_at, zone, clock["week_starts"], rows, totals)
 
 
 def _query(wanted: UsageQuery, whose: str, *, house: bool) -> str:

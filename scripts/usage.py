@@ -51,8 +51,7 @@ async def show_usage(
         by=tuple(filter(None, by.split(","))),
         rows_max=_ROWS_MAX,
     )
-    report = await read(wanted)
-    trends = await _read_trends(read, wanted, report)
+    report, trends = await _read_with_trends(read, wanted)
     return {
         "report": render(report, wanted, trends),
         "since": report.starts_at.isoformat(),
@@ -76,32 +75,42 @@ async def _reader(office: Office, *, wallet: str | None, user: str | None) -> _R
     return book.read_all
 
 
-async def _read_trends(
-    read: _Reader, wanted: UsageQuery, report: UsageReport
-) -> Mapping[tuple[Any, ...], Sequence[int]]:
-    """Return what each row cost step by step: a day by its hours, a week or month or the whole time by days."""
+_Trends = Mapping[tuple[Any, ...], Sequence[int]]
+
+
+async def _read_with_trends(read: _Reader, wanted: UsageQuery) -> tuple[UsageReport, _Trends]:
+    """Return the rows, and what each cost step by step: a day by its hours, a week or month or the whole time by days.
+
+    The steps are read, and added up here: everybody's sums are millions, and read once.
+    """
     finer = _FINER.get(wanted.period)
-    if finer is None or not report.rows:
-        return {}
+    if finer is None:
+        return await read(wanted), {}
     rest = [name for name in wanted.by if name != wanted.period]
     try:
-        steps = (await read(replace(wanted, by=(finer, *rest)))).rows
-    except InputError:  # too many of them
-        return {}
+        steps = await read(replace(wanted, by=(finer, *rest)))
+    except InputError:  # too many of them, or what is said again
+        return await read(wanted), {}
+    rows: dict[tuple[Any, ...], UsageRow] = {}
     trends: dict[tuple[Any, ...], list[int]] = {}
-    clock = ZoneInfo(report.timezone)
-    for row in steps:
-        assert row.period is not None
-        begins, count = _span(row.period, wanted.period, report)
-        if count > _TREND_MAX:
-            return {}
-        costs = trends.setdefault(_group(row, None if wanted.period is None else begins), [0] * count)
-        costs[_place(row.period, begins, clock)] += row.sums.cost_nanousd
-    return trends
+    for step in steps.rows:
+        assert step.period is not None
+        begins, count = _span(step.period, wanted.period, steps)
+        whole = replace(step, period=None if wanted.period is None else begins)
+        group = _group(whole)
+        found = rows.get(group)
+        rows[group] = whole if found is None else replace(found, sums=found.sums + step.sums)
+        costs = trends.setdefault(group, [0] * count)
+        costs[_place(step.period, begins, ZoneInfo(steps.timezone))] += step.sums.cost_nanousd
+    ordered = sorted(
+        rows.values(), key=lambda row: tuple(map(str, (*_group(row)[:2], row.key_name, *_group(row)[2:])))
+    )
+    longest = max(map(len, trends.values()), default=0)
+    return replace(steps, rows=ordered), trends if longest <= _TREND_MAX else {}
 
 
-def _group(row: UsageRow, period: object) -> tuple[Any, ...]:
-    return (period, row.model, row.key_id, row.currency)
+def _group(row: UsageRow) -> tuple[Any, ...]:
+    return (row.period, row.model, row.key_id, row.currency)
 
 
 def _span(step: date | datetime, period: str | None, report: UsageReport) -> tuple[date, int]:
@@ -117,8 +126,7 @@ def _span(step: date | datetime, period: str | None, report: UsageReport) -> tup
         return step.replace(day=1), (following - step.replace(day=1)).days
     first, last = (moment.astimezone(clock).date() for moment in (report.starts_at, report.ends_at))
     if period == "week":
-        weeks = [row.period for row in report.rows if isinstance(row.period, date) and row.period <= step]
-        return max(weeks), 7
+        return step - timedelta(days=(step.isoweekday() - report.week_starts) % 7), 7
     return first, (last - first).days + 1
 
 
@@ -138,7 +146,7 @@ def draw_bars(values: Sequence[int]) -> str:
     return "".join(" " if value <= 0 else _BARS[(value * len(_BARS) - 1) // most] for value in values)
 
 
-def render(report: UsageReport, wanted: UsageQuery, trends: Mapping[tuple[Any, ...], Sequence[int]]) -> str:
+def render(report: UsageReport, wanted: UsageQuery, trends: _Trends) -> str:
     """Write a report as a table."""
     steps = _FINER.get(wanted.period)
     table = Table(
@@ -152,7 +160,7 @@ def render(report: UsageReport, wanted: UsageQuery, trends: Mapping[tuple[Any, .
         table.add_column(name, justify="right")
     table.add_column(f"cost by {steps}" if trends else "")
     for row in report.rows:
-        trend = trends.get(_group(row, row.period), ())
+        trend = trends.get(_group(row), ())
         table.add_row(
             *(_text(_label(row, name)) for name in wanted.by),
             *_cells(row.sums, row.currency),

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,9 +24,9 @@ from billing.rollup import compare_usage
 from billing.usage import UsageBook, UsageQuery
 from config.settings import load_settings
 from scripts.embedded import EmbeddedPostgres
+from tests.scale import DAYS, add_partitions, sum_up
 
 _WALLETS = 100_000
-_DAYS = 40
 _PER_STEP = 250_000
 _BATCH = 200
 _ROUNDS = 60
@@ -52,9 +53,9 @@ async def fill(connection: Any, calls: int) -> None:
     for statement in (people, wallets):
         await connection.execute(statement, _WALLETS)
     now = datetime.now(UTC)
-    first_ms = int((now - timedelta(days=_DAYS)).timestamp() * 1000)
-    step_ms = (_DAYS * 24 * 3600 * 1000 - 3_600_000) / calls
-    await _add_partitions(connection, now)
+    first_ms = int((now - timedelta(days=DAYS)).timestamp() * 1000)
+    step_ms = (DAYS * 24 * 3600 * 1000 - 3_600_000) / calls
+    await add_partitions(connection, now)
     identity = (
         f"(lpad(to_hex(({first_ms} + (i * {step_ms})::bigint)), 12, '0') || '7' || substr(md5('c' || i), 1, 3)"
         " || '8' || substr(md5('c' || i), 4, 15))::uuid"
@@ -82,35 +83,8 @@ async def fill(connection: Any, calls: int) -> None:
         )
         rate = _PER_STEP / (time.monotonic() - began)
         print(f"{min(done + _PER_STEP, calls):>12} calls, {rate:.0f}/s", flush=True)
+    await sum_up(connection)
     await connection.execute("VACUUM (ANALYZE)", timeout=3600)
-
-
-async def _add_partitions(connection: Any, now: datetime) -> None:
-    month = (now - timedelta(days=_DAYS)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    while month < now:
-        following = (month + timedelta(days=32)).replace(day=1)
-        for table in ("calls", "usage"):
-            await connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {table}_{month:%Y_%m} PARTITION OF {table} FOR VALUES FROM"
-                f" ('{await connection.fetchval('SELECT uuid_floor($1)', month)}')"
-                f" TO ('{await connection.fetchval('SELECT uuid_floor($1)', following)}')"
-            )
-        await connection.execute(
-            f"CREATE TABLE IF NOT EXISTS usage_rollup_{month:%Y_%m} PARTITION OF usage_rollup FOR VALUES FROM"
-            f" ('{month.isoformat()}') TO ('{following.isoformat()}')"
-        )
-        month = following
-
-
-async def sum_up(connection: Any) -> None:
-    """Make the sums, as the migration does of what is there before it."""
-    began = time.monotonic()
-    await connection.execute(
-        "SELECT rebuild_usage('00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff')",
-        timeout=3600,
-    )
-    print(f"all sums made anew: {time.monotonic() - began:.0f} s", flush=True)
-    await connection.execute("VACUUM (ANALYZE) usage_rollup", timeout=3600)
 
 
 async def _time(name: str, work: Callable[[], Awaitable[object]], times: int = 7) -> None:
@@ -131,8 +105,7 @@ async def measure_reading(database: Database) -> None:
         for by in (("day", "model"), ("hour",), ("day", "model", "key")):
             wanted = UsageQuery(since=month.since, until=month.until, by=by, rows_max=50_000)
             await _time(
-                f"{name} wallet, 31 days by {' and '.join(by)}",
-                lambda owner=owner, wallet=wallet, wanted=wanted: book.read_own(owner, wallet, wanted),
+                f"{name} wallet, 31 days by {' and '.join(by)}", partial(book.read_own, owner, wallet, wanted)
             )
     await _time("everybody, 31 days by day", lambda: book.read_all(month), times=3)
     yesterday = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
@@ -216,7 +189,6 @@ async def run(arguments: argparse.Namespace) -> None:
         connection = await asyncpg.connect(dsn)
         if not await connection.fetchval("SELECT 1 FROM users LIMIT 1"):
             await fill(connection, arguments.calls)
-            await sum_up(connection)
         print(
             f"{await connection.fetchval('SELECT count(*) FROM usage', timeout=3600)} usage rows,"
             f" {await connection.fetchval('SELECT count(*) FROM usage_rollup', timeout=3600)} sums",
