@@ -362,9 +362,7 @@ def _query(wanted: UsageQuery, whose: str, *, house: bool) -> str:
     model = "r.model" if "model" in wanted.by else "NULL::text"
     key = "r.key_id" if "key" in wanted.by else "NULL::uuid"
     amounts = (*_AMOUNTS, *(("house_nanousd",) if house else ()))
-    sums = ", ".join(
-        f"sum(r.{name})::bigint AS {name}" for name in (*_COUNTS, *_TOKENS, *amounts, *_LATENCIES)
-    )
+    sums = ", ".join(f"sum(r.{name}) AS {name}" for name in (*_COUNTS, *_TOKENS, *amounts, *_LATENCIES))
     bins = ", ".join(
         f"ARRAY[{', '.join(f'sum(r.{name}[{place}])' for place in range(1, len(BIN_BOUNDS_MS) + 2))}] AS {name}"
         for name in _BINS
@@ -385,8 +383,12 @@ def _row(row: Any, zone: str) -> UsageRow:
     period = row["period"]
     if isinstance(period, datetime):
         period = period.astimezone(ZoneInfo(zone))
-    values = {item.name: row[item.name] for item in fields(Sums) if item.name in row}
+    values: dict[str, Any] = {
+        item.name: int(row[item.name])  # everybody's sums may be more than a bigint holds
+        for item in fields(Sums)
+        if item.name in row and item.name not in _BINS
+    }
     for name in _BINS:
-        values[name] = tuple(values[name])
+        values[name] = tuple(row[name])
     key_id = None if row["key_id"] == _NO_KEY else row["key_id"]
     return UsageRow(period, row["model"], key_id, row["key_name"], row["currency"], Sums(**values))

@@ -491,6 +491,16 @@ async def test_nobody_sees_anothers(office: Office, payer: Payer, spender: Spend
                 await connection.fetchval("SELECT house_nanousd FROM usage_rollup")
 
 
+async def test_everybodys_sums_may_be_more_than_a_wallet_can_hold(office: Office, spender: Spender) -> None:
+    now = datetime.now(UTC)
+    for hours in (0, 1, 2):
+        await spender.spend(now - timedelta(hours=hours), accuracy="exact")
+    async with office.database.connection() as connection:
+        await connection.execute("UPDATE usage_rollup SET charge_nano = 9000000000000000000")
+    report = await UsageBook(office.database).read_all(UsageQuery(by=()))
+    assert report.rows[0].as_json()["charge"] == "27000000000"
+
+
 def test_bounds_are_read_strictly() -> None:
     assert parse_bound("2026-11-01") == date(2026, 11, 1)
     assert parse_bound("2026-11-01T12:15:00+05:45") == datetime(2026, 11, 1, 6, 30, tzinfo=UTC)
