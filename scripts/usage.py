@@ -124,9 +124,10 @@ def _span(step: date | datetime, period: str | None, report: UsageReport) -> tup
     if period == "month":
         following = (step.replace(day=1) + timedelta(days=32)).replace(day=1)
         return step.replace(day=1), (following - step.replace(day=1)).days
-    first, last = (moment.astimezone(clock).date() for moment in (report.starts_at, report.ends_at))
     if period == "week":
         return step - timedelta(days=(step.isoweekday() - report.week_starts) % 7), 7
+    last_moment = report.ends_at - timedelta(milliseconds=1)
+    first, last = (moment.astimezone(clock).date() for moment in (report.starts_at, last_moment))
     return first, (last - first).days + 1
 
 
