@@ -11,6 +11,7 @@ from aiohttp import web
 
 from billing.accounts import describe_quota, describe_reconciliations
 from billing.acting import acting
+from billing.alerts import describe_alerts
 from billing.callbook import describe_call
 from billing.caps import Scope, caps_as_json
 from billing.errors import InvalidKeyError, NotPermittedError
@@ -363,6 +364,11 @@ async def reconcile(request: web.Request) -> web.Response:
     return _answer(request, (await _desk(request).reconciler.run()).as_json())
 
 
+async def list_alerts(request: web.Request) -> web.Response:
+    """The alerts that last, the latest that ended, and the messages that nobody took yet."""
+    return _answer(request, await describe_alerts(_desk(request).database))
+
+
 async def list_audit(request: web.Request) -> web.Response:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
     desk = _desk(request)
@@ -445,6 +451,7 @@ ADMIN = (
     _endpoint("GET", "/admin/quota", get_quota),
     _endpoint("GET", "/admin/reconciliation", list_reconciliations),
     _endpoint("POST", "/admin/reconciliation", reconcile),
+    _endpoint("GET", "/admin/alerts", list_alerts),
     _endpoint("GET", "/admin/audit", list_audit, query=_query("wallet", "user", "actor", "since", "limit")),
     _endpoint("GET", "/admin/audit/verify", verify_audit, query=_query("expect")),
 )

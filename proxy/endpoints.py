@@ -3,9 +3,10 @@
 from typing import Any
 
 from billing.statement import KINDS
+from proxy.calls import get_own_call, list_calls
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
-from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
+from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm, WalletAlertsForm
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -13,6 +14,7 @@ from proxy.openapi import Endpoint, show_document
 from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.wallet import get_wallet
+from proxy.wallet_alerts import get_wallet_alerts, put_wallet_alerts
 from proxy.webhooks import receive_webhook
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
@@ -32,6 +34,15 @@ _TRANSACTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("format", {"type": "string", "enum": ["json", "csv"]}),
 )
 
+_CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 100}),
+    ("after", _ID),
+    ("model", {"type": "string"}),
+    ("key", _ID),
+    ("since", {"type": "string", "format": "date-time"}),
+    ("until", {"type": "string", "format": "date-time"}),
+)
+
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -45,7 +56,19 @@ ENDPOINTS = (
     ),
     Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
     Endpoint("GET", "/v1/models/{model:.+}", get_model, "Model", "calls"),
+    Endpoint("GET", "/v1/calls", list_calls, "Calls", "wallet", query=_CALLS),
+    Endpoint("GET", "/v1/calls/{call}", get_own_call, "ExplainedCall", "wallet"),
     Endpoint("GET", "/v1/wallet", get_wallet, "Wallet", "wallet"),
+    Endpoint("GET", "/v1/wallet/alerts", get_wallet_alerts, "WalletAlerts", "wallet"),
+    Endpoint(
+        "PUT",
+        "/v1/wallet/alerts",
+        put_wallet_alerts,
+        "WalletAlerts",
+        "wallet",
+        form=WalletAlertsForm,
+        errors=(415,),
+    ),
     Endpoint("GET", "/v1/wallet/caps", get_caps, "Caps", "wallet"),
     Endpoint("PUT", "/v1/wallet/caps", put_caps, "Caps", "wallet", form=CapsForm, errors=(415,)),
     Endpoint(

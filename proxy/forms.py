@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, TypeVar
@@ -89,6 +89,12 @@ class CapsForm(Form):
     def limits(self) -> dict[str, int | None]:
         """What was named, in nano units."""
         return {period: getattr(self, period) for period in sorted(self.model_fields_set)}
+
+
+class WalletAlertsForm(Form):
+    """Below which balance its owner is told, in major units of the wallet's currency; null: never."""
+
+    low: Amount | None
 
 
 class KeyForm(Form):
@@ -238,6 +244,34 @@ def read_flag(request: web.Request, name: str) -> bool:
     if found is None:
         raise BadRequestError(f"'{name}' must be true or false.", param=name)
     return found
+
+
+def read_limit(request: web.Request, *, most: int) -> int:
+    """Read how long a page shall be; the longest, without one.
+
+    Raises:
+        BadRequestError: it is no number from 1 to ``most``.
+    """
+    text = read_query(request, "limit") or str(most)
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))) or not 1 <= int(text) <= most:
+        raise BadRequestError(f"'limit' must be a whole number from 1 to {most}.", param="limit")
+    return int(text)
+
+
+def read_moment(request: web.Request, name: str) -> datetime | None:
+    """Read a moment of the query, in UTC where it names no zone; None when it is not there.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    text = read_query(request, name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
 
 
 def _refuse(constant: str) -> None:

@@ -11,7 +11,9 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.alerts import Alerts
 from billing.audit import Audit
+from billing.callbook import OwnCalls
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
@@ -42,6 +44,7 @@ from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
+from proxy.alerthook import make_messenger
 from proxy.fxsources import make_sources
 from proxy.jwt import JwtVerifier
 from proxy.payments.making import make_payment_apis
@@ -81,6 +84,7 @@ class Services:
     wallets: Wallets
     caps: Caps
     statements: Statements
+    own_calls: OwnCalls
     intents: Intents
     payments: PaymentDesk
     prices: PriceBook
@@ -89,6 +93,7 @@ class Services:
     counter: TokenCounter
     upstream: Upstream
     sweeper: Sweeper
+    alerts: Alerts
     tasks: TrackedTasks  # loops that run as long as the worker
     conclusions: TrackedTasks  # ends of calls, which the worker waits for
 
@@ -166,6 +171,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         wallets=Wallets(people),
         caps=Caps(people),
         statements=Statements(people),
+        own_calls=OwnCalls(people),
         intents=Intents(people),
         payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
         prices=PriceBook(database),
@@ -174,6 +180,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         counter=TokenCounter(),
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep),
+        alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
@@ -227,6 +234,7 @@ async def _start(services: Services) -> None:
     services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.keys.run_notes, name="keys used")
     services.tasks.keep(services.sweeper.run, name="sweeper")
+    services.tasks.keep(services.alerts.run, name="alert messages")
     if services.payments.providers:
         services.tasks.keep(services.payments.run, name="payments")
     for routine in routines:
@@ -244,6 +252,7 @@ def make_routines(services: Services) -> list[Routine]:
         Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
         Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
+        Routine(database, "alerts", period_s=settings.alerts.period_s, work=services.alerts.evaluate),
     ]
     if services.payments.providers:
         sweep = services.payments.sweep

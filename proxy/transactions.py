@@ -2,7 +2,6 @@
 
 import csv
 import io
-from datetime import UTC, datetime
 from html import escape
 
 from aiohttp import web
@@ -14,7 +13,7 @@ from billing.wallets import parse_id
 from proxy.auth import authenticate
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
-from proxy.forms import read_query
+from proxy.forms import read_limit, read_moment, read_query
 from proxy.services import SERVICES, Services
 
 _PAGE = 100
@@ -49,10 +48,7 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
     wanted = _read_filter(request)
     if _read_format(request) == "csv":
         return await _send_csv(request, services, caller, wanted, "transactions")
-    text, after = read_query(request, "limit") or str(_PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= _PAGE:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE}.", param="limit")
-    limit = int(text)
+    limit, after = read_limit(request, most=_PAGE), read_query(request, "after")
     found = await services.statements.list_page(
         caller.user_id,
         caller.wallet_id,
@@ -162,17 +158,6 @@ def _read_filter(request: web.Request) -> Filter:
     kinds = read_query(request, "kind")
     return Filter(
         kinds=None if kinds is None else kinds.split(","),
-        since=_read_moment(request, "since"),
-        until=_read_moment(request, "until"),
+        since=read_moment(request, "since"),
+        until=read_moment(request, "until"),
     )
-
-
-def _read_moment(request: web.Request, name: str) -> datetime | None:
-    text = read_query(request, name)
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
