@@ -93,7 +93,7 @@ async def _look_at_differences(connection: Any, settings: Settings) -> list[Cond
         Condition(
             "drift",
             "critical",
-            f"Reconciliation found {many} differences to the provider's bill that it could not post.",
+            f"Differences to the provider's bill that reconciliation could not post: {many}.",
             {"causes": causes},
         )
     ]
@@ -112,7 +112,7 @@ async def _look_at_reviews(connection: Any, _: Settings) -> list[Condition]:
         Condition(
             "calls_in_review",
             "warning",
-            f"The provider does not know {row['many']} answers that it gave; {held} USD stay held for them.",
+            f"Calls in review: {row['many']}. The provider does not know what it answered; {held} USD stay held.",
             {"calls": row["many"], "held_usd": held, "call_ids": row["ids"]},
         )
     ]
@@ -131,7 +131,7 @@ async def _look_at_settle_lag(connection: Any, settings: Settings) -> list[Condi
         Condition(
             "settle_lag",
             "critical",
-            f"{row['many']} calls of workers that died are still not settled: the sweeper does not come after.",
+            f"Calls of dead workers that are still not settled: {row['many']}. The sweeper does not come after.",
             {"calls": row["many"], "oldest_opened_at": row["since"].isoformat(), "call_ids": row["ids"]},
         )
     ]
@@ -157,7 +157,7 @@ async def _look_at_payments(connection: Any, _: Settings) -> list[Condition]:
         Condition(
             "payments_in_review",
             "warning",
-            f"{many} payments do not agree with what was asked for: their money lies in suspense until you decide.",
+            f"Payments that do not agree with what was asked for: {many}. Their money lies in suspense.",
             {"payments": many, "suspense": suspense},
         )
     ]
@@ -175,7 +175,7 @@ async def _look_at_webhooks(connection: Any, settings: Settings) -> list[Conditi
         Condition(
             "webhook_failures",
             "warning",
-            f"{row['failing'] + row['given_up']} webhooks of {row['provider']} could not be worked off.",
+            f"Webhooks of {row['provider']} that could not be worked off: {row['failing'] + row['given_up']}.",
             {"provider": row["provider"], "failing": row["failing"], "given_up": row["given_up"]},
             subject=row["provider"],
         )
