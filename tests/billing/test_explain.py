@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context, Decimal, localcontext
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,19 @@ from tests.billing.test_ledger import books_hold
 from tests.conftest import Payer, make_payer
 
 _NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+_PRICES = tuple(
+    f"{name}_usd"
+    for name in (
+        "prompt",
+        "completion",
+        "cached_read",
+        "cached_write",
+        "reasoning",
+        "image",
+        "audio",
+        "request",
+    )
+)
 _WIDE = Context(prec=300)
 _NANO = Decimal("1e-9")
 
@@ -76,6 +90,11 @@ def follow(lines: list[str]) -> Decimal:
     return charge
 
 
+def make_price(model: str, price_id: UUID, each: Sequence[Decimal]) -> Price:
+    named: dict[str, Any] = dict(zip(_PRICES, each, strict=True))
+    return Price(price_id, model, **named)
+
+
 prices = st.decimals(min_value=0, max_value=Decimal("0.01"), places=18)
 counts = st.integers(0, 200_000)
 
@@ -112,7 +131,7 @@ def test_every_line_holds_and_leads_to_the_charge(
     billed: Decimal | None,
     hold: int,
 ) -> None:
-    price, fx = Price(new_id(), "m", *prices[:5], *prices[5:]), FxQuote(new_id(), "NGN", rate, markup)
+    price, fx = make_price("m", new_id(), prices), FxQuote(new_id(), "NGN", rate, markup)
     end = assess(new_id(), Evidence(billed_usd=billed, usage=usage), price=price, fx=fx, outcome="completed")
     facts = CallFacts(
         state=end.state,
@@ -148,19 +167,7 @@ class Shop:
 
     async def open(self) -> None:
         for number in range(6):
-            values = {
-                f"{name}_usd": Decimal(self.dice.randrange(10**13)).scaleb(-18)
-                for name in (
-                    "prompt",
-                    "completion",
-                    "cached_read",
-                    "cached_write",
-                    "reasoning",
-                    "image",
-                    "audio",
-                    "request",
-                )
-            }
+            values = {name: Decimal(self.dice.randrange(10**13)).scaleb(-18) for name in _PRICES}
             await PriceBook(self.office.database).set_prices(
                 [ModelPrice(f"m{number}", "m", None, None, values)], source="manual"
             )
@@ -168,7 +175,7 @@ class Shop:
                 price_id = await connection.fetchval(
                     "SELECT id FROM model_prices WHERE model_id = $1", f"m{number}"
                 )
-            self.prices.append(Price(price_id, f"m{number}", **values))
+            self.prices.append(make_price(f"m{number}", price_id, list(values.values())))
             rate = Decimal(self.dice.randrange(1, 10**12)).scaleb(-8)
             self.quotes.append(
                 await FxBook(self.office.database, FxSettings()).set_rate(
@@ -286,6 +293,9 @@ async def test_nobody_reads_anothers_calls(office: Office, shop: Shop) -> None:
         with pytest.raises(NotFoundError):
             await own.describe(other.user_id, call_id, wallet_id=wallet_id)
         assert await own.list_page(other.user_id, wallet_id, CallFilter(), limit=10) == []
+    second = await office.wallets.create_wallet(str(shop.payer.user_id), currency="NGN")
+    with pytest.raises(NotFoundError):  # a key sees what its own wallet paid
+        await own.describe(shop.payer.user_id, call_id, wallet_id=second)
     async with database.as_person(shop.payer.user_id) as connection:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.fetch("SELECT house_nanousd FROM calls")

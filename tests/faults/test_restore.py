@@ -75,6 +75,11 @@ async def test_a_restored_backup(
         async with open_office(restored) as there:
             assert (await there.wallets.get_wallet(payer.wallet_id)).held_nano > 0, "a call was under way"
             await there.pipe.run("FLUSHALL")
+            async with there.database.connection() as connection:
+                await connection.execute(
+                    "SELECT setval(pg_get_serial_sequence('events', 'id'),"
+                    " (SELECT coalesce(max(id), 0) + 10000000 FROM events))"
+                )
             async with asyncio.timeout(60):  # until the lease of the worker that is no more has ended
                 sweeper = Sweeper(there.database, there.holds, there.upstream, settings.sweep)
                 while (await there.wallets.get_wallet(payer.wallet_id)).held_nano:

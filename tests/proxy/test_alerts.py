@@ -15,10 +15,11 @@ from uuid import UUID
 import aiohttp
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from billing.alerts import Alerts, Evaluation, describe_alerts
 from billing.db import Database
-from billing.errors import AlertNotTakenError, InputError
+from billing.errors import AlertNotTakenError, InputError, NotFoundError
 from billing.ids import new_id
 from billing.ledger import Ending, Ledger
 from billing.money import NANO
@@ -466,7 +467,7 @@ async def test_an_owner_names_a_balance_and_is_told(
     payer, other = await make_payer(office), await make_payer(office)
     token = "the operator's token, long enough"
     more = told(settings, receiver).model_copy(
-        update={"admin": settings.admin.model_copy(update={"token": type(settings.alerts.secret)(token)})}
+        update={"admin": settings.admin.model_copy(update={"token": SecretStr(token)})}
     )
     async with run_proxy(more) as running, aiohttp.ClientSession() as session:
         client = Client(session, running.base_url, payer.secret)
@@ -486,6 +487,8 @@ async def test_an_owner_names_a_balance_and_is_told(
         shown = (await admin.ask("GET", "/admin/alerts"))[1]["data"]
         assert [(item["kind"], item["subject"]) for item in shown] == [("wallet_low", str(payer.wallet_id))]
         assert (await client.with_secret(other.secret).ask("GET", "/v1/wallet/alerts"))[1]["low"] is None
+        with pytest.raises(NotFoundError):
+            await running.services.wallets.set_own_low(other.user_id, payer.wallet_id, None)
         assert (await client.ask("PUT", "/v1/wallet/alerts", {"low": None}))[1]["low"] is None
     async with office.database.connection() as connection:
         events = await connection.fetch("SELECT user_id, wallet_id, kind FROM events")
@@ -523,7 +526,7 @@ def test_messages_are_never_sent_unsigned_or_in_the_open() -> None:
     with pytest.raises(SettingsError, match="SECRET must be"):
         load_settings(alerts={"url": "https://hooks.example/x", "secret": "short"})
     with pytest.raises(InputError, match="TUMA_ALERTS__URL must start with https") as caught:
-        make_messenger(AlertSettings(url="http://hooks.example/token", secret=SECRET))
+        make_messenger(AlertSettings(url=SecretStr("http://hooks.example/token"), secret=SecretStr(SECRET)))
     assert "token" not in str(caught.value)
     settings = make_settings(postgres_dsn="x", redis_url="x")
     assert make_messenger(settings.alerts) is None

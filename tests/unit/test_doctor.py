@@ -27,3 +27,11 @@ def test_what_is_not_encrypted(dsn: str, redis: str, upstream: str, warned: int)
     details = [item["detail"] for item in _look_at_settings(settings)]
     assert sum("not encrypted" in detail for detail in details) == warned
     assert not any(":p@" in detail for detail in details)
+
+
+@pytest.mark.parametrize(("url", "said"), [("", "is not set"), ("https://hooks.example/token", "set")])
+def test_whether_anybody_is_told_of_alerts(url: str, said: str) -> None:
+    settings = load_settings(alerts={"url": url, "secret": "a secret that signs"})
+    (found,) = (item for item in _look_at_settings(settings) if item["name"] == "TUMA_ALERTS__URL")
+    assert found["detail"].startswith(said)
+    assert "token" not in found["detail"]
