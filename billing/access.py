@@ -179,7 +179,8 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
             ),
         ),
     ),
-    "usage": ("call_id IN (SELECT c.id FROM calls c WHERE c.user_id = {me})", ()),
+    # By each call's own row: a list of all calls of a person would be made for every page that they read.
+    "usage": ("EXISTS (SELECT FROM calls c WHERE c.id = usage.call_id AND c.user_id = {me})", ()),
     "journal_tx": ("wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})", ()),
     "journal_entry": ("wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})", ()),
     "spending_caps": ("user_id = {me}", ()),

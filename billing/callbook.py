@@ -47,7 +47,8 @@ _OWN_CALL = f"{_select(_OWN)} FROM calls c{_JOINS} WHERE c.id = $1 AND c.wallet_
 # their own on the hot table. What is under way has no entry yet.
 _LIST = f"""
     WITH found AS (
-        (SELECT e.tx_id AS id FROM journal_entry e JOIN calls c ON c.id = e.tx_id
+        (SELECT e.tx_id AS id FROM journal_entry e
+         CROSS JOIN LATERAL (SELECT c.model, c.key_id FROM calls c WHERE c.id = e.tx_id OFFSET 0) c -- each by its key
          WHERE e.wallet_id = $1 AND ($2::uuid IS NULL OR e.tx_id < $2)
            AND ($3::timestamptz IS NULL OR e.tx_id >= uuid_floor($3)) AND ($4::timestamptz IS NULL OR e.tx_id < uuid_floor($4))
            AND ($5::text IS NULL OR c.model = $5) AND ($6::uuid IS NULL OR c.key_id = $6)

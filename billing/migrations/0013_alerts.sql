@@ -76,7 +76,7 @@ BEGIN
         p_batch, p_id, p_state, p_outcome, p_accuracy, p_source, p_generation, p_cost, p_provider_cost, p_charge, p_spread,
         p_house, p_prompt, p_completion, p_cached_read, p_cached_write, p_reasoning, p_first_byte_ms, p_duration_ms)
     LOOP
-        IF ended.won AND ended.call_id = ANY (p_exact) THEN
+        IF ended.won THEN
             winners := winners || ended.call_id;
         END IF;
         call_id := ended.call_id; won := ended.won; state := ended.state; charge_nano := ended.charge_nano;
@@ -85,5 +85,6 @@ BEGIN
     END LOOP;
     UPDATE usage u SET cost_attousd = e.cost, images = e.images, audio_tokens = e.audio
     FROM unnest(p_exact, p_exact_cost, p_images, p_audio) AS e (id, cost, images, audio)
-    WHERE u.call_id = e.id AND e.id = ANY (winners);
+    JOIN unnest(winners) AS w (id) ON w.id = e.id
+    WHERE u.call_id = e.id;
 END $$;
