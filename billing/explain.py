@@ -176,7 +176,9 @@ def _explain_conversion(cost: int, fx: FxQuote) -> Iterator[str]:
         f"Rounded up, this once, to {NANO_DECIMALS} decimals: {format_amount(charge.charge_nano)} {fx.currency}."
     )
     if fx.markup_bps:
-        yield f"Of it, markup: {format_amount(charge.spread_nano)} {fx.currency}."
+        base = format_amount(charge.charge_nano - charge.spread_nano)
+        spread = format_amount(charge.spread_nano)
+        yield f"Of it, markup: {spread} {fx.currency}; without, rounded up alike, it would be {base} {fx.currency}."
 
 
 def _explain_hold(call: CallFacts) -> Iterator[str]:
@@ -219,7 +221,7 @@ def _explain_result(call: CallFacts) -> Iterator[str]:
             yield f"Of the cost the house bears {format_usd(call.house.house_nanousd)} USD."
     if call.accuracy is not None and call.state == "settled":
         why = {
-            "exact": "exact: what the provider billed",
+            "exact": "exact: what the provider bills",
             "estimated": "estimated: reconciliation may correct it once the provider names its figure",
         }[call.accuracy]
         yield f"The cost is {why}."

@@ -70,9 +70,14 @@ def follow(lines: list[str]) -> Decimal:
                 assert Decimal(product[1]) * factor == Decimal(product[4]), line
                 assert cost is None or Decimal(product[1]) == cost, line
                 exact = Decimal(product[4])
+                plain = Decimal(product[1]) * Decimal(product[2] or 1)
+                base = plain.quantize(_NANO, rounding=ROUND_CEILING)
             elif rounded := re.fullmatch(rf"Rounded up, this once, to 9 decimals: {_NUMBER} [A-Z]+\.", line):
                 charge = exact.quantize(_NANO, rounding=ROUND_CEILING)
                 assert charge == Decimal(rounded[1]), line
+            elif markup := re.match(rf"Of it, markup: {_NUMBER} .* it would be {_NUMBER} ", line):
+                assert Decimal(markup[2]) == base, line
+                assert charge is not None and Decimal(markup[1]) == charge - base, line
             elif held := re.match(
                 rf"Held during the call: {_NUMBER} .*; paid when it ended: {_NUMBER} ", line
             ):
