@@ -19,6 +19,7 @@ from proxy.ask import read_body
 from proxy.errors import BadRequestError
 
 _Form = TypeVar("_Form", bound=BaseModel)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AMOUNT = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -261,6 +262,8 @@ def read_limit(request: web.Request, *, most: int) -> int:
 def read_moment(request: web.Request, name: str) -> datetime | None:
     """Read a moment of the query, in UTC where it names no zone; None when it is not there.
 
+    What is before 1970 is 1970: ids count from there.
+
     Raises:
         BadRequestError: it is none.
     """
@@ -269,7 +272,8 @@ def read_moment(request: web.Request, name: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return max(moment, _EPOCH)
     except (ValueError, OverflowError):
         raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
 

@@ -102,6 +102,7 @@ async def test_a_call_is_found(client: Client, proxy: Running, payer: Payer) -> 
     assert await listed(f"model={CHAT['model']}") == await listed(f"key={payer.key_id}") == ids
     assert await listed("model=another") == await listed(f"key={payer.user_id}") == []
     assert await listed("since=2020-01-01") == await listed("until=2100-01-01T00:00:00Z") == ids
+    assert await listed("since=1950-01-01") == ids
     assert await listed("since=2100-01-01") == await listed("until=2020-01-01") == []
     for wrong in ("limit=0", "limit=101", "since=yesterday", "after=x", "limit=1&limit=2"):
         assert (await client.ask("GET", f"/v1/calls?{wrong}"))[0] in (400, 404), wrong
