@@ -85,6 +85,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "own_rotate_key",
         "own_set_auto_topup",
         "own_set_caps",
+        "own_set_low",
     ),
     "webhook": (
         "begin_auto_topup",
@@ -136,7 +137,19 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "users": ("id = {me}", ("id", "email", "status", "timezone", "week_starts", "created_at")),
     "wallets": (
         "user_id = {me}",
-        ("id", "user_id", "currency", "posted_nano", "held_nano", "overdraft_nano", "status", "created_at"),
+        (
+            *(
+                "id",
+                "user_id",
+                "currency",
+                "posted_nano",
+                "held_nano",
+                "overdraft_nano",
+                "status",
+                "created_at",
+            ),
+            "low_nano",
+        ),
     ),
     "api_keys": (
         "wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})",
@@ -166,13 +179,15 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
                 "opened_at",
                 "ended_at",
                 "outcome",
+                "generation_id",
                 "accuracy",
                 "cost_nanousd",
                 "charge_nano",
             ),
         ),
     ),
-    "usage": ("call_id IN (SELECT c.id FROM calls c WHERE c.user_id = {me})", ()),
+    # By each call's own row: a list of all calls of a person would be made for every page that they read.
+    "usage": ("EXISTS (SELECT FROM calls c WHERE c.id = usage.call_id AND c.user_id = {me})", ()),
     "usage_rollup": (
         "wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})",
         (
@@ -229,6 +244,9 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
 SECRET_COLUMNS: Mapping[str, tuple[str, ...]] = {"api_keys": ("secret_hmac", "previous_hmac", "pepper")}
 # What the keeper writes by itself: none of it is money.
 KEPT: Mapping[str, str] = {
+    "alert_messages": "INSERT, UPDATE",
+    "alerts": "INSERT, UPDATE",
+    "events": "INSERT",
     "provider_openings": "INSERT",
     "provider_quota": "UPDATE",
     "reconciliation_diffs": "INSERT",

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from billing.fx import FxQuote
 from billing.ledger import Accuracy, Ending, Source
-from billing.money import attousd_from_decimal, nanousd_from_attousd
+from billing.money import ATTO_PER_NANO, attousd_from_decimal, nanousd_from_attousd
 from billing.pricing import Price, Usage, cost_attousd
 
 
@@ -91,6 +91,7 @@ def assess(
         usage=usage,
         first_byte_ms=first_byte_ms,
         duration_ms=duration_ms,
+        exact_attousd=cost if source == "provider_cost" and cost % ATTO_PER_NANO else None,
     )
 
 

@@ -36,7 +36,7 @@ from billing.errors import (
 )
 from billing.holds import Hold, Holds, RateState
 from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
-from billing.money import NANO_DECIMALS
+from billing.money import ATTO_DECIMALS, NANO_DECIMALS
 from billing.provider import Bill
 from billing.quota import Quota
 from billing.quote import Quote
@@ -360,6 +360,8 @@ class Calls:
     async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
         """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
         cost_usd = Decimal(provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        if ending.exact_attousd is not None:
+            cost_usd = Decimal(ending.exact_attousd).scaleb(-ATTO_DECIMALS)
         bill = Bill(ending.generation_id or "", cost_usd, ending.usage)
         try:
             await self._corrections.correct(ending.call_id, bill, late_settlement=True)
@@ -452,6 +454,7 @@ def on_the_house(ending: Ending) -> Ending:
         usage=ending.usage,
         first_byte_ms=ending.first_byte_ms,
         duration_ms=ending.duration_ms,
+        exact_attousd=ending.exact_attousd,
     )
 
 

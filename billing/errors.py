@@ -25,6 +25,7 @@
     - ProviderQuotaError
     - PaymentsUnavailableError
     - JwksUnavailableError
+    - AlertNotTakenError
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
 
@@ -156,6 +157,10 @@ class PaymentsUnavailableError(UnavailableError):
 
 class JwksUnavailableError(UnavailableError):
     """The issuer's keys cannot be fetched, and none that is known would do."""
+
+
+class AlertNotTakenError(UnavailableError):
+    """The receiver of alerts did not acknowledge a message; it is delivered again."""
 
 
 class BrokenInvariantError(TumaError):

@@ -54,6 +54,7 @@ class Ending:
         outcome: in a word, for people: ``completed``, ``client_gone``, ``upstream_error``, ….
         house_nanousd: the part of the cost that the wallet does not pay.
         provider_cost_nanousd: what the provider says it billed; None when it said nothing.
+        exact_attousd: the same, where it is finer than nano-dollars, for who wants to follow the charge; else None.
     """
 
     call_id: UUID
@@ -70,6 +71,12 @@ class Ending:
     usage: Usage = field(default_factory=Usage)
     first_byte_ms: int | None = None
     duration_ms: int | None = None
+    exact_attousd: int | None = None
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it has figures beyond those of every call."""
+        return bool(self.exact_attousd is not None or self.usage.images or self.usage.audio_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,7 @@ class Ledger:
             BrokenInvariantError: a call was never opened.
         """
         usage = [item.usage for item in batch]
+        fine = [item for item in batch if item.is_fine]
         columns: tuple[list[Any], ...] = (
             [item.call_id for item in batch],
             [item.state for item in batch],
@@ -190,11 +198,15 @@ class Ledger:
             [item.reasoning_tokens for item in usage],
             [item.first_byte_ms for item in batch],
             [item.duration_ms for item in batch],
+            [item.call_id for item in fine],
+            [item.exact_attousd for item in fine],
+            [item.usage.images for item in fine],
+            [item.usage.audio_tokens for item in fine],
         )
         async with self._settler.connection() as connection:
             rows = await connection.fetch(
                 "SELECT * FROM settle_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
-                " $17, $18, $19)",
+                " $17, $18, $19, $20, $21, $22, $23)",
                 new_id(),
                 *columns,
             )

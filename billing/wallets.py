@@ -127,6 +127,26 @@ class Wallets:
             raise InputError("a subject has 1 to 255 characters") from None
         return user_id
 
+    async def find_own_low(self, owner: UUID, wallet_id: UUID) -> int | None:
+        """Return below which balance a person wants to be told of their wallet; None: never."""
+        async with self._database.as_person(owner, readonly=True) as connection:
+            low: int | None = await connection.fetchval(
+                "SELECT low_nano FROM wallets WHERE id = $1", wallet_id
+            )
+        return low
+
+    async def set_own_low(self, owner: UUID, wallet_id: UUID, low_nano: int | None) -> None:
+        """Set below which balance a person is told of their wallet; None: never.
+
+        Raises:
+            NotFoundError: there is no such wallet, or it is another's.
+        """
+        try:
+            async with self._database.as_person(owner) as connection:
+                await connection.execute("SELECT own_set_low($1, $2)", wallet_id, low_nano)
+        except asyncpg.NoDataFoundError:
+            raise NotFoundError(f"there is no wallet {wallet_id}") from None
+
     async def find_user(self, email: str) -> UUID | None:
         """Return the id of the user with this address."""
         async with self._database.connection() as connection:

@@ -12,7 +12,15 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableError
 
@@ -21,6 +29,7 @@ Count = Annotated[int, Field(gt=0)]
 Bound = Annotated[int, Field(ge=0)]  # 0: none
 MarkupBps = Annotated[int, Field(ge=0, le=100_000)]
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
+SECRET_MIN = 16  # characters of a secret that signs
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -399,6 +408,38 @@ class ReconcileSettings(_Section):
     rows: Count = 1_000  # calls of one run
 
 
+class AlertSettings(_Section):
+    """What an operator is told by webhook, and when."""
+
+    # Where messages are posted; it may have a token in it. Empty: alerts are kept and shown, and nobody is told.
+    url: SecretStr = SecretStr("")
+    secret: SecretStr = SecretStr("")  # signs every message
+    name: Annotated[str, Field(max_length=100)] = "tuma"  # of this installation, in every message
+    period_s: Positive = 15.0  # from one look at the conditions to the next
+    quiet_s: Annotated[float, Field(ge=0)] = 60.0  # a condition that was not seen for so long has ended
+    remind_s: Positive = 6 * 3600.0  # how often is reminded of one that lasts
+    look_s: Positive = 2.0  # how often each worker looks for messages to deliver
+    timeout_s: Positive = 10.0  # for the receiver's whole answer
+    answer_bytes: Count = 16 * 1024  # an answer larger than this is no acknowledgement
+    pause_s: Positive = 5.0  # before a second try; doubled with each
+    pause_max_s: Positive = 300.0
+    drop_after_s: Positive = 3 * 86_400.0  # a message that nobody took for so long is given up
+    settle_lag_s: Positive = 60.0  # calls of dead workers that are open for so long
+    webhook_tries: Count = 3  # an event of a payment provider's that failed so often
+    differences_s: Positive = 86_400.0  # how long what reconciliation found and did not post is told of
+    cap_percent: Annotated[int, Field(ge=50, le=100)] = 80  # spent of a cap
+    events_back_s: Positive = 3600.0  # users' events of longer ago are not told of
+    rows: Count = 1_000  # wallets, events and messages at a time
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> "AlertSettings":
+        if self.url.get_secret_value() and len(self.secret.get_secret_value()) < SECRET_MIN:
+            raise ValueError(
+                f"URL is set, so SECRET must be, too, with at least {SECRET_MIN} characters: it signs the messages"
+            )
+        return self
+
+
 class Settings(BaseSettings):
     """All settings; ``load_settings`` is the way to get them."""
 
@@ -429,6 +470,7 @@ class Settings(BaseSettings):
     sweep: SweepSettings = SweepSettings()
     quota: QuotaSettings = QuotaSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
+    alerts: AlertSettings = AlertSettings()
 
 
 def load_settings(**overrides: object) -> Settings:

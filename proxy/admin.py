@@ -9,6 +9,7 @@ from aiohttp import web
 
 from billing.accounts import describe_quota, describe_reconciliations
 from billing.acting import acting
+from billing.alerts import describe_alerts
 from billing.callbook import describe_call
 from billing.caps import Scope, caps_as_json
 from billing.errors import InvalidKeyError, NotPermittedError
@@ -353,6 +354,11 @@ async def reconcile(request: web.Request) -> web.Response:
     return answer(request, (await desk_of(request).reconciler.run()).as_json())
 
 
+async def list_alerts(request: web.Request) -> web.Response:
+    """The alerts that last, the latest that ended, and the messages that nobody took yet."""
+    return answer(request, await describe_alerts(desk_of(request).database))
+
+
 async def list_audit(request: web.Request) -> web.Response:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
     desk = desk_of(request)
@@ -402,6 +408,7 @@ ADMIN = (
     endpoint("GET", "/admin/quota", get_quota),
     endpoint("GET", "/admin/reconciliation", list_reconciliations),
     endpoint("POST", "/admin/reconciliation", reconcile),
+    endpoint("GET", "/admin/alerts", list_alerts),
     endpoint("GET", "/admin/audit", list_audit, query=query("wallet", "user", "actor", "since", "limit")),
     endpoint("GET", "/admin/audit/verify", verify_audit, query=query("expect")),
     *ADMIN_PAYMENTS,

@@ -5,9 +5,18 @@ from typing import Any
 from billing.statement import KINDS
 from billing.usage import GROUPS
 from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
+from proxy.calls import get_own_call, list_calls
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
-from proxy.forms import AutoTopupForm, CapsForm, KeyForm, RotateForm, TopupForm, WalletAction
+from proxy.forms import (
+    AutoTopupForm,
+    CapsForm,
+    KeyForm,
+    RotateForm,
+    TopupForm,
+    WalletAction,
+    WalletAlertsForm,
+)
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -16,6 +25,7 @@ from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.usage import get_usage
 from proxy.wallet import get_wallet
+from proxy.wallet_alerts import get_wallet_alerts, put_wallet_alerts
 from proxy.wallet_management import manage_wallet
 from proxy.webhooks import receive_webhook
 
@@ -47,6 +57,14 @@ _USAGE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("group_by", {"type": "string", "description": f"Several by commas: {', '.join(GROUPS)}."}),
     ("format", {"type": "string", "enum": ["json", "csv"]}),
 )
+_CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 100}),
+    ("after", _ID),
+    ("model", {"type": "string"}),
+    ("key", _ID),
+    ("since", {"type": "string", "format": "date-time"}),
+    ("until", {"type": "string", "format": "date-time"}),
+)
 
 ENDPOINTS = (
     Endpoint(
@@ -61,7 +79,19 @@ ENDPOINTS = (
     ),
     Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
     Endpoint("GET", "/v1/models/{model:.+}", get_model, "Model", "calls"),
+    Endpoint("GET", "/v1/calls", list_calls, "Calls", "wallet", query=_CALLS),
+    Endpoint("GET", "/v1/calls/{call}", get_own_call, "ExplainedCall", "wallet"),
     Endpoint("GET", "/v1/wallet", get_wallet, "Wallet", "wallet"),
+    Endpoint("GET", "/v1/wallet/alerts", get_wallet_alerts, "WalletAlerts", "wallet"),
+    Endpoint(
+        "PUT",
+        "/v1/wallet/alerts",
+        put_wallet_alerts,
+        "WalletAlerts",
+        "wallet",
+        form=WalletAlertsForm,
+        errors=(415,),
+    ),
     Endpoint("GET", "/v1/wallet/caps", get_caps, "Caps", "wallet"),
     Endpoint("PUT", "/v1/wallet/caps", put_caps, "Caps", "wallet", form=CapsForm, errors=(415,)),
     Endpoint(

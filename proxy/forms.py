@@ -20,6 +20,7 @@ from proxy.ask import read_body
 from proxy.errors import BadRequestError
 
 _Form = TypeVar("_Form", bound=BaseModel)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AMOUNT = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -90,6 +91,12 @@ class CapsForm(Form):
     def limits(self) -> dict[str, int | None]:
         """What was named, in nano units."""
         return {period: getattr(self, period) for period in sorted(self.model_fields_set & set(PERIODS))}
+
+
+class WalletAlertsForm(Form):
+    """Below which balance its owner is told, in major units of the wallet's currency; null: never."""
+
+    low: Amount | None
 
 
 class KeyForm(Form):
@@ -346,8 +353,22 @@ def read_flag(request: web.Request, name: str) -> bool:
     return found
 
 
+def read_limit(request: web.Request, *, most: int) -> int:
+    """Read how long a page shall be; the longest, without one.
+
+    Raises:
+        BadRequestError: it is no number from 1 to ``most``.
+    """
+    text = read_query(request, "limit") or str(most)
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))) or not 1 <= int(text) <= most:
+        raise BadRequestError(f"'limit' must be a whole number from 1 to {most}.", param="limit")
+    return int(text)
+
+
 def read_moment(request: web.Request, name: str) -> datetime | None:
-    """Read a moment of the query; without a zone it is in UTC; None when it is not there.
+    """Read a moment of the query, in UTC where it names no zone; None when it is not there.
+
+    What is before 1970 is 1970: ids count from there.
 
     Raises:
         BadRequestError: it is none.
@@ -357,7 +378,8 @@ def read_moment(request: web.Request, name: str) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return max(moment, _EPOCH)
     except (ValueError, OverflowError):
         raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
 

@@ -11,8 +11,10 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.alerts import Alerts
 from billing.audit import Audit
 from billing.auto_topups import AutoTopups
+from billing.callbook import OwnCalls
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
@@ -46,6 +48,7 @@ from billing.tokens import TokenCounter
 from billing.usage import UsageBook
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
+from proxy.alerthook import make_messenger
 from proxy.fxsources import make_sources
 from proxy.jwt import JwtVerifier
 from proxy.payments.making import make_payment_apis
@@ -86,6 +89,7 @@ class Services:
     caps: Caps
     statements: Statements
     usage: UsageBook
+    own_calls: OwnCalls
     intents: Intents
     auto_topups: AutoTopups
     payments: PaymentDesk
@@ -96,6 +100,7 @@ class Services:
     counter: TokenCounter
     upstream: Upstream
     sweeper: Sweeper
+    alerts: Alerts
     tasks: TrackedTasks  # loops that run as long as the worker
     conclusions: TrackedTasks  # ends of calls, which the worker waits for
 
@@ -179,6 +184,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         caps=Caps(people),
         statements=Statements(people),
         usage=UsageBook(people),
+        own_calls=OwnCalls(people),
         intents=Intents(people),
         auto_topups=AutoTopups(people),
         payments=payments,
@@ -189,6 +195,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         counter=TokenCounter(),
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep),
+        alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
@@ -242,6 +249,7 @@ async def _start(services: Services) -> None:
     services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.keys.run_notes, name="keys used")
     services.tasks.keep(services.sweeper.run, name="sweeper")
+    services.tasks.keep(services.alerts.run, name="alert messages")
     if services.payments.providers:
         services.tasks.keep(services.payments.run, name="payments")
     for routine in routines:
@@ -259,6 +267,7 @@ def make_routines(services: Services) -> list[Routine]:
         Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
         Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
+        Routine(database, "alerts", period_s=settings.alerts.period_s, work=services.alerts.evaluate),
     ]
     if services.payments.providers:
         sweep = services.payments.sweep

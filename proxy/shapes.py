@@ -10,6 +10,7 @@ _AMOUNT: Schema = {
     "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?$",
     "description": "Major units, exact.",
 }
+_MAYBE_AMOUNT: Schema = {**_AMOUNT, "type": ["string", "null"]}
 _PRICE: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$", "description": "USD, exact."}
 _MOMENT: Schema = {"type": ["string", "null"], "format": "date-time"}
 _ID: Schema = {"type": "string", "format": "uuid"}
@@ -82,7 +83,69 @@ _SUMS: dict[str, Schema] = {
         )
     },
 }
+_CALL = _object(
+    object={"const": "call"},
+    id={**_ID, "description": "The `x-request-id` of its answer."},
+    state={"enum": ["open", "settled", "void", "review"]},
+    outcome={"type": ["string", "null"]},
+    model=_TEXT,
+    stream={"type": "boolean"},
+    wallet_id=_ID,
+    key_id={"type": ["string", "null"]},
+    generation_id={"type": ["string", "null"], "description": "The provider's id of the answer."},
+    currency=_TEXT,
+    cost_usd=_MAYBE_AMOUNT,
+    charge=_MAYBE_AMOUNT,
+    accuracy={"enum": ["exact", "estimated", None]},
+    source={"enum": ["provider_cost", "price_book", "counted", "noted", None]},
+    tokens_prompt=_COUNT,
+    tokens_completion=_COUNT,
+    tokens_cached=_COUNT,
+    tokens_reasoning=_COUNT,
+    hold=_AMOUNT,
+    fx_rate={**_PRICE, "type": ["string", "null"], "description": "Units of the currency for one USD."},
+    fx_markup_bps=_COUNT,
+    **{
+        f"price_{name}_usd": {**_PRICE, "type": ["string", "null"], "description": "USD, for one."}
+        for name in (
+            *("prompt", "completion", "cached_read", "cached_write", "reasoning", "image", "audio"),
+            "request",
+        )
+    },
+    priced_at=_MOMENT,
+    opened_at=_MOMENT,
+    ended_at=_MOMENT,
+    first_byte_ms=_COUNT,
+    duration_ms=_COUNT,
+)
+_EXPLANATION: Schema = {
+    "type": "array",
+    "items": _TEXT,
+    "description": "How the charge came about, a line each, in exact figures.",
+}
+_CHANGES: Schema = {
+    "type": "array",
+    "items": _object(
+        kind={"enum": ["correction", "refund"]}, amount=_AMOUNT, description=_TEXT, created_at=_MOMENT
+    ),
+    "description": "What was posted after the settlement; what the wallet got is positive.",
+}
 SHAPES: dict[str, Schema] = {
+    "Call": _CALL,
+    "Calls": _list_of(
+        "Call",
+        has_more={"type": "boolean"},
+        first_id={"type": ["string", "null"]},
+        last_id={"type": ["string", "null"]},
+    ),
+    "ExplainedCall": {
+        **_CALL,
+        "properties": {**_CALL["properties"], "explanation": _EXPLANATION, "changes": _CHANGES},
+        "required": [*_CALL["required"], "explanation", "changes"],
+    },
+    "WalletAlerts": _object(
+        object={"const": "wallet.alerts"}, wallet_id=_ID, currency=_TEXT, low=_MAYBE_AMOUNT
+    ),
     "Error": _object(
         error=_object(
             message=_TEXT,

@@ -12,8 +12,7 @@ from billing.statement import Filter, Month, Transaction
 from billing.wallets import parse_id
 from proxy.auth import authenticate
 from proxy.context import standard_headers
-from proxy.errors import BadRequestError
-from proxy.forms import read_moment, read_query
+from proxy.forms import read_limit, read_moment, read_query
 from proxy.services import SERVICES, Services
 from proxy.tables import begin_csv, read_format, write_csv
 
@@ -49,15 +48,13 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
     wanted = _read_filter(request)
     if read_format(request, ("json", "csv")) == "csv":
         return await _send_csv(request, services, caller, wanted, "transactions")
-    text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= PAGE:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {PAGE}.", param="limit")
+    limit, after = read_limit(request, most=PAGE), read_query(request, "after")
     body = await describe_page(
         services,
         caller,
         wanted,
         after=None if after is None else parse_id(after, "transaction"),
-        limit=int(text),
+        limit=limit,
     )
     return web.json_response(body, headers=standard_headers(request))
 

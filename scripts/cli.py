@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from billing.alerts import Alerts, describe_alerts, describe_in_words
 from billing.audit import Audit, describe_row
 from billing.books import Books
 from billing.callbook import describe_call
@@ -24,6 +25,7 @@ from billing.sweeper import SweepCounts, Sweeper
 from billing.wallets import parse_id
 from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
+from proxy.alerthook import make_messenger
 from proxy.fxsources import make_sources
 from proxy.upstream.listing import read_listing
 from scripts.accounts import keys, users, wallets
@@ -205,8 +207,28 @@ def calls() -> None:
 @office_command(calls, "show")
 @click.argument("call")
 async def calls_show(office: Office, *, call: str) -> dict[str, Any]:
-    """Show everything known about a call."""
-    return await describe_call(office.database, parse_id(call, "call"))
+    """Show everything known about a call, and how its charge came about."""
+    shown = await describe_call(office.database, parse_id(call, "call"))
+    return {"report": _write_call(shown), **shown}
+
+
+def _write_call(shown: dict[str, Any]) -> str:
+    """Write a call for people: what it was, how its charge came about, and what was posted."""
+    answered = "streamed" if shown["stream"] else "plain"
+    by = "" if shown["key_id"] is None else f", key {shown['key_id']}"
+    lines = [
+        f"Call {shown['id']}: {shown['model']}, {answered}, {shown['state']}",
+        f"wallet {shown['wallet_id']}{by}, opened {shown['opened_at']}",
+        "",
+        *shown["explanation"],
+    ]
+    if shown["postings"]:
+        lines += ["", "Postings:"]
+        lines += [
+            f"  {row['at']}  {row['kind']:<10} {row['account']:<16} {row['amount']:>24} {row['currency']}  {row['memo']}".rstrip()
+            for row in shown["postings"]
+        ]
+    return "\n".join(lines)
 
 
 @office_command(calls, "refund")
@@ -254,6 +276,25 @@ async def revenue(office: Office, *, since: datetime | None, until: datetime | N
         since=None if since is None else since.replace(tzinfo=UTC),
         until=None if until is None else until.replace(tzinfo=UTC),
     )
+
+
+@main.group()
+def alerts() -> None:
+    """What operators are told of."""
+
+
+@office_command(alerts, "list")
+async def alerts_list(office: Office) -> dict[str, Any]:
+    """List the alerts that last, the latest that ended, and the messages that nobody took yet."""
+    shown = await describe_alerts(office.database)
+    return {"report": describe_in_words(shown), "alerts": shown["data"], "undelivered": shown["undelivered"]}
+
+
+@office_command(alerts, "test")
+async def alerts_test(office: Office) -> dict[str, Any]:
+    """Send a test message to TUMA_ALERTS__URL; exits 1 if it is not taken."""
+    settings = office.settings
+    return await Alerts(office.database, settings, make_messenger(settings.alerts)).send_test()
 
 
 @main.group()

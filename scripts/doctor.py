@@ -86,6 +86,14 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             _who_signs_in(settings),
             "",
         ),
+        _item(
+            "TUMA_ALERTS__URL",
+            True,
+            "set: `tuma alerts test` shows whether messages arrive"
+            if settings.alerts.url.get_secret_value()
+            else "is not set: nobody is told of alerts; they are in `tuma alerts list` and in the log",
+            "",
+        ),
         _item("TUMA_UPSTREAM__API_KEY", bool(key), "set", "is not set: the provider's key"),
         _item(
             "TUMA_UPSTREAM__BASE_URL",

@@ -130,7 +130,9 @@ async def _read_rows(database: Database) -> None:
 
 async def measure_settling(connection: Any) -> None:
     """Settle batches with and without the sums, in turns, by many wallets and by one."""
-    text = await connection.fetchval("SELECT pg_get_functiondef('settle_batch'::regproc)")
+    text = await connection.fetchval(
+        "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'settle_batch' ORDER BY pronargs DESC LIMIT 1"
+    )
     plain = text.replace("PERFORM add_usage(winners, 1);", "").replace(".settle_batch(", ".settle_plainly(")
     await connection.execute(plain)
     for name, wallets in (
@@ -174,8 +176,9 @@ async def _settle(connection: Any, function: str, number: int, wallets: int) -> 
         *([20_000] * count, [20_000] * count, [20_000] * count, [0] * count, [0] * count),
         *([100] * count, [200] * count, [0] * count, [0] * count, [0] * count),
         *([300] * count, [4_000] * count),
+        *([], [], [], []),
     ]
-    marks = ", ".join(f"${i}" for i in range(1, 20))
+    marks = ", ".join(f"${i}" for i in range(1, 24))
     began = time.monotonic()
     await connection.fetch(f"SELECT * FROM {function}({marks})", new_id(), *columns)
     return time.monotonic() - began

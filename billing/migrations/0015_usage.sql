@@ -147,12 +147,20 @@ BEGIN
 END $$;
 SELECT ensure_partitions(3);
 
--- As in 0006, and what was used is summed.
-CREATE OR REPLACE FUNCTION settle_batch(
+-- What the other columns do not tell exactly: a cost that the provider names more finely than nano-dollars, and the parts of
+-- a prompt that are priced apart. A charge is explained by them.
+ALTER TABLE usage
+    ADD COLUMN cost_attousd numeric(40, 0) CHECK (cost_attousd >= 0),
+    ADD COLUMN images       bigint NOT NULL DEFAULT 0,
+    ADD COLUMN audio_tokens bigint NOT NULL DEFAULT 0;
+
+-- As in 0006, and what was used is summed. p_exact names the calls that have more to tell than every call, in the three after it.
+CREATE FUNCTION settle_batch(
     p_batch uuid, p_id uuid[], p_state text[], p_outcome text[], p_accuracy text[], p_source text[], p_generation text[],
     p_cost bigint[], p_provider_cost bigint[], p_charge bigint[], p_spread bigint[], p_house bigint[],
     p_prompt bigint[], p_completion bigint[], p_cached_read bigint[], p_cached_write bigint[], p_reasoning bigint[],
-    p_first_byte_ms integer[], p_duration_ms integer[]
+    p_first_byte_ms integer[], p_duration_ms integer[],
+    p_exact uuid[], p_exact_cost numeric[], p_images bigint[], p_audio bigint[]
 ) RETURNS TABLE (call_id uuid, won boolean, state text, charge_nano bigint, hold_nano bigint, posted_nano bigint, available_nano bigint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -205,12 +213,13 @@ BEGIN
         END IF;
 
         INSERT INTO usage (call_id, source, prompt_tokens, completion_tokens, cached_read_tokens, cached_write_tokens,
-                           reasoning_tokens, first_byte_ms, duration_ms)
-        SELECT DISTINCT ON (u.id) u.*
+                           reasoning_tokens, first_byte_ms, duration_ms, cost_attousd, images, audio_tokens)
+        SELECT DISTINCT ON (u.id) u.*, x.cost, coalesce(x.images, 0), coalesce(x.audio, 0)
         FROM unnest(p_id, p_source, p_prompt, p_completion, p_cached_read, p_cached_write, p_reasoning,
                     p_first_byte_ms, p_duration_ms)
              AS u (id, source, prompt, completion, cached_read, cached_write, reasoning, first_byte_ms, duration_ms)
         JOIN calls c ON c.id = u.id
+        LEFT JOIN unnest(p_exact, p_exact_cost, p_images, p_audio) AS x (id, cost, images, audio) ON x.id = u.id
         WHERE u.id = ANY (winners) AND c.state = 'settled';
 
         PERFORM add_usage(winners, 1);
@@ -262,6 +271,20 @@ BEGIN
            w.posted_nano + w.overdraft_nano - w.held_nano
     FROM calls c JOIN wallets w ON w.id = c.wallet_id WHERE c.id = ANY (p_id);
 END $$;
+
+-- For whoever began to serve before this migration.
+CREATE OR REPLACE FUNCTION settle_batch(
+    p_batch uuid, p_id uuid[], p_state text[], p_outcome text[], p_accuracy text[], p_source text[], p_generation text[],
+    p_cost bigint[], p_provider_cost bigint[], p_charge bigint[], p_spread bigint[], p_house bigint[],
+    p_prompt bigint[], p_completion bigint[], p_cached_read bigint[], p_cached_write bigint[], p_reasoning bigint[],
+    p_first_byte_ms integer[], p_duration_ms integer[]
+) RETURNS TABLE (call_id uuid, won boolean, state text, charge_nano bigint, hold_nano bigint, posted_nano bigint, available_nano bigint)
+LANGUAGE sql AS $$
+    SELECT * FROM settle_batch(
+        p_batch, p_id, p_state, p_outcome, p_accuracy, p_source, p_generation, p_cost, p_provider_cost, p_charge, p_spread,
+        p_house, p_prompt, p_completion, p_cached_read, p_cached_write, p_reasoning, p_first_byte_ms, p_duration_ms,
+        '{}', '{}', '{}', '{}')
+$$;
 
 CREATE OR REPLACE FUNCTION adjust_call(
     p_tx uuid, p_call uuid, p_kind text, p_memo text, p_key text, p_hash bytea,

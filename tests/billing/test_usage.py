@@ -250,7 +250,9 @@ async def test_a_batch_begun_before_the_migration_is_sent_again(
     """An older version's function waits for the migration's lock, goes on with its old text, and must not pass the sums by."""
     calls = [await spender.open() for _ in range(2)]
     async with office.database.connection() as connection:
-        text = await connection.fetchval("SELECT pg_get_functiondef('settle_batch'::regproc)")
+        text = await connection.fetchval(
+            "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'settle_batch' ORDER BY pronargs DESC LIMIT 1"
+        )
         trigger = await connection.fetchval(
             "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'calls_usage_kept' AND tgparentid = 0"
         )
@@ -272,8 +274,9 @@ async def test_a_batch_begun_before_the_migration_is_sent_again(
                 ["g"],
                 *([[1]] * 5),
                 *([[0]] * 7),
+                *([[]] * 4),
             ]
-            marks = ", ".join(f"${place}" for place in range(1, 20))
+            marks = ", ".join(f"${place}" for place in range(1, 24))
             await old.fetch(f"SELECT * FROM settle_old({marks})", new_id(), *columns)
 
         await settle(calls[0])

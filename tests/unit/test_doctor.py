@@ -60,3 +60,11 @@ def test_what_it_says_of_payments(section: dict[str, Any], ok: bool, part: str) 
     assert found[name]["ok"] is ok
     assert part in found[name]["detail"]
     assert "canary" not in str(found)
+
+
+@pytest.mark.parametrize(("url", "said"), [("", "is not set"), ("https://hooks.example/token", "set")])
+def test_whether_anybody_is_told_of_alerts(url: str, said: str) -> None:
+    settings = load_settings(alerts={"url": url, "secret": "a secret that signs"})
+    (found,) = (item for item in _look_at_settings(settings) if item["name"] == "TUMA_ALERTS__URL")
+    assert found["detail"].startswith(said)
+    assert "token" not in found["detail"]
