@@ -5,6 +5,7 @@ from typing import Any
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
+from proxy.estimate import estimate
 from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
@@ -43,6 +44,7 @@ ENDPOINTS = (
         also=("text/event-stream",),
         errors=(415, 502, 504),
     ),
+    Endpoint("POST", "/v1/estimate", estimate, "Estimate", "calls", body="ChatRequest", errors=(415,)),
     Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
     Endpoint("GET", "/v1/models/{model:.+}", get_model, "Model", "calls"),
     Endpoint("GET", "/v1/wallet", get_wallet, "Wallet", "wallet"),

@@ -25,6 +25,10 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _spread(figure: Schema) -> Schema:
+    return _object(least=figure, expected=figure, most=figure)
+
+
 def _caps() -> Schema:
     return {
         "type": "object",
@@ -158,6 +162,32 @@ SHAPES: dict[str, Schema] = {
         created_at=_MOMENT,
         expires_at=_MOMENT,
         ended_at=_MOMENT,
+    ),
+    "Estimate": _object(
+        object={"const": "estimate"},
+        model=_TEXT,
+        tokens_prompt=_spread({"type": "integer"}),
+        tokens_completion=_spread({"type": "integer"}),
+        cost_usd=_spread(_AMOUNT),
+        charge=_spread(_AMOUNT),
+        hold=_AMOUNT,
+        hold_usd=_AMOUNT,
+        currency=_TEXT,
+        fx_rate=_PRICE,
+        markup_bps={"type": "integer"},
+        admitted={"type": "boolean"},
+        refusal={
+            **_object(
+                status={"type": "integer"},
+                retry_after_ms=_COUNT,
+                message=_TEXT,
+                type=_TEXT,
+                param={"type": ["string", "null"]},
+                code={"type": ["string", "null"]},
+            ),
+            "type": ["object", "null"],
+            "description": "What the call would be refused with just now.",
+        },
     ),
     "Health": _object(status=_TEXT),
     "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),

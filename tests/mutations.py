@@ -38,6 +38,34 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "an estimate looks at the rate windows",
+        "billing/admission.py",
+        "            if rate.after_us > _MINUTE_US:",
+        "            if rate.after_us > 2 * _MINUTE_US:",
+        "tests/proxy/test_estimate.py",
+    ),
+    Mutation(
+        "an estimate looks at the caps",
+        "billing/admission.py",
+        "        if cap.left < amount:",
+        "        if cap.left < 0:",
+        "tests/proxy/test_estimate.py",
+    ),
+    Mutation(
+        "an estimate holds nothing",
+        "billing/holds.py",
+        "        return self._judge(reply[0], reply, hold)\n\n    @staticmethod",
+        "        return await self.reserve(hold)\n\n    @staticmethod",
+        "tests/proxy/test_estimate.py",
+    ),
+    Mutation(
+        "an estimate knows which models a key may call",
+        "proxy/estimate.py",
+        "        caller.require_models(ask.models)\n",
+        "",
+        "tests/proxy/test_estimate.py",
+    ),
+    Mutation(
         "an empty secret refuses every webhook",
         "proxy/payments/signatures.py",
         "    if not secret:\n        return False\n",

@@ -84,7 +84,7 @@ class Upstream:
         assert self._session is not None
         idle_s = self._settings.idle_timeout_s if ask.stream else self._settings.first_byte_timeout_s
         return await self._session.post(
-            f"{self._base_url}/chat/completions",
+            f"{self._base_url}{ask.dialect.path}",
             data=ask.body_with(self.request_changes(ask)),
             headers={**self._headers, "X-Request-Id": str(call_id)},
             timeout=aiohttp.ClientTimeout(
