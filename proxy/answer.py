@@ -53,6 +53,7 @@ class Answer:
         self.response: aiohttp.ClientResponse | None = None
         self.meter: StreamMeter | None = None
         self.plain: PlainAnswer | None = None
+        self.ending: Ending | None = None  # how it ended, once that is known
         self.outcome = "failed"
         self.house = False  # the house pays: the caller was told that nothing is charged
         self.complete = False  # the provider has said all it will say

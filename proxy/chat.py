@@ -15,16 +15,25 @@ from proxy.answer import Answer
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
 from proxy.context import RATES, call_id_of
-from proxy.dialects import CHAT
+from proxy.dialects import CHAT, CHAT_WITH_COST, Dialect
 from proxy.relay import relay_plain, relay_stream
 from proxy.services import SERVICES, Services
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """``POST /v1/chat/completions``: OpenAI's shape, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, CHAT)
+
+
+async def chat_with_cost(request: web.Request) -> web.StreamResponse:
+    """``POST /api/chat``: a chat completion that tells what it cost: as its member ``tuma``, or in a last chunk that has it."""
+    return await _call(request, CHAT_WITH_COST)
+
+
+async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     services = request.app[SERVICES]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits, CHAT)
+    ask = await read_ask(request, services.settings.limits, dialect)
     caller.require_models(ask.models)
     call = await _reserve(request, services, caller, ask)
     answer = Answer(services, call, ask)

@@ -4,7 +4,7 @@ Source: https://platform.openai.com/docs/api-reference.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from billing.quote import Output
@@ -27,6 +27,7 @@ class Dialect:
         output: how much output a checked body asks for.
         meter: meters its streams.
         shows_usage: a client is told usage in a stream though it did not ask.
+        tells_cost: an answer comes back with its settled cost in it.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Dialect:
     output: Callable[[Fields], Output]
     meter: type[StreamMeter]
     shows_usage: bool = False
+    tells_cost: bool = False
 
 
 def _check_chat(fields: Mapping[str, Any]) -> None:
@@ -82,3 +84,4 @@ def _choices(fields: Fields) -> int:
 
 
 CHAT = Dialect("/chat/completions", _check_chat, _chat_output, StreamMeter)
+CHAT_WITH_COST = replace(CHAT, shows_usage=True, tells_cost=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
-from proxy.chat import chat_completions
+from proxy.chat import chat_completions, chat_with_cost
 from proxy.estimate import estimate
 from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
@@ -39,6 +39,16 @@ ENDPOINTS = (
         "/v1/chat/completions",
         chat_completions,
         "ChatCompletion",
+        "calls",
+        body="ChatRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/api/chat",
+        chat_with_cost,
+        "ChatCompletionWithCost",
         "calls",
         body="ChatRequest",
         also=("text/event-stream",),

@@ -7,13 +7,13 @@ from aiohttp import web
 from billing.callers import Caller
 from billing.errors import RateLimitError, RefusalError, TumaError, UnavailableError
 from billing.estimate import Estimate, Spread, estimate_call
-from billing.fx import FxQuote
 from billing.money import format_amount, format_usd, nanousd_from_attousd
 from billing.quote import Quote
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
 from proxy.chat import quote_for
 from proxy.context import call_id_of, standard_headers
+from proxy.cost import fx_json
 from proxy.dialects import CHAT
 from proxy.errors import error_object, shape_of
 from proxy.services import SERVICES, Services
@@ -75,9 +75,3 @@ def _as_json(ask: Ask, quote: Quote, found: Estimate) -> dict[str, Any]:
 
 def _spread(spread: Spread, write: Any) -> dict[str, Any]:
     return {name: write(getattr(spread, name)) for name in ("least", "expected", "most")}
-
-
-def fx_json(fx: FxQuote) -> dict[str, Any]:
-    """Return an exchange rate and its markup: units of the wallet's currency per USD, and hundredths of a percent."""
-    rate = f"{fx.rate:f}"
-    return {"fx_rate": rate.rstrip("0").rstrip(".") if "." in rate else rate, "markup_bps": fx.markup_bps}

@@ -229,26 +229,37 @@ class StreamMeter:
         return self._transcript.fold(count_text)
 
     def clean_end(self, *, usage_json: str | None) -> bytes:
-        """Return events that end the answer as if it had reached its bound on tokens.
+        """Return events that end the answer as if it had reached its bound on tokens; ``done_event`` comes after them.
 
         Args:
             usage_json: what ``usage`` says, as JSON; sent only if the client asked for usage.
         """
-        head = {
+        pieces = [
+            _event({**self._head(), "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
+            for index in self._transcript.unfinished()
+        ]
+        if self._include_usage and usage_json is not None:
+            pieces.append(self.extra_event("usage", usage_json))
+        self.done_event = b"data: " + _DONE + b"\n\n"
+        return b"".join(pieces)
+
+    def extra_event(self, name: str, value: str) -> bytes:
+        """Return a chunk without choices that carries one member more, as the one with ``usage`` does.
+
+        Args:
+            name: of the member.
+            value: JSON text, on one line.
+        """
+        envelope = json.dumps({**self._head(), "choices": []}, separators=(",", ":"))
+        return f'data: {envelope[:-1]},"{name}":{value}}}\n\n'.encode()
+
+    def _head(self) -> dict[str, Any]:
+        return {
             "id": self.generation_id or "",
             "object": "chat.completion.chunk",
             "created": self.created or 0,
             "model": self.model or "",
         }
-        pieces = [
-            _event({**head, "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
-            for index in self._transcript.unfinished()
-        ]
-        if self._include_usage and usage_json is not None:
-            envelope = json.dumps({**head, "choices": []}, separators=(",", ":"))
-            pieces.append(f'data: {envelope[:-1]},"usage":{usage_json}}}\n\n'.encode())
-        pieces.append(b"data: " + _DONE + b"\n\n")
-        return b"".join(pieces)
 
 
 def error_event(error: Mapping[str, Any]) -> bytes:
@@ -286,6 +297,18 @@ def read_plain(
         body=body if priced is None else priced.encode(),
         is_object=True,
     )
+
+
+def with_member(body: bytes, name: str, value: str) -> bytes:
+    """Return a JSON object with one member set, every other byte as it was.
+
+    Args:
+        body: one object.
+        name: of the member.
+        value: JSON text.
+    """
+    text = body.decode()
+    return set_members(text, scan_object(text, unique_keys=False), {name: value}).encode()
 
 
 @dataclass(frozen=True, slots=True)

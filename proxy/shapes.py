@@ -191,6 +191,26 @@ SHAPES: dict[str, Schema] = {
     ),
     "Health": _object(status=_TEXT),
     "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),
+    "Cost": {
+        **_object(
+            call_id=_ID,
+            state={"enum": ["settled", "void", "review", "pending"]},
+            accuracy={"enum": ["exact", "estimated", None]},
+            cost_usd={**_AMOUNT, "type": ["string", "null"]},
+            charge={**_AMOUNT, "type": ["string", "null"]},
+            currency=_TEXT,
+            fx_rate=_PRICE,
+            markup_bps={"type": "integer"},
+            balance={**_AMOUNT, "type": ["string", "null"]},
+            tokens_prompt=_COUNT,
+            tokens_completion=_COUNT,
+        ),
+        "description": "What a call cost; null is what is not known yet, while its settlement is `pending`.",
+    },
+    "ChatCompletionWithCost": {
+        **_object(tuma=_ref("Cost")),
+        "description": "OpenAI's, with what it cost; in a stream the last chunk, which has no choices.",
+    },
     "ChatCompletion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
     "ChatRequest": {
         "type": "object",

@@ -38,6 +38,27 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "the cost is told after the settlement",
+        "proxy/relay.py",
+        "        settlement = await _settled(answer)\n        await self._finish(self._cost_event(settlement) + self._meter.done_event)",
+        "        await self._finish(self._cost_event(None) + self._meter.done_event)",
+        "tests/proxy/test_api_chat.py",
+    ),
+    Mutation(
+        "a stream that breaks tells its cost",
+        "proxy/relay.py",
+        "            told = self._cost_event(await _settled(self._answer))\n",
+        '            told = b""\n',
+        "tests/proxy/test_api_chat.py",
+    ),
+    Mutation(
+        "a cost that must be told is waited for",
+        "proxy/relay.py",
+        "        wait_s += settings.upstream.generation_wait_s\n",
+        "        pass\n",
+        "tests/proxy/test_api_chat.py",
+    ),
+    Mutation(
         "an estimate looks at the rate windows",
         "billing/admission.py",
         "            if rate.after_us > _MINUTE_US:",

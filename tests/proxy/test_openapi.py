@@ -58,7 +58,7 @@ async def test_schemathesis(
                 document = await response.json()
         assert document["openapi"] == "3.1.0"
         # Clients shall bear with members that come later; here one that is not documented is a leak.
-        for name in SHAPES.keys() - {"ChatRequest", "ChatCompletion", "Object"}:
+        for name in SHAPES.keys() - {"ChatRequest", "ChatCompletion", "ChatCompletionWithCost", "Object"}:
             shape = document["components"]["schemas"][name]
             shape["additionalProperties"] = False
             if name == "Caps":
@@ -74,7 +74,7 @@ async def test_schemathesis(
             "run",
             str(path),
             f"--url={url}",
-            f"--include-path-regex=^/{paths}/",
+            f"--include-path-regex=^/{'(v1|api)' if paths == 'v1' else paths}/",
             "--checks=all",
             f"--exclude-checks={','.join(_EXCLUDED)}",
             f"--header=Authorization: Bearer {token if paths == 'v1' else ADMIN}",

@@ -459,15 +459,16 @@ def test_clean_end(asked: bool) -> None:
     ]
     if asked:
         expected.append(_event({**head, "choices": [], "usage": {"prompt_tokens": 5, "cost": 0.5}}))
-    assert meter.clean_end(usage_json='{"prompt_tokens":5,"cost":0.5}') == b"".join([*expected, _DONE])
+    assert meter.clean_end(usage_json='{"prompt_tokens":5,"cost":0.5}') == b"".join(expected)
+    assert meter.done_event == _DONE
     assert b'"usage"' not in meter.clean_end(usage_json=None)
 
 
 def test_clean_end_before_anything_came() -> None:
-    first, done = StreamMeter(include_usage=True).clean_end(usage_json=None).split(b"\n\n", 1)
-    chunk = json.loads(first.removeprefix(b"data: "))
+    meter = StreamMeter(include_usage=True)
+    chunk = json.loads(meter.clean_end(usage_json=None).removeprefix(b"data: "))
     assert chunk["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length"}]
-    assert done == _DONE
+    assert meter.done_event == _DONE
 
 
 def test_error_event() -> None:

@@ -50,7 +50,7 @@ def test_what_needs_a_key_says_so() -> None:
                 [{"operator": []}]
                 if path.startswith("/admin")
                 else [{"key": []}]
-                if path.startswith("/v1")
+                if path.startswith(("/v1", "/api"))
                 else None
             )
             assert operation.get("security") == wanted, path
