@@ -15,7 +15,7 @@ from proxy.answer import Answer
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
 from proxy.context import RATES, call_id_of
-from proxy.dialects import CHAT, CHAT_WITH_COST, Dialect
+from proxy.dialects import CHAT, CHAT_WITH_COST, COMPLETIONS, EMBEDDINGS, RESPONSES, Dialect
 from proxy.relay import relay_plain, relay_stream
 from proxy.services import SERVICES, Services
 
@@ -28,6 +28,21 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def chat_with_cost(request: web.Request) -> web.StreamResponse:
     """``POST /api/chat``: a chat completion that tells what it cost: as its member ``tuma``, or in a last chunk that has it."""
     return await _call(request, CHAT_WITH_COST)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/completions``: OpenAI's legacy shape, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, COMPLETIONS)
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/embeddings``: OpenAI's shape, paid from the caller's wallet."""
+    return await _call(request, EMBEDDINGS)
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/responses``: OpenAI's Responses API without stored state, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, RESPONSES)
 
 
 async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:

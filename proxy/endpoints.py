@@ -4,7 +4,7 @@ from typing import Any
 
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
-from proxy.chat import chat_completions, chat_with_cost
+from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
 from proxy.estimate import estimate
 from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
@@ -41,6 +41,35 @@ ENDPOINTS = (
         "ChatCompletion",
         "calls",
         body="ChatRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        completions,
+        "Completion",
+        "calls",
+        body="CompletionRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        embeddings,
+        "Embeddings",
+        "calls",
+        body="EmbeddingRequest",
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responses,
+        "Response",
+        "calls",
+        body="ResponseRequest",
         also=("text/event-stream",),
         errors=(415, 502, 504),
     ),

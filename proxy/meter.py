@@ -13,15 +13,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
 from proxy.sse import EventSplitter, close_event, event_data, replace_data
-from proxy.transcript import Transcript, text_of_choices, text_of_output
+from proxy.transcript import ResponseTranscript, Transcript, text_of_choices, text_of_output
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
 _DONE = b"[DONE]"
+_VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
 _LETTER_ESCAPE = re.compile(
     rb"\\u00[567]"
 )  # a key may be spelled with escapes, if only to slip past a byte search
@@ -29,6 +30,12 @@ _LETTER_ESCAPE = re.compile(
 _NULL_USAGE = re.compile(
     rb',"usage":null(?=(?:,"\w+":(?:"[^"\\\r\n]*"|null))*\}(?:\n\n|\r\n\r\n))',
 )
+
+# Types of the events that end an answer of the Responses API.
+_LAST_TYPES = frozenset(("response.completed", "response.incomplete", "response.failed"))
+_LAST_TYPE = re.compile(rb"response\.(?:completed|incomplete|failed)")
+_NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,9})')
+_RESPONSE_CHARS_MAX = 32 * 1024  # of a response's first state, kept for the day that it must be ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,17 @@ class PlainAnswer:
 
 
 class StreamMeter:
-    """Meters one streamed answer; how its bytes are split makes no difference to what comes out.
+    """Meters one streamed chat completion; how its bytes are split makes no difference to what comes out.
 
     Args:
         include_usage: the client asked for usage. If not, usage is metered and cut out.
         event_bytes_max: bytes that one event may have.
         price_usage: makes ``usage.cost`` (a JSON number in USD) where the provider sends none; None leaves it out.
     """
+
+    kind: ClassVar[str] = "chat.completion.chunk"
+    usage_names: ClassVar[tuple[str, str]] = ("prompt_tokens", "completion_tokens")
+    transcript: ClassVar[type[Transcript]] = Transcript
 
     def __init__(
         self,
@@ -89,7 +100,7 @@ class StreamMeter:
         self._event_bytes_max = event_bytes_max
         self._price_usage = price_usage
         self._splitter = EventSplitter(event_bytes_max)
-        self._transcript = Transcript()
+        self._transcript = self.transcript()
         self.generation_id: str | None = None
         self.model: str | None = None
         self.created: int | None = None
@@ -185,9 +196,7 @@ class StreamMeter:
             self._transcript.keep(event)
             return event
         self._note(found.fields)
-        choices = found.fields.get("choices")
-        if isinstance(choices, list) and choices:
-            self._transcript.keep(event, choices)
+        self._transcript.keep_read(event, found.fields)
         return self._passed(event, found)
 
     def _note(self, fields: Mapping[str, Any]) -> None:
@@ -235,7 +244,7 @@ class StreamMeter:
             usage_json: what ``usage`` says, as JSON; sent only if the client asked for usage.
         """
         pieces = [
-            _event({**self._head(), "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
+            _event({**self._head(), "choices": [self._cut_choice(index)]})
             for index in self._transcript.unfinished()
         ]
         if self._include_usage and usage_json is not None:
@@ -256,19 +265,136 @@ class StreamMeter:
     def _head(self) -> dict[str, Any]:
         return {
             "id": self.generation_id or "",
-            "object": "chat.completion.chunk",
+            "object": self.kind,
             "created": self.created or 0,
             "model": self.model or "",
         }
 
+    @staticmethod
+    def _cut_choice(index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "finish_reason": "length"}
 
-def error_event(error: Mapping[str, Any]) -> bytes:
-    """Return the event that reports an error within a stream, as OpenAI and OpenRouter do.
+    def error_event(self, error: Mapping[str, Any]) -> bytes:
+        """Return the event that reports an error within a stream, as OpenAI and OpenRouter do.
 
-    Args:
-        error: the ``error`` object itself.
+        Args:
+            error: the ``error`` object itself.
+        """
+        return _event({"error": error})
+
+
+class CompletionMeter(StreamMeter):
+    """Meters one streamed completion of the legacy kind."""
+
+    kind: ClassVar[str] = "text_completion"
+
+    @staticmethod
+    def _cut_choice(index: int) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
+
+
+class ResponseMeter(StreamMeter):
+    """Meters one streamed answer of the Responses API: typed events, of which the last one holds the whole and its usage.
+
+    That one is the ``done_event``. Source: https://platform.openai.com/docs/api-reference/responses-streaming.
     """
-    return _event({"error": error})
+
+    usage_names: ClassVar[tuple[str, str]] = ("input_tokens", "output_tokens")
+    transcript: ClassVar[type[Transcript]] = ResponseTranscript
+
+    def __init__(
+        self,
+        *,
+        include_usage: bool,
+        event_bytes_max: int = EVENT_BYTES_MAX,
+        price_usage: Callable[[Mapping[str, Any]], str | None] | None = None,
+    ) -> None:
+        super().__init__(
+            include_usage=include_usage, event_bytes_max=event_bytes_max, price_usage=price_usage
+        )
+        self._response = "{}"  # as the first event shows it
+        self._latest = b""  # what passed last, for the number that the next event has
+
+    def _glance(self, events: bytes) -> bytes | None:
+        if _LAST_TYPE.search(events):
+            return None
+        passed = super()._glance(events)
+        if passed:
+            self._latest = events
+        return passed
+
+    def _take(self, event: bytes) -> bytes:
+        passed = super()._take(event)
+        if passed:
+            self._latest = event
+        return passed
+
+    def _note(self, fields: Mapping[str, Any]) -> None:
+        response = fields.get("response")
+        if isinstance(response, dict):
+            super()._note({**response, "created": response.get("created_at")})
+        elif fields.get("type") == "error" and self.error is None:
+            named = fields.get("error")
+            self.error = _find_error({"error": named if isinstance(named, dict) else dict(fields)})
+        elif self.error is None:
+            self.error = _find_error(fields)
+
+    def _passed(self, event: bytes, found: "_Object") -> bytes:
+        response = self._find_response(found)
+        if response is not None and self._response == "{}" and len(response.text) <= _RESPONSE_CHARS_MAX:
+            self._response = response.text
+        if found.fields.get("type") not in _LAST_TYPES:
+            return event
+        priced = None if response is None else _with_cost(response, self._price_usage)
+        if priced is not None and found.members is not None:
+            text = set_members(found.text, found.members, {"response": priced})
+            event = replace_data(event, text.encode())
+        self.done, self.done_event = True, close_event(event)
+        return b""
+
+    @staticmethod
+    def _find_response(found: "_Object") -> "_Object | None":
+        """Return the ``response`` inside an event, with its own text."""
+        for member in found.members or ():
+            if member.key == "response" and isinstance(member.value, dict):
+                return _read_object(found.text[member.value_start : member.value_end].encode())
+        return None
+
+    def clean_end(self, *, usage_json: str | None) -> bytes:
+        """Make ``done_event`` end the answer as incomplete, at its bound on tokens. Its text went before, so ``output`` is empty.
+
+        Args:
+            usage_json: what ``usage`` says, as JSON.
+        """
+        changes = {
+            "id": json.dumps(self.generation_id or ""),
+            "object": '"response"',
+            "created_at": json.dumps(self.created or 0),
+            "model": json.dumps(self.model or ""),
+            "output": "[]",
+            "status": '"incomplete"',
+            "incomplete_details": '{"reason":"max_output_tokens"}',
+        }
+        if usage_json is not None:
+            details = (
+                '"input_tokens_details":{"cached_tokens":0},"output_tokens_details":{"reasoning_tokens":0}'
+            )
+            changes["usage"] = f"{usage_json[:-1]},{details}}}"
+        response = set_members(self._response, scan_object(self._response), changes)
+        kind = "response.incomplete"
+        data = f'{{"type":"{kind}","sequence_number":{self._next_number()},"response":{response}}}'
+        self.done_event = f"event: {kind}\ndata: {data}\n\n".encode()
+        return b""
+
+    def error_event(self, error: Mapping[str, Any]) -> bytes:
+        """Return an error event of the Responses API, with the ``error`` object that other streams have in it, too."""
+        named = {name: error.get(name) for name in ("code", "message", "param")}
+        data = {"type": "error", "sequence_number": self._next_number(), **named, "error": error}
+        return b"event: error\n" + _event(data)
+
+    def _next_number(self) -> int:
+        numbers = [int(number) for number in _NUMBER.findall(self._latest)]
+        return max(numbers, default=-1) + 1
 
 
 def read_plain(
@@ -282,7 +408,7 @@ def read_plain(
         body: as it came; it goes on unchanged, but for a ``usage.cost`` that is missing and can be had.
         price_usage: as for ``StreamMeter``.
     """
-    found = _read_object(body)
+    found = _read_object(body, inexact=_VECTORS)
     if found is None:
         return PlainAnswer(None, None, None, None, "", body, is_object=False)
     fields = found.fields
@@ -320,10 +446,10 @@ class _Object:
     members: list[Member] | None
 
 
-def _read_object(data: bytes) -> _Object | None:
+def _read_object(data: bytes, *, inexact: frozenset[str] = frozenset()) -> _Object | None:
     try:
         text = data.decode()
-        members = scan_object(text, exact_numbers=True)
+        members = scan_object(text, exact_numbers=True, inexact=inexact)
     except DuplicateKeyError:
         return _read_ambiguous(text)
     except (UnicodeDecodeError, JsonSpanError):

@@ -19,7 +19,7 @@ from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
 from proxy.cost import cost_headers, cost_json
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
-from proxy.meter import StreamMeter, error_event, read_plain, with_member
+from proxy.meter import StreamMeter, read_plain, with_member
 
 _KEEP_BYTES_MAX = 32 * 1024
 _GROWTH = 2
@@ -300,7 +300,7 @@ class _StreamRelay:
         """The provider failed: as an HTTP error while nothing was sent, else as an event."""
         if self._client is None:
             raise error
-        await self._write_on(error_event(error_object(error)))
+        await self._write_on(self._meter.error_event(error_object(error)))
         told = b""
         if self._answer.ask.dialect.tells_cost:
             told = self._cost_event(await _settled(self._answer))
@@ -316,8 +316,9 @@ class _StreamRelay:
             completion_tokens=self._meter.fold(answer.count_text),
         )
         cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
+        prompt, completion = self._meter.usage_names
         usage_json = (
-            f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens},'
+            f'{{"{prompt}":{usage.prompt_tokens},"{completion}":{usage.completion_tokens},'
             f'"total_tokens":{usage.prompt_tokens + usage.completion_tokens},"cost":{cost}}}'
         )
         self._client = self._client or await self._begin()

@@ -38,6 +38,55 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "work in the background is refused",
+        "proxy/dialects.py",
+        '    if fields.get("background") not in (None, False):',
+        "    if False:",
+        "tests/proxy/test_kinds.py",
+    ),
+    Mutation(
+        "what the provider has stored is refused",
+        "proxy/dialects.py",
+        "        if fields.get(name) is not None:\n            raise",
+        "        if False:\n            raise",
+        "tests/proxy/test_kinds.py",
+    ),
+    Mutation(
+        "the provider's own tools are refused",
+        "proxy/dialects.py",
+        '        if tool.get("type") not in _OWN_TOOLS:',
+        "        if False:",
+        "tests/proxy/test_kinds.py",
+    ),
+    Mutation(
+        "every prompt of a completion is held for",
+        "proxy/dialects.py",
+        ' * _count_inputs(fields["prompt"])',
+        "",
+        "tests/proxy/test_kinds.py",
+    ),
+    Mutation(
+        "an embedding without usage is paid",
+        "proxy/answer.py",
+        " and self.ask.output.choices:",
+        ":",
+        "tests/proxy/test_kinds.py",
+    ),
+    Mutation(
+        "the end of a response is held back",
+        "proxy/meter.py",
+        '        self.done, self.done_event = True, close_event(event)\n        return b""',
+        "        return event",
+        "tests/transcripts tests/unit/test_meter.py",
+    ),
+    Mutation(
+        "what a response repeats is counted once",
+        "proxy/transcript.py",
+        "        if self.mark in events or b'\"type\"' not in events:\n",
+        "        if True:\n",
+        "tests/unit/test_meter.py",
+    ),
+    Mutation(
         "the cost is told after the settlement",
         "proxy/relay.py",
         "        settlement = await _settled(answer)\n        await self._finish(self._cost_event(settlement) + self._meter.done_event)",

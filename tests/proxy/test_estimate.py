@@ -56,7 +56,7 @@ async def test_the_settled_cost_lies_within_the_estimate(
     payer = await make_payer(office)
     for model in MODELS:
         for stream, more in ((False, {}), (True, {}), (False, {"max_tokens": 7, "n": 2})):
-            body = {
+            body: dict[str, Any] = {
                 "model": model,
                 "messages": [
                     {"role": "system", "content": "You are a clerk."},
