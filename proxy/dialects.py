@@ -9,7 +9,8 @@ from typing import Any
 
 from billing.quote import Output
 from proxy.errors import BadRequestError
-from proxy.meter import CompletionMeter, ResponseMeter, StreamMeter
+from proxy.meter import CompletionMeter, StreamMeter
+from proxy.response_meter import ResponseMeter
 
 CHOICES_MAX = 128  # OpenAI's own bound on n
 TOKENS_MAX = 10_000_000

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
+from proxy.document import JsonDocument, read_document, with_cost
+from proxy.jsonspan import set_members
 from proxy.sse import EventSplitter, close_event, event_data, replace_data
-from proxy.transcript import ResponseTranscript, Transcript, text_of_choices, text_of_output
+from proxy.transcript import Transcript, text_of_choices, text_of_output
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
@@ -30,12 +31,6 @@ _LETTER_ESCAPE = re.compile(
 _NULL_USAGE = re.compile(
     rb',"usage":null(?=(?:,"\w+":(?:"[^"\\\r\n]*"|null))*\}(?:\n\n|\r\n\r\n))',
 )
-
-# Types of the events that end an answer of the Responses API.
-_LAST_TYPES = frozenset(("response.completed", "response.incomplete", "response.failed"))
-_LAST_TYPE = re.compile(rb"response\.(?:completed|incomplete|failed)")
-_NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,9})')
-_RESPONSE_CHARS_MAX = 32 * 1024  # of a response's first state, kept for the day that it must be ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +174,7 @@ class StreamMeter:
         if self.done or not rest:
             return b""
         data = event_data(rest)
-        if data and data.strip() != _DONE and _read_object(data) is None:
+        if data and data.strip() != _DONE and read_document(data) is None:
             return b""
         return self._take(close_event(rest))
 
@@ -191,7 +186,7 @@ class StreamMeter:
             self.done = True
             self.done_event = event
             return b""
-        found = _read_object(data)
+        found = read_document(data)
         if found is None:
             self._transcript.keep(event)
             return event
@@ -210,14 +205,14 @@ class StreamMeter:
         if isinstance(usage, dict):
             self.usage = usage
         if self.error is None:
-            self.error = _find_error(fields)
+            self.error = find_error(fields)
 
-    def _passed(self, event: bytes, found: "_Object") -> bytes:
+    def _passed(self, event: bytes, found: JsonDocument) -> bytes:
         fields = found.fields
         if "usage" not in fields:
             return event
         if self._include_usage:
-            priced = _with_cost(found, self._price_usage)
+            priced = with_cost(found, self._price_usage)
             return event if priced is None else replace_data(event, priced.encode())
         if fields["usage"] is not None and not fields.get("choices") and fields.get("error") is None:
             return b""
@@ -244,7 +239,7 @@ class StreamMeter:
             usage_json: what ``usage`` says, as JSON; sent only if the client asked for usage.
         """
         pieces = [
-            _event({**self._head(), "choices": [self._cut_choice(index)]})
+            json_event({**self._head(), "choices": [self._cut_choice(index)]})
             for index in self._transcript.unfinished()
         ]
         if self._include_usage and usage_json is not None:
@@ -280,7 +275,7 @@ class StreamMeter:
         Args:
             error: the ``error`` object itself.
         """
-        return _event({"error": error})
+        return json_event({"error": error})
 
 
 class CompletionMeter(StreamMeter):
@@ -291,110 +286,6 @@ class CompletionMeter(StreamMeter):
     @staticmethod
     def _cut_choice(index: int) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
-
-
-class ResponseMeter(StreamMeter):
-    """Meters one streamed answer of the Responses API: typed events, of which the last one holds the whole and its usage.
-
-    That one is the ``done_event``. Source: https://platform.openai.com/docs/api-reference/responses-streaming.
-    """
-
-    usage_names: ClassVar[tuple[str, str]] = ("input_tokens", "output_tokens")
-    transcript: ClassVar[type[Transcript]] = ResponseTranscript
-
-    def __init__(
-        self,
-        *,
-        include_usage: bool,
-        event_bytes_max: int = EVENT_BYTES_MAX,
-        price_usage: Callable[[Mapping[str, Any]], str | None] | None = None,
-    ) -> None:
-        super().__init__(
-            include_usage=include_usage, event_bytes_max=event_bytes_max, price_usage=price_usage
-        )
-        self._response = "{}"  # as the first event shows it
-        self._latest = b""  # what passed last, for the number that the next event has
-
-    def _glance(self, events: bytes) -> bytes | None:
-        if _LAST_TYPE.search(events):
-            return None
-        passed = super()._glance(events)
-        if passed:
-            self._latest = events
-        return passed
-
-    def _take(self, event: bytes) -> bytes:
-        passed = super()._take(event)
-        if passed:
-            self._latest = event
-        return passed
-
-    def _note(self, fields: Mapping[str, Any]) -> None:
-        response = fields.get("response")
-        if isinstance(response, dict):
-            super()._note({**response, "created": response.get("created_at")})
-        elif fields.get("type") == "error" and self.error is None:
-            named = fields.get("error")
-            self.error = _find_error({"error": named if isinstance(named, dict) else dict(fields)})
-        elif self.error is None:
-            self.error = _find_error(fields)
-
-    def _passed(self, event: bytes, found: "_Object") -> bytes:
-        response = self._find_response(found)
-        if response is not None and self._response == "{}" and len(response.text) <= _RESPONSE_CHARS_MAX:
-            self._response = response.text
-        if found.fields.get("type") not in _LAST_TYPES:
-            return event
-        priced = None if response is None else _with_cost(response, self._price_usage)
-        if priced is not None and found.members is not None:
-            text = set_members(found.text, found.members, {"response": priced})
-            event = replace_data(event, text.encode())
-        self.done, self.done_event = True, close_event(event)
-        return b""
-
-    @staticmethod
-    def _find_response(found: "_Object") -> "_Object | None":
-        """Return the ``response`` inside an event, with its own text."""
-        for member in found.members or ():
-            if member.key == "response" and isinstance(member.value, dict):
-                return _read_object(found.text[member.value_start : member.value_end].encode())
-        return None
-
-    def clean_end(self, *, usage_json: str | None) -> bytes:
-        """Make ``done_event`` end the answer as incomplete, at its bound on tokens. Its text went before, so ``output`` is empty.
-
-        Args:
-            usage_json: what ``usage`` says, as JSON.
-        """
-        changes = {
-            "id": json.dumps(self.generation_id or ""),
-            "object": '"response"',
-            "created_at": json.dumps(self.created or 0),
-            "model": json.dumps(self.model or ""),
-            "output": "[]",
-            "status": '"incomplete"',
-            "incomplete_details": '{"reason":"max_output_tokens"}',
-        }
-        if usage_json is not None:
-            details = (
-                '"input_tokens_details":{"cached_tokens":0},"output_tokens_details":{"reasoning_tokens":0}'
-            )
-            changes["usage"] = f"{usage_json[:-1]},{details}}}"
-        response = set_members(self._response, scan_object(self._response), changes)
-        kind = "response.incomplete"
-        data = f'{{"type":"{kind}","sequence_number":{self._next_number()},"response":{response}}}'
-        self.done_event = f"event: {kind}\ndata: {data}\n\n".encode()
-        return b""
-
-    def error_event(self, error: Mapping[str, Any]) -> bytes:
-        """Return an error event of the Responses API, with the ``error`` object that other streams have in it, too."""
-        named = {name: error.get(name) for name in ("code", "message", "param")}
-        data = {"type": "error", "sequence_number": self._next_number(), **named, "error": error}
-        return b"event: error\n" + _event(data)
-
-    def _next_number(self) -> int:
-        numbers = [int(number) for number in _NUMBER.findall(self._latest)]
-        return max(numbers, default=-1) + 1
 
 
 def read_plain(
@@ -408,86 +299,25 @@ def read_plain(
         body: as it came; it goes on unchanged, but for a ``usage.cost`` that is missing and can be had.
         price_usage: as for ``StreamMeter``.
     """
-    found = _read_object(body, inexact=_VECTORS)
+    found = read_document(body, inexact=_VECTORS)
     if found is None:
         return PlainAnswer(None, None, None, None, "", body, is_object=False)
     fields = found.fields
     usage = fields.get("usage")
-    priced = _with_cost(found, price_usage)
+    priced = with_cost(found, price_usage)
     return PlainAnswer(
         generation_id=_text_or_none(fields.get("id")),
         model=_text_or_none(fields.get("model")),
         usage=usage if isinstance(usage, dict) else None,
-        error=_find_error(fields),
+        error=find_error(fields),
         completion_text=text_of_choices(fields.get("choices")) + text_of_output(fields.get("output")),
         body=body if priced is None else priced.encode(),
         is_object=True,
     )
 
 
-def with_member(body: bytes, name: str, value: str) -> bytes:
-    """Return a JSON object with one member set, every other byte as it was.
-
-    Args:
-        body: one object.
-        name: of the member.
-        value: JSON text.
-    """
-    text = body.decode()
-    return set_members(text, scan_object(text, unique_keys=False), {name: value}).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """A JSON object read; without ``members`` if it names a key twice, as then it cannot be changed safely."""
-
-    text: str
-    fields: Mapping[str, Any]
-    members: list[Member] | None
-
-
-def _read_object(data: bytes, *, inexact: frozenset[str] = frozenset()) -> _Object | None:
-    try:
-        text = data.decode()
-        members = scan_object(text, exact_numbers=True, inexact=inexact)
-    except DuplicateKeyError:
-        return _read_ambiguous(text)
-    except (UnicodeDecodeError, JsonSpanError):
-        return None
-    return _Object(text, {member.key: member.value for member in members}, members)
-
-
-def _read_ambiguous(text: str) -> _Object | None:
-    try:
-        members = scan_object(text, exact_numbers=True, unique_keys=False)
-    except JsonSpanError:
-        return None
-    return _Object(text, {member.key: member.value for member in members}, None)
-
-
-def _with_cost(found: _Object, price_usage: Callable[[Mapping[str, Any]], str | None] | None) -> str | None:
-    """Return the object's text with ``usage.cost`` in it; None if there is nothing to add."""
-    usage = found.fields.get("usage")
-    if (
-        price_usage is None
-        or found.members is None
-        or not isinstance(usage, dict)
-        or usage.get("cost") is not None
-    ):
-        return None
-    cost = price_usage(usage)
-    if cost is None:
-        return None
-    place = next(member for member in found.members if member.key == "usage")
-    usage_text = found.text[place.value_start : place.value_end]
-    try:
-        priced = set_members(usage_text, scan_object(usage_text), {"cost": cost})
-    except DuplicateKeyError:
-        return None
-    return set_members(found.text, found.members, {"usage": priced})
-
-
-def _find_error(fields: Mapping[str, Any]) -> StreamError | None:
+def find_error(fields: Mapping[str, Any]) -> StreamError | None:
+    """Return the error that an answer or one of its events names in ``error``."""
     raw = fields.get("error")
     if raw is None:
         return None
@@ -502,5 +332,6 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _event(fields: Mapping[str, Any]) -> bytes:
+def json_event(fields: Mapping[str, Any]) -> bytes:
+    """Return an event whose data are JSON."""
     return b"data: " + json.dumps(fields, separators=(",", ":"), default=str).encode() + b"\n\n"

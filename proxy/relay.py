@@ -18,8 +18,9 @@ from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
 from proxy.cost import cost_headers, cost_json
+from proxy.document import with_member
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
-from proxy.meter import StreamMeter, read_plain, with_member
+from proxy.meter import StreamMeter, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
 _GROWTH = 2

@@ -74,7 +74,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the end of a response is held back",
-        "proxy/meter.py",
+        "proxy/response_meter.py",
         '        self.done, self.done_event = True, close_event(event)\n        return b""',
         "        return event",
         "tests/transcripts tests/unit/test_meter.py",

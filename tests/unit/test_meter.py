@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.meter import ResponseMeter, StreamError, StreamMeter, read_plain
+from proxy.meter import StreamError, StreamMeter, read_plain
+from proxy.response_meter import ResponseMeter
 from proxy.sse import EventTooLargeError
 
 _DONE = b"data: [DONE]\n\n"
