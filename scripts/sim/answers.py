@@ -289,7 +289,7 @@ class Answer:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self._generation.id,
+            **({} if self.behaviour.anonymous else {"id": self._generation.id}),
             "provider": "Sim",
             "model": self._model.id,
             "object": kind,

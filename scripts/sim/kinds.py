@@ -51,11 +51,11 @@ class EmbeddingAnswer(Answer):
             {"object": "embedding", "index": index, "embedding": self._vector(index)}
             for index in range(self._ask.inputs)
         ]
-        head = self._head("list")
+        head = {"object": "list", "data": data, **self._head("list")}
         usage = self._usage_object()
         for name in ("completion_tokens", "completion_tokens_details", "prompt_tokens_details"):
             usage.pop(name)
-        return self._ended({"object": "list", "data": data, "model": head["model"], "id": head["id"]}, usage)
+        return self._ended(head, usage)
 
     def _vector(self, index: int) -> object:
         seed = hashlib.sha256(to_bytes(f"{index}:{self._ask.last_text}")).digest()
@@ -176,7 +176,7 @@ class ResponseAnswer(Answer):
         head = self._head(self.document_kind)
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
-            "id": head["id"],
+            "id": head.get("id"),
             "object": "response",
             "created_at": head["created"],
             "model": head["model"],

@@ -456,6 +456,8 @@ async def test_nothing_is_a_500_and_nothing_hangs(
         "wallet": victim.wallet_id,
         "key": victim.key_id,
         "call": UUID(int=1),
+        "topup": UUID(int=1),
+        "provider": "stripe",
         "month": "2026-11",
     }
     paths = sorted(
