@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from billing.errors import InputError
-from billing.payments import Intent, Payment, Refund
+from billing.payments import Intent, Payment, Refund, SavedMethod
 from billing.payunits import PaymentProvider
 
 
@@ -55,6 +55,8 @@ class PaymentApi(Protocol):
     async def create_page(self, intent: Intent, *, email: str, return_url: str | None) -> Page:
         """Have a page made on which an intent is paid; the same again for the same reference, where the provider can.
 
+        Where ``intent.method_due``, what is paid with is saved, and the payer is told so; that takes a ``SavedMethodApi``.
+
         Raises:
             PaymentRefusedError: it does not take this.
             ReferenceUsedError: its answer was lost before; another reference will do.
@@ -95,3 +97,26 @@ class PaymentApi(Protocol):
 
     async def close(self) -> None:
         """Close its connections."""
+
+
+@runtime_checkable
+class SavedMethodApi(PaymentApi, Protocol):
+    """A provider that can charge a means of payment that was saved."""
+
+    async def find_method(self, txn_id: str) -> SavedMethod | None:
+        """Return what was saved when this payment was made; None if nothing was.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known.
+        """
+
+    async def charge(self, intent: Intent, method: SavedMethod) -> None:
+        """Charge it, once per reference of an intent: whoever is not sure whether it was asks ``find`` first.
+
+        ``intent.provider_id`` is ``method.customer_id``: ``find`` goes through what that customer was charged, and so finds a
+        charge whose answer was lost.
+
+        Raises:
+            PaymentRefusedError: declined; the provider's code stands in brackets at the end.
+            PaymentsUnavailableError: nothing is known; ask again.
+        """

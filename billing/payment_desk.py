@@ -2,25 +2,38 @@
 
 Everything ends in the same step: ask the provider for a transaction's whole standing, and apply it (``billing/payments.py``). A crash
 anywhere leaves work that is due again: an event that was not ended, an intent or a reversal whose next question comes.
+
+A wallet that tops itself up, and what may interrupt it: before its intent is there, nothing has happened; after that the intent is due
+until it has ended. Before it is charged the provider is asked whether it was, and the charge bears the intent's reference as its
+idempotency key: asked twice, paid once.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
-from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    PaymentsUnavailableError,
+    TumaError,
+    UnavailableError,
+)
+from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
+    TAKEN,
+    WORK_MAX_S,
     Applied,
     Intent,
     OpenReversal,
     Payment,
     Payments,
     Refund,
+    SavedMethod,
     WebhookEvent,
     parse_reference,
 )
@@ -66,6 +79,17 @@ class PaymentDesk:
             raise InputError(f"payments by {provider} are not set up here; there is: {named}")
         return found
 
+    def saver_of(self, provider: PaymentProvider) -> SavedMethodApi:
+        """Return a provider's that can save a means of payment.
+
+        Raises:
+            InputError: it is not configured, or cannot.
+        """
+        found = self.api_of(provider)
+        if not isinstance(found, SavedMethodApi):
+            raise InputError(f"{provider} saves no means of payment here; only stripe does")
+        return found
+
     async def open_page(self, intent: Intent, *, email: str, return_url: str | None) -> Intent:
         """Have a page made for an intent that has none, and note it.
 
@@ -104,7 +128,8 @@ class PaymentDesk:
         while True:
             self._rung.clear()
             try:
-                await self.work()
+                while await self.work() >= TAKEN:
+                    pass  # there may be more
             except TumaError as error:
                 _log.warning("payments.failed", error=str(error))
             try:
@@ -124,16 +149,18 @@ class PaymentDesk:
         intents = await self.payments.take_intents(
             pause_s=self._settings.poll_s, late_s=self._settings.late_s
         )
-        await asyncio.gather(*(self._quietly(self.poll_intent(item), item.provider) for item in intents))
+        await asyncio.gather(*(self._quietly(self._work_intent(item), item.provider) for item in intents))
         reversals = await self.payments.take_reversals(pause_s=self._settings.poll_s)
         await asyncio.gather(*(self._quietly(self._work_reversal(item), item.provider) for item in reversals))
         return len(events) + len(intents) + len(reversals)
 
-    async def _quietly(self, work: object, provider: str) -> None:
+    async def _quietly(self, work: Awaitable[object], provider: str) -> None:
+        """Do a piece of work; where it fails it is due again by itself, as whoever takes it has it for a time."""
         try:
-            await work  # type: ignore[misc]
-        except (PaymentsUnavailableError, BrokenInvariantError, InputError) as error:
-            # It is due again by itself.
+            await work
+        except BrokenInvariantError as error:
+            _log.error("payments.broken", provider=provider, error=str(error))
+        except (UnavailableError, InputError) as error:
             _log.warning("payments.failed", provider=provider, error=str(error), kind=type(error).__name__)
 
     async def _work_event(self, event: WebhookEvent) -> None:
@@ -152,6 +179,12 @@ class PaymentDesk:
         except BrokenInvariantError as error:
             await self.payments.end_event(event.id, "review", str(error))
             raise
+        for payment in ours:
+            intent_id = parse_reference(payment.reference)
+            if intent_id is not None and payment.state in ("failed", "expired"):
+                await self.look_at(
+                    intent_id
+                )  # which may have ended, unless its payer can still try otherwise
         if any(item.credit == "review" for item in applied):
             await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
         elif ours:
@@ -177,6 +210,50 @@ class PaymentDesk:
                     found.update({payment.id: payment for payment in await api.find(intent)})
         return list(found.values())
 
+    async def _work_intent(self, intent: Intent) -> None:
+        if intent.state == "paid":
+            await self._keep_method(intent)
+            return
+        await self.poll_intent(intent)
+        if intent.kind == "auto" and intent.state == "creating":
+            await self._charge(intent)
+
+    async def _keep_method(self, intent: Intent) -> None:
+        """Note what a paid intent was paid with, where its payer lets us keep that."""
+        api = self._apis.get(intent.provider)
+        if not isinstance(api, SavedMethodApi):
+            return
+        for payment in await api.find(intent):
+            if payment.state == "succeeded":
+                await self.payments.note_method(intent.id, await api.find_method(payment.id))
+                return
+
+    async def begin_auto_topups(self) -> int:
+        """Begin the top-ups that wallets want by themselves; return how many. Whoever works next charges them."""
+        begun = await self.payments.begin_auto_topups(expires_after_s=self._settings.expires_s)
+        if begun:
+            self.ring()
+        return len(begun)
+
+    async def _charge(self, intent: Intent) -> None:
+        """Charge what is kept, unless the intent has ended meanwhile: paid already, switched off, too old.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known; it is due again.
+        """
+        api, now = self._apis.get(intent.provider), await self.payments.find(intent.id)
+        if not isinstance(api, SavedMethodApi) or now is None or now.state != "creating":
+            return
+        if now.provider_id is None or now.method_id is None:
+            raise BrokenInvariantError(f"the intent {now.id} does not say what it charges")
+        try:
+            await api.charge(now, SavedMethod(now.provider_id, now.method_id, ""))
+        except PaymentRefusedError as error:
+            await self.payments.end_intent(now.id, "failed", str(error))
+            return
+        await self.payments.note_page(now.id, provider_id=now.provider_id, url=None)
+        await self.poll_intent(now)
+
     async def poll_intent(self, intent: Intent) -> list[Applied]:
         """Ask the provider about an intent, and apply what it says.
 
@@ -189,30 +266,59 @@ class PaymentDesk:
         found = await api.find(intent)
         applied = [await self.payments.apply(payment, takes_more=api.takes_more) for payment in found]
         if not any(payment.state == "succeeded" for payment in found):
-            if datetime.now(UTC) >= intent.expires_at:
+            closed = found and all(payment.state == "expired" for payment in found)
+            if closed or datetime.now(UTC) >= intent.expires_at:
                 await self.payments.end_intent(intent.id, "expired", "it was not paid in time")
             elif found and all(payment.state == "failed" for payment in found):
                 await self.payments.end_intent(intent.id, "failed", "the payment did not succeed")
         return applied
 
-    async def _work_reversal(self, item: OpenReversal) -> None:
+    async def send_refund(self, refund_id: UUID) -> str | None:
+        """Have a refund of ours sent now, if no other process is about it: then it does so.
+
+        Returns:
+            Why the provider refuses, whereupon the money is the wallet's again; empty where it does not; None where another
+            process has it, or the provider is not set up here.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known; it is asked again when it is due.
+        """
+        item = await self.payments.take_reversal(refund_id)
+        if item is None or item.provider not in self._apis:
+            return None
+        return await self._work_reversal(item)
+
+    async def _work_reversal(self, item: OpenReversal) -> str:
+        """Bring a reversal forward, as long as it is ours; returns why the provider refuses it, empty where it does not.
+
+        Raises:
+            PaymentsUnavailableError: nothing is known, or it took too long: whoever takes it next looks first.
+        """
+        try:
+            async with asyncio.timeout(WORK_MAX_S):
+                return await self._bring_forward(item)
+        except TimeoutError:
+            raise PaymentsUnavailableError(f"{item.provider} takes too long") from None
+
+    async def _bring_forward(self, item: OpenReversal) -> str:
         api = self._apis.get(item.provider)
         payment = None if api is None else await api.look(item.provider_txn_id)
         if api is None or payment is None:
-            return
+            return ""
         await self.payments.apply(payment, takes_more=api.takes_more)
         if item.state != "requested" or any(told.ours == item.id for told in payment.reversals):
-            return
+            return ""
         refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
         try:
             await api.refund(refund, payment.currency)
         except PaymentRefusedError as error:
             _log.warning("payments.refund_refused", refund=str(item.id), error=str(error))
             await self.payments.undo_refund(item)
-            return
+            return str(error)
         payment = await api.look(item.provider_txn_id)
         if payment is not None:
             await self.payments.apply(payment, takes_more=api.takes_more)
+        return ""
 
     async def sweep(self) -> int:
         """Look at everything that was paid or taken back lately, whoever told of it; return how many payments.
@@ -240,7 +346,7 @@ class PaymentDesk:
             await api.close()
 
     async def look_at(self, intent_id: UUID) -> None:
-        """Ask about one intent now, as its owner waits for it."""
+        """Ask about one intent now, unless it was paid; where that fails, it is due again by itself."""
         intent = await self.payments.find(intent_id)
         if intent is not None and intent.state not in ("paid", "creating"):
             await self._quietly(self.poll_intent(intent), intent.provider)

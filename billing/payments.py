@@ -5,6 +5,7 @@ be repeated, run twice at once, or come late: what is final is not undone by an 
 what the next ``apply`` completes. So the order and number of webhooks do not matter.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,25 +17,41 @@ import asyncpg
 
 from billing.acting import acting
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    InsufficientFundsError,
+    NotFoundError,
+    RateLimitError,
+)
 from billing.ids import new_id
 from billing.money import format_amount, get_currency
 from billing.payunits import PaymentProvider, get_payment_unit, minor_units
 
 IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
+PaymentState = Literal["pending", "failed", "expired", "succeeded"]
 ReversalState = Literal["open", "final", "undone"]
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
-_TAKEN = 50
+TAKEN = 50  # pieces of one kind of work at a time
 _LEASE = timedelta(seconds=60)
+_LIVE_PAUSE_MS = 60_000
+WORK_MAX_S = 45.0  # who took a refund to send it stops before another may take it
 _INTENT = (
     "id, wallet_id, user_id, kind, provider, currency, amount_nano, state, attempt, url, note, created_at, expires_at,"
-    " ended_at"
+    " ended_at, method_due"
 )
+WHOLE_INTENT = f"{_INTENT}, provider_id, method_id"  # what a person does not see
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A person's wish to pay so much into a wallet, in nano units of its currency."""
+    """A wish to pay so much into a wallet, in nano units of its currency.
+
+    Args:
+        kind: ``topup``: on a page that its payer opens; ``auto``: from the means of payment ``method_id`` of the customer
+            ``provider_id``.
+        method_due: the payer lets us keep what they pay with, and it is not noted yet.
+    """
 
     id: UUID
     wallet_id: UUID
@@ -50,7 +67,9 @@ class Intent:
     created_at: datetime
     expires_at: datetime
     ended_at: datetime | None
+    method_due: bool
     provider_id: str | None = None
+    method_id: str | None = None
 
     @property
     def reference(self) -> str:
@@ -83,7 +102,7 @@ class Payment:
     Args:
         id: the provider's.
         reference: what we gave it; somebody else's payments have others.
-        state: whether the money came.
+        state: whether the money came; ``expired``: nobody paid, and the page is closed (``id`` is the page's then).
         amount_nano: what was paid, in nano units of ``currency``.
         fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
     """
@@ -91,7 +110,7 @@ class Payment:
     provider: PaymentProvider
     id: str
     reference: str
-    state: Literal["pending", "failed", "succeeded"]
+    state: PaymentState
     amount_nano: int
     currency: str
     fee_nano: int | None = None
@@ -141,6 +160,15 @@ class OpenReversal:
     state: Literal["requested", "open"]
 
 
+@dataclass(frozen=True, slots=True)
+class SavedMethod:
+    """A means of payment that its owner let us charge again. ``label`` is for people: "visa …4242"."""
+
+    customer_id: str
+    method_id: str
+    label: str
+
+
 def parse_reference(reference: str) -> UUID | None:
     """Return the intent that a reference names; None where it is not one of ours."""
     found = _REFERENCE.fullmatch(reference)
@@ -166,8 +194,10 @@ class Intents:
         amount_nano: int,
         currency: str,
         key: str | None = None,
+        saves_method: bool = False,
         expires_after_s: float,
         poll_after_s: float,
+        live_max: int,
     ) -> Intent:
         """Note a wish to pay, before any provider is asked.
 
@@ -178,10 +208,13 @@ class Intents:
             amount_nano: in nano units of ``currency``.
             currency: the wallet's.
             key: idempotency key; a repeat with the same input returns the first intent.
+            saves_method: the payer lets us keep what they pay with.
             expires_after_s: when it is no longer waited for; money that comes later is credited all the same.
             poll_after_s: when the provider is asked about it first, in seconds.
+            live_max: how many of the wallet's may wait to be paid at once.
 
         Raises:
+            RateLimitError: as many wait already.
             InputError: another currency than the wallet's, an amount that the provider cannot take, or the key was used
                 with another input.
             NotFoundError: the wallet is not theirs.
@@ -194,7 +227,7 @@ class Intents:
         try:
             async with self._database.as_person(owner) as connection:
                 row = await connection.fetchrow(
-                    f"SELECT {_INTENT} FROM own_create_intent($1, $2, $3, $4, $5, $6, $7, $8)",  # noqa: S608 - column names of this module
+                    f"SELECT {_INTENT} FROM own_create_intent($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",  # noqa: S608 - column names of this module
                     new_id(),
                     wallet_id,
                     provider,
@@ -203,7 +236,11 @@ class Intents:
                     key,
                     timedelta(seconds=expires_after_s),
                     timedelta(seconds=poll_after_s),
+                    saves_method,
+                    live_max,
                 )
+        except asyncpg.ProgramLimitExceededError as error:
+            raise RateLimitError(str(error), retry_after_ms=_LIVE_PAUSE_MS) from None
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no wallet {wallet_id}") from None
         except (asyncpg.UniqueViolationError, asyncpg.InvalidParameterValueError) as error:
@@ -247,7 +284,7 @@ class Payments:
             )
         return new
 
-    async def take_events(self, limit: int = _TAKEN) -> list[WebhookEvent]:
+    async def take_events(self, limit: int = TAKEN) -> list[WebhookEvent]:
         """Take events that nobody else works on; one that is not ended comes again, after ever longer pauses."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
@@ -265,10 +302,10 @@ class Payments:
     async def find(self, intent_id: UUID) -> Intent | None:
         """Return anybody's intent."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(f"SELECT {_INTENT}, provider_id FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
+            row = await connection.fetchrow(f"SELECT {WHOLE_INTENT} FROM find_intent($1)", intent_id)  # noqa: S608 - column names of this module
         return None if row is None else Intent(**row)
 
-    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = _TAKEN) -> list[Intent]:
+    async def take_intents(self, *, pause_s: float, late_s: float, limit: int = TAKEN) -> list[Intent]:
         """Take intents that the provider is to be asked about.
 
         Args:
@@ -278,7 +315,7 @@ class Payments:
         """
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
-                f"SELECT {_INTENT}, provider_id FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
+                f"SELECT {WHOLE_INTENT} FROM take_intents($1, $2, $3, $4)",  # noqa: S608 - column names of this module
                 limit,
                 _LEASE,
                 timedelta(seconds=pause_s),
@@ -286,8 +323,8 @@ class Payments:
             )
         return [Intent(**row) for row in rows]
 
-    async def note_page(self, intent_id: UUID, *, provider_id: str, url: str) -> None:
-        """Note the page on which it is paid."""
+    async def note_page(self, intent_id: UUID, *, provider_id: str, url: str | None) -> None:
+        """Note what the provider calls it, and the page on which it is paid, if there is one."""
         async with self._database.transaction() as connection:
             await connection.execute("SELECT note_page($1, $2, $3)", intent_id, provider_id, url)
 
@@ -304,7 +341,31 @@ class Payments:
         async with self._database.transaction() as connection:
             await connection.execute("SELECT end_intent($1, $2, $3)", intent_id, state, note)
 
-    async def take_reversals(self, *, pause_s: float, limit: int = _TAKEN) -> list[OpenReversal]:
+    async def note_method(self, intent_id: UUID, method: SavedMethod | None) -> bool:
+        """Note with what an intent was paid, for its wallet to pay with again; None: nothing was kept."""
+        kept = (None, None, None) if method is None else (method.customer_id, method.method_id, method.label)
+        async with self._database.transaction() as connection:
+            noted: bool = await connection.fetchval("SELECT note_method($1, $2, $3, $4)", intent_id, *kept)
+        return noted
+
+    async def begin_auto_topups(self, *, expires_after_s: float, limit: int = TAKEN) -> list[Intent]:
+        """Begin a top-up for each wallet whose owner wants it now, from what is kept to pay with; each once, whoever asks."""
+        async with self._database.connection() as connection:
+            found = await connection.fetch("SELECT * FROM find_auto_topups($1)", limit)
+        begun = []
+        for row in found:
+            async with self._database.transaction() as connection:
+                made = await connection.fetchrow(
+                    f"SELECT {WHOLE_INTENT} FROM begin_auto_topup($1, $2, $3)",  # noqa: S608 - column names of this module
+                    new_id(),
+                    row[0],
+                    timedelta(seconds=expires_after_s),
+                )
+            if made is not None:
+                begun.append(Intent(**made))
+        return begun
+
+    async def take_reversals(self, *, pause_s: float, limit: int = TAKEN) -> list[OpenReversal]:
         """Take reversals that the provider is to be asked about, as intents are taken."""
         async with self._database.transaction() as connection:
             rows = await connection.fetch(
@@ -314,6 +375,16 @@ class Payments:
                 timedelta(seconds=pause_s),
             )
         return [OpenReversal(**row) for row in rows]
+
+    async def take_reversal(self, reversal_id: UUID) -> OpenReversal | None:
+        """Take one reversal that the provider is to be asked about now; None where another process has it, or it has ended."""
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                "SELECT id, provider, provider_txn_id, kind, amount_nano, state FROM take_reversal($1, $2)",
+                reversal_id,
+                _LEASE,
+            )
+        return None if row is None else OpenReversal(**row)
 
     async def undo_refund(self, item: OpenReversal) -> None:
         """Give back what was set aside for a refund of ours that the provider refuses."""
@@ -407,6 +478,7 @@ class PaymentOffice:
         amount_nano: int | None = None,
         reason: str,
         below_zero: bool = False,
+        key: str | None = None,
     ) -> Refund:
         """Set money aside for a refund, before the provider is asked to send it.
 
@@ -416,17 +488,23 @@ class PaymentOffice:
             amount_nano: in nano units of its currency; all that is left, without one.
             reason: for the books.
             below_zero: though the wallet has spent it.
+            key: idempotency key; a repeat with the same input returns the first refund.
 
         Raises:
             NotFoundError: no such payment.
-            InputError: more than what is left of it, or finer than the provider takes.
+            InputError: more than what is left of it, finer than the provider takes, no reason, or the key was used with another
+                input.
             InsufficientFundsError: the wallet does not have as much.
         """
+        if not reason.strip():
+            raise InputError("a refund needs a reason")
         refund_id = new_id()
+        digest = hashlib.sha256(f"{provider}|{txn_id}|{amount_nano}|{reason}|{below_zero}".encode()).digest()
         try:
             async with self._database.transaction() as connection:
                 row = await connection.fetchrow(
-                    "SELECT id, provider, provider_txn_id, amount_nano, state FROM begin_refund($1, $2, $3, $4, $5, $6, $7)",
+                    "SELECT id, provider, provider_txn_id, amount_nano, state"
+                    " FROM refund_payment($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                     refund_id,
                     new_id(),
                     provider,
@@ -434,6 +512,8 @@ class PaymentOffice:
                     amount_nano,
                     reason,
                     below_zero,
+                    key or f"payment_refund:{refund_id}",
+                    digest,
                 )
                 currency = await connection.fetchval(
                     "SELECT currency FROM payment_credits WHERE provider = $1 AND provider_txn_id = $2",
@@ -443,7 +523,7 @@ class PaymentOffice:
                 minor_units(row["amount_nano"], currency, provider)
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no payment {txn_id} of {provider}") from None
-        except asyncpg.InvalidParameterValueError as error:
+        except (asyncpg.InvalidParameterValueError, asyncpg.UniqueViolationError) as error:
             raise InputError(str(error)) from None
         except asyncpg.CheckViolationError:
             raise InsufficientFundsError("the wallet does not have as much as is to be refunded") from None
@@ -456,8 +536,10 @@ class PaymentOffice:
 
         Raises:
             NotFoundError: no such payment.
-            InputError: nothing of it is in suspense, no wallet is known, or the wallet is in another currency.
+            InputError: nothing of it is in suspense, no wallet is known, the wallet is in another currency, or no reason.
         """
+        if not reason.strip():
+            raise InputError("accepting a payment needs a reason")
         try:
             async with self._database.transaction() as connection:
                 given_nano: int = await connection.fetchval(
@@ -469,11 +551,28 @@ class PaymentOffice:
             raise InputError(str(error)) from None
         return format_amount(given_nano)
 
+    async def retry_event(self, event_id: UUID) -> None:
+        """Let a webhook that ended in review, or was ignored, be looked at again.
+
+        Raises:
+            InputError: there is none that ended so.
+        """
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval("SELECT retry_webhook($1)", event_id):
+                raise InputError(f"there is no webhook {event_id} in review, and none that was ignored")
+
     async def list_reviews(self) -> list[dict[str, Any]]:
-        """Return the payments that wait for a decision, oldest first."""
+        """Return the payments of which something waits in suspense for a decision, oldest first; amounts in nano units."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "SELECT provider, provider_txn_id, intent_id, wallet_id, currency, paid_nano, note, created_at"
-                " FROM payment_credits WHERE state = 'review' ORDER BY created_at LIMIT 1000"
+                """
+                SELECT c.provider, c.provider_txn_id, c.intent_id, c.wallet_id, c.currency, c.paid_nano, c.note, c.created_at,
+                       c.paid_nano - c.credited_nano - coalesce(r.suspense_nano, 0) AS suspense_nano
+                FROM payment_credits c LEFT JOIN LATERAL (
+                    SELECT sum(t.suspense_nano)::bigint AS suspense_nano FROM payment_reversals t
+                    WHERE (t.provider, t.provider_txn_id) = (c.provider, c.provider_txn_id) AND t.state <> 'undone') r ON true
+                WHERE c.state = 'review' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
+                ORDER BY c.created_at LIMIT 1000
+                """
             )
         return [dict(row) for row in rows]

@@ -10,7 +10,8 @@ from config.settings import PaymentSettings
 
 
 @cache
-def _defaults() -> dict[str, tuple[str, str]]:
+def default_limits() -> dict[str, tuple[str, str]]:
+    """Return the least and the most by currency, in major units, where no setting says otherwise."""
     text = files("config").joinpath("data", "topup_limits.json").read_text(encoding="utf-8")
     return {code: (low, high) for code, (low, high) in json.loads(text).items()}
 
@@ -25,7 +26,7 @@ def check_topup(amount_nano: int, currency: str, settings: PaymentSettings) -> N
     exponent = get_currency(currency).exponent
     if amount_nano % 10 ** (9 - exponent):
         raise InputError(f"an amount in {currency} has at most {exponent} decimals")
-    low, high = _defaults().get(currency, ("0", None))
+    low, high = default_limits().get(currency, ("0", None))
     low, high = settings.minimum.get(currency, low), settings.maximum.get(currency, high)
     if amount_nano <= 0 or amount_nano < parse_amount(low):
         raise InputError(f"the least that can be topped up is {low} {currency}")

@@ -232,6 +232,8 @@ class StripeSettings(_PaymentProviderSettings):
     """Top-ups by Stripe."""
 
     base_url: str = "https://api.stripe.com"
+    # Where a payer goes who named no other place, as Stripe's page needs one.
+    return_url: str = "https://stripe.com"
     webhook_secret: SecretStr = SecretStr("")  # empty: every webhook is refused
 
 
@@ -255,10 +257,19 @@ class PaymentSettings(_Section):
     expires_s: Annotated[float, Field(ge=1_800, le=86_400)] = 3_600.0  # how long a page waits for its payer
     look_s: Positive = 5.0  # how often is looked for work that nobody rang for
     poll_s: Positive = 30.0  # before a provider is asked about a payment that it told nothing of; doubled
+    # A payer who waits and asks how it stands lets the provider be asked at once: so often per top-up, for so long, so many at once.
+    waiting_pause_s: Annotated[float, Field(ge=0.001)] = 1.0
+    waiting_s: Positive = 3.0
+    waiting_max: Count = 16  # per worker
     late_s: Positive = 3 * 86_400.0  # how long after its end an intent is still asked about
     sweep_s: Positive = 3_600.0  # how often everything of late is looked at
     sweep_back_s: Positive = 3 * 86_400.0
     webhook_bytes: Count = 256 * 1024  # a larger webhook is refused
+    pending_max: Count = 20  # top-ups of a wallet that wait to be paid; one more is refused
+    auto_look_s: Positive = 10.0  # how often is looked for wallets that top themselves up
+    auto_pause_s: Annotated[float, Field(ge=60)] = (
+        3_600.0  # from one such top-up of a wallet to the next, at least
+    )
     minimum: dict[str, str] = {}  # a JSON object, in major units: {"NGN": "500"}
     maximum: dict[str, str] = {}
 

@@ -2,9 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -17,13 +15,25 @@ from billing.errors import InvalidKeyError, NotPermittedError
 from billing.keys import Key
 from billing.money import format_amount
 from billing.wallets import Wallet, parse_id
+from proxy.admin_parts import (
+    Handler,
+    answer,
+    desk_of,
+    endpoint,
+    idempotency_key,
+    page_of,
+    query,
+    read_as,
+    read_id,
+    read_page,
+)
+from proxy.admin_payments import ADMIN_PAYMENTS
 from proxy.auth import count_failure
-from proxy.context import call_id_of, standard_headers
+from proxy.context import call_id_of
 from proxy.errors import BadRequestError
 from proxy.forms import (
     CapsForm,
     CreditForm,
-    Form,
     KeyForm,
     OverdraftForm,
     ReasonForm,
@@ -33,20 +43,14 @@ from proxy.forms import (
     UserForm,
     WalletForm,
     read_flag,
-    read_form,
+    read_moment,
     read_query,
 )
-from proxy.openapi import Endpoint
-from proxy.services import SERVICES, Desk, cool_user
-
-_PAGE = 100
-_PAGE_MAX = 1_000
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_Form = TypeVar("_Form", bound=Form)
+from proxy.services import SERVICES, cool_user
 
 
 @web.middleware
-async def guard_admin(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def guard_admin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let nobody to ``/admin`` without the operator's token, whatever is asked there; who comes in acts as the admin.
 
     Raises:
@@ -80,51 +84,35 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _desk(request: web.Request) -> Desk:
-    return request.app[SERVICES].desk
-
-
-async def _read(request: web.Request, form: type[_Form]) -> _Form:
-    return await read_form(request, form, request.app[SERVICES].settings.limits)
-
-
-def _answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
-    return web.json_response(body, status=status, headers=standard_headers(request))
-
-
-def _id(request: web.Request, what: str) -> UUID:
-    return parse_id(request.match_info[what], what)
-
-
 # Users
 
 
 async def list_users(request: web.Request) -> web.Response:
     """Users by age; ``email``, ``limit`` and ``after`` in the query."""
-    limit, after = _read_page(request, "user")
-    found = await _desk(request).wallets.find_users(
+    limit, after = read_page(request, "user")
+    found = await desk_of(request).wallets.find_users(
         email=read_query(request, "email"), after=after, limit=limit + 1
     )
-    return _answer(request, _page([user.as_json() for user in found], limit))
+    return answer(request, page_of([user.as_json() for user in found], limit))
 
 
 async def create_user(request: web.Request) -> web.Response:
     """Register a person."""
-    form = await _read(request, UserForm)
-    wallets = _desk(request).wallets
+    form = await read_as(request, UserForm)
+    wallets = desk_of(request).wallets
     user_id = await wallets.create_user(form.email, subject=form.subject)
-    return _answer(request, (await wallets.describe_user(user_id)).as_json(), 201)
+    return answer(request, (await wallets.describe_user(user_id)).as_json(), 201)
 
 
 async def get_user(request: web.Request) -> web.Response:
     """A person, with their wallets and the caps over all of them."""
-    return await _show_user(request, _id(request, "user"))
+    return await _show_user(request, read_id(request, "user"))
 
 
 async def change_user(request: web.Request) -> web.Response:
     """Disable or enable a person, set the limits over all their keys, or the clock that their caps follow."""
-    form = await _read(request, UserChangeForm)
-    desk, user_id = _desk(request), _id(request, "user")
+    form = await read_as(request, UserChangeForm)
+    desk, user_id = desk_of(request), read_id(request, "user")
     if form.timezone is not None or form.week_starts is not None:
         clock = await desk.caps.get_clock(user_id)
         await desk.caps.set_clock(
@@ -139,7 +127,7 @@ async def change_user(request: web.Request) -> web.Response:
 
 
 async def _show_user(request: web.Request, user_id: UUID) -> web.Response:
-    desk = _desk(request)
+    desk = desk_of(request)
     user = await desk.wallets.describe_user(user_id)
     found = await desk.wallets.find_wallets(user_id=user_id)
     body = {
@@ -147,7 +135,7 @@ async def _show_user(request: web.Request, user_id: UUID) -> web.Response:
         "wallets": [_wallet_json(wallet) for wallet in found],
         "caps": caps_as_json(await desk.caps.find_caps(user_id)),
     }
-    return _answer(request, body)
+    return answer(request, body)
 
 
 # Wallets
@@ -155,57 +143,59 @@ async def _show_user(request: web.Request, user_id: UUID) -> web.Response:
 
 async def list_wallets(request: web.Request) -> web.Response:
     """Wallets by age; ``user``, ``limit`` and ``after`` in the query."""
-    limit, after = _read_page(request, "wallet")
+    limit, after = read_page(request, "wallet")
     named = read_query(request, "user")
-    user_id = None if named is None else await _desk(request).wallets.get_user(named)
-    found = await _desk(request).wallets.find_wallets(user_id=user_id, after=after, limit=limit + 1)
-    return _answer(request, _page([_wallet_json(wallet) for wallet in found], limit))
+    user_id = None if named is None else await desk_of(request).wallets.get_user(named)
+    found = await desk_of(request).wallets.find_wallets(user_id=user_id, after=after, limit=limit + 1)
+    return answer(request, page_of([_wallet_json(wallet) for wallet in found], limit))
 
 
 async def create_wallet(request: web.Request) -> web.Response:
     """Open a wallet for a person, who is named by id or e-mail address."""
-    form = await _read(request, WalletForm)
-    wallets = _desk(request).wallets
+    form = await read_as(request, WalletForm)
+    wallets = desk_of(request).wallets
     wallet_id = await wallets.create_wallet(form.user, currency=form.currency, overdraft_nano=form.overdraft)
-    return _answer(request, _wallet_json(await wallets.get_wallet(wallet_id)), 201)
+    return answer(request, _wallet_json(await wallets.get_wallet(wallet_id)), 201)
 
 
 async def get_wallet(request: web.Request) -> web.Response:
     """A wallet with its caps."""
-    return await _show_wallet(request, await _desk(request).wallets.get_wallet(_id(request, "wallet")))
+    return await _show_wallet(request, await desk_of(request).wallets.get_wallet(read_id(request, "wallet")))
 
 
 async def change_wallet(request: web.Request) -> web.Response:
     """Set how far below zero a wallet may go."""
-    form = await _read(request, OverdraftForm)
-    wallet = await _desk(request).wallets.set_wallet(_id(request, "wallet"), overdraft_nano=form.overdraft)
+    form = await read_as(request, OverdraftForm)
+    wallet = await desk_of(request).wallets.set_wallet(
+        read_id(request, "wallet"), overdraft_nano=form.overdraft
+    )
     return await _show_wallet(request, wallet)
 
 
 async def freeze_wallet(request: web.Request) -> web.Response:
     """Freeze a wallet: no call is admitted; those under way are settled."""
-    form = await _read(request, ReasonForm)
-    wallets = _desk(request).wallets
-    wallet = await wallets.set_wallet(_id(request, "wallet"), status="frozen", reason=form.reason)
+    form = await read_as(request, ReasonForm)
+    wallets = desk_of(request).wallets
+    wallet = await wallets.set_wallet(read_id(request, "wallet"), status="frozen", reason=form.reason)
     return await _show_wallet(request, wallet)
 
 
 async def unfreeze_wallet(request: web.Request) -> web.Response:
     """Let a wallet pay again."""
-    form = await _read(request, ReasonForm)
-    wallets = _desk(request).wallets
-    wallet = await wallets.set_wallet(_id(request, "wallet"), status="active", reason=form.reason)
+    form = await read_as(request, ReasonForm)
+    wallets = desk_of(request).wallets
+    wallet = await wallets.set_wallet(read_id(request, "wallet"), status="active", reason=form.reason)
     return await _show_wallet(request, wallet)
 
 
 async def credit_wallet(request: web.Request) -> web.Response:
     """Put money into a wallet; the header ``Idempotency-Key`` is as good as the form's ``key``."""
-    form = await _read(request, CreditForm)
-    credit = await _desk(request).wallets.credit(
-        _id(request, "wallet"), form.amount, reason=form.reason, key=form.key or _idempotency_key(request)
+    form = await read_as(request, CreditForm)
+    credit = await desk_of(request).wallets.credit(
+        read_id(request, "wallet"), form.amount, reason=form.reason, key=form.key or idempotency_key(request)
     )
     cool_user(request.app[SERVICES], credit.wallet.user_id)
-    return _answer(request, {"transaction_id": str(credit.tx_id), **_wallet_json(credit.wallet)}, 201)
+    return answer(request, {"transaction_id": str(credit.tx_id), **_wallet_json(credit.wallet)}, 201)
 
 
 async def _show_wallet(request: web.Request, wallet: Wallet) -> web.Response:
@@ -213,7 +203,7 @@ async def _show_wallet(request: web.Request, wallet: Wallet) -> web.Response:
     if request.method != "GET":
         cool_user(services, wallet.user_id)
     caps = caps_as_json(await services.desk.caps.find_caps(wallet.id))
-    return _answer(request, {**_wallet_json(wallet), "caps": caps})
+    return answer(request, {**_wallet_json(wallet), "caps": caps})
 
 
 def _wallet_json(wallet: Wallet) -> dict[str, Any]:
@@ -225,55 +215,55 @@ def _wallet_json(wallet: Wallet) -> dict[str, Any]:
 
 async def get_user_caps(request: web.Request) -> web.Response:
     """The caps over all wallets of a person, in USD of cost."""
-    user_id = _id(request, "user")
-    await _desk(request).wallets.describe_user(user_id)
+    user_id = read_id(request, "user")
+    await desk_of(request).wallets.describe_user(user_id)
     return await _show_caps(request, "user", user_id, "USD")
 
 
 async def put_user_caps(request: web.Request) -> web.Response:
     """Set caps over all wallets of a person: named periods change, null lifts one."""
     return await _put_caps(
-        request, "user", _id(request, "user"), user_id=_id(request, "user"), currency="USD"
+        request, "user", read_id(request, "user"), user_id=read_id(request, "user"), currency="USD"
     )
 
 
 async def get_wallet_caps(request: web.Request) -> web.Response:
     """A wallet's caps, in its currency."""
-    wallet = await _desk(request).wallets.get_wallet(_id(request, "wallet"))
+    wallet = await desk_of(request).wallets.get_wallet(read_id(request, "wallet"))
     return await _show_caps(request, "wallet", wallet.id, wallet.currency)
 
 
 async def put_wallet_caps(request: web.Request) -> web.Response:
     """Set a wallet's ceilings: named periods change, null lifts one; the user's own limits stay."""
-    wallet = await _desk(request).wallets.get_wallet(_id(request, "wallet"))
+    wallet = await desk_of(request).wallets.get_wallet(read_id(request, "wallet"))
     return await _put_caps(request, "wallet", wallet.id, user_id=wallet.user_id, currency=wallet.currency)
 
 
 async def get_key_caps(request: web.Request) -> web.Response:
     """A key's caps, in the currency of its wallet."""
-    key = await _desk(request).keys.get_key(_id(request, "key"))
+    key = await desk_of(request).keys.get_key(read_id(request, "key"))
     return await _show_caps(request, "key", key.id, key.currency)
 
 
 async def put_key_caps(request: web.Request) -> web.Response:
     """Set a key's ceilings: named periods change, null lifts one."""
-    key = await _desk(request).keys.get_key(_id(request, "key"))
+    key = await desk_of(request).keys.get_key(read_id(request, "key"))
     return await _put_caps(request, "key", key.id, user_id=key.user_id, currency=key.currency)
 
 
 async def _put_caps(
     request: web.Request, scope: Scope, scope_id: UUID, *, user_id: UUID, currency: str
 ) -> web.Response:
-    form = await _read(request, CapsForm)
+    form = await read_as(request, CapsForm)
     if form.limits:
-        await _desk(request).caps.set_caps(scope, scope_id, form.limits)
+        await desk_of(request).caps.set_caps(scope, scope_id, form.limits)
         cool_user(request.app[SERVICES], user_id)
     return await _show_caps(request, scope, scope_id, currency)
 
 
 async def _show_caps(request: web.Request, scope: Scope, scope_id: UUID, currency: str) -> web.Response:
-    caps = caps_as_json(await _desk(request).caps.find_caps(scope_id))
-    return _answer(
+    caps = caps_as_json(await desk_of(request).caps.find_caps(scope_id))
+    return answer(
         request, {"object": "caps", "scope": scope, "id": str(scope_id), "currency": currency, "caps": caps}
     )
 
@@ -283,42 +273,42 @@ async def _show_caps(request: web.Request, scope: Scope, scope_id: UUID, currenc
 
 async def list_keys(request: web.Request) -> web.Response:
     """Keys by age; ``wallet``, ``user``, ``revoked``, ``limit`` and ``after`` in the query."""
-    limit, after = _read_page(request, "key")
+    limit, after = read_page(request, "key")
     user, wallet = read_query(request, "user"), read_query(request, "wallet")
-    found = await _desk(request).keys.find_keys(
-        user_id=None if user is None else await _desk(request).wallets.get_user(user),
+    found = await desk_of(request).keys.find_keys(
+        user_id=None if user is None else await desk_of(request).wallets.get_user(user),
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
         revoked=read_flag(request, "revoked"),
         after=after,
         limit=limit + 1,
     )
-    return _answer(request, _page([_key_json(key) for key in found], limit))
+    return answer(request, page_of([_key_json(key) for key in found], limit))
 
 
 async def create_key(request: web.Request) -> web.Response:
     """Make a key for a wallet; its caps are ceilings. The secret is shown now and never again."""
-    form = await _read(request, KeyForm)
+    form = await read_as(request, KeyForm)
     if form.wallet_id is None:
         raise BadRequestError("Name the wallet that pays.", param="wallet_id")
-    keys = _desk(request).keys
+    keys = desk_of(request).keys
     made = await keys.create(form.wallet_id, form.rules)
-    return _answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret}, 201)
+    return answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret}, 201)
 
 
 async def rotate_key(request: web.Request) -> web.Response:
     """Give a key another secret; the one before stays good for ``overlap_s`` seconds."""
-    form = await _read(request, RotateForm)
-    keys = _desk(request).keys
-    made = await keys.rotate(_id(request, "key"), overlap_s=form.overlap_s)
-    return _answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret})
+    form = await read_as(request, RotateForm)
+    keys = desk_of(request).keys
+    made = await keys.rotate(read_id(request, "key"), overlap_s=form.overlap_s)
+    return answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret})
 
 
 async def delete_key(request: web.Request) -> web.Response:
     """Revoke a key, on every worker."""
-    key_id = _id(request, "key")
-    await _desk(request).keys.revoke(key_id)
+    key_id = read_id(request, "key")
+    await desk_of(request).keys.revoke(key_id)
     await request.app[SERVICES].keys.forget(str(key_id))
-    return _answer(request, {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"})
+    return answer(request, {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"})
 
 
 def _key_json(key: Key) -> dict[str, Any]:
@@ -330,147 +320,89 @@ def _key_json(key: Key) -> dict[str, Any]:
 
 async def get_call(request: web.Request) -> web.Response:
     """Everything known about a call: its quote, prices, usage, and postings."""
-    return _answer(request, await describe_call(_desk(request).database, _id(request, "call")))
+    return answer(request, await describe_call(desk_of(request).database, read_id(request, "call")))
 
 
 async def refund_call(request: web.Request) -> web.Response:
     """Give a call's charge back, whole or in part."""
-    form = await _read(request, RefundForm)
-    services, call_id = request.app[SERVICES], _id(request, "call")
+    form = await read_as(request, RefundForm)
+    services, call_id = request.app[SERVICES], read_id(request, "call")
     done = await services.desk.corrections.refund(
-        call_id, amount_nano=form.amount, reason=form.reason, key=form.key or _idempotency_key(request)
+        call_id, amount_nano=form.amount, reason=form.reason, key=form.key or idempotency_key(request)
     )
     shown = await describe_call(services.desk.database, call_id)
     owner = await services.desk.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
     cool_user(services, owner.user_id)
     refunded = format_amount(done.before.charge_nano - done.after.charge_nano)
     tx_id = None if done.tx_id is None else str(done.tx_id)
-    return _answer(request, {"transaction_id": tx_id, "refunded": refunded, **shown})
+    return answer(request, {"transaction_id": tx_id, "refunded": refunded, **shown})
 
 
 async def get_quota(request: web.Request) -> web.Response:
     """The shadow ledger's sums, and what is left of the provider's quota."""
-    return _answer(request, await describe_quota(_desk(request).database))
+    return answer(request, await describe_quota(desk_of(request).database))
 
 
 async def list_reconciliations(request: web.Request) -> web.Response:
     """The latest reconciliations and what they found."""
-    return _answer(request, await describe_reconciliations(_desk(request).database))
+    return answer(request, await describe_reconciliations(desk_of(request).database))
 
 
 async def reconcile(request: web.Request) -> web.Response:
     """Reconcile with the provider now, as a running server does by itself every hour."""
-    return _answer(request, (await _desk(request).reconciler.run()).as_json())
+    return answer(request, (await desk_of(request).reconciler.run()).as_json())
 
 
 async def list_audit(request: web.Request) -> web.Response:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
-    desk = _desk(request)
-    limit, _ = _read_page(request, "row")
-    wallet, user, since = (read_query(request, name) for name in ("wallet", "user", "since"))
+    desk = desk_of(request)
+    limit, _ = read_page(request, "row")
+    wallet, user = read_query(request, "wallet"), read_query(request, "user")
     rows = await desk.audit.list_rows(
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
         user_id=None if user is None else await desk.wallets.get_user(user),
         actor=read_query(request, "actor"),
-        since=None if since is None else _read_moment(since),
+        since=read_moment(request, "since"),
         limit=limit,
     )
-    return _answer(request, {"object": "list", "data": rows})
+    return answer(request, {"object": "list", "data": rows})
 
 
 async def verify_audit(request: web.Request) -> web.Response:
     """Find altered, removed and reordered rows; ``expect``: a head noted before. Note the head that it returns."""
-    return _answer(
-        request, (await _desk(request).audit.verify(expect=read_query(request, "expect"))).as_json()
+    return answer(
+        request, (await desk_of(request).audit.verify(expect=read_query(request, "expect"))).as_json()
     )
-
-
-def _endpoint(
-    method: str,
-    path: str,
-    handler: _Handler,
-    *,
-    form: type[Form] | None = None,
-    status: int = 200,
-    query: tuple[tuple[str, dict[str, Any]], ...] = (),
-) -> Endpoint:
-    return Endpoint(
-        method,
-        path,
-        handler,
-        "Object",
-        "operator",
-        status=status,
-        form=form,
-        query=query,
-        operator=True,
-        errors=(415,),
-    )
-
-
-def _query(*names: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    kinds: dict[str, dict[str, Any]] = {
-        "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_MAX, "default": _PAGE},
-        "after": {"type": "string", "format": "uuid"},
-        "since": {"type": "string", "format": "date-time"},
-        "revoked": {"type": "boolean"},
-    }
-    return tuple((name, kinds.get(name, {"type": "string"})) for name in names)
 
 
 ADMIN = (
-    _endpoint("GET", "/admin/users", list_users, query=_query("email", "limit", "after")),
-    _endpoint("POST", "/admin/users", create_user, form=UserForm, status=201),
-    _endpoint("GET", "/admin/users/{user}", get_user),
-    _endpoint("PATCH", "/admin/users/{user}", change_user, form=UserChangeForm),
-    _endpoint("GET", "/admin/users/{user}/caps", get_user_caps),
-    _endpoint("PUT", "/admin/users/{user}/caps", put_user_caps, form=CapsForm),
-    _endpoint("GET", "/admin/wallets", list_wallets, query=_query("user", "limit", "after")),
-    _endpoint("POST", "/admin/wallets", create_wallet, form=WalletForm, status=201),
-    _endpoint("GET", "/admin/wallets/{wallet}", get_wallet),
-    _endpoint("PATCH", "/admin/wallets/{wallet}", change_wallet, form=OverdraftForm),
-    _endpoint("POST", "/admin/wallets/{wallet}/freeze", freeze_wallet, form=ReasonForm),
-    _endpoint("POST", "/admin/wallets/{wallet}/unfreeze", unfreeze_wallet, form=ReasonForm),
-    _endpoint("POST", "/admin/wallets/{wallet}/credits", credit_wallet, form=CreditForm, status=201),
-    _endpoint("GET", "/admin/wallets/{wallet}/caps", get_wallet_caps),
-    _endpoint("PUT", "/admin/wallets/{wallet}/caps", put_wallet_caps, form=CapsForm),
-    _endpoint("GET", "/admin/keys", list_keys, query=_query("wallet", "user", "revoked", "limit", "after")),
-    _endpoint("POST", "/admin/keys", create_key, form=KeyForm, status=201),
-    _endpoint("POST", "/admin/keys/{key}/rotate", rotate_key, form=RotateForm),
-    _endpoint("DELETE", "/admin/keys/{key}", delete_key),
-    _endpoint("GET", "/admin/keys/{key}/caps", get_key_caps),
-    _endpoint("PUT", "/admin/keys/{key}/caps", put_key_caps, form=CapsForm),
-    _endpoint("GET", "/admin/calls/{call}", get_call),
-    _endpoint("POST", "/admin/calls/{call}/refund", refund_call, form=RefundForm),
-    _endpoint("GET", "/admin/quota", get_quota),
-    _endpoint("GET", "/admin/reconciliation", list_reconciliations),
-    _endpoint("POST", "/admin/reconciliation", reconcile),
-    _endpoint("GET", "/admin/audit", list_audit, query=_query("wallet", "user", "actor", "since", "limit")),
-    _endpoint("GET", "/admin/audit/verify", verify_audit, query=_query("expect")),
+    endpoint("GET", "/admin/users", list_users, query=query("email", "limit", "after")),
+    endpoint("POST", "/admin/users", create_user, form=UserForm, status=201),
+    endpoint("GET", "/admin/users/{user}", get_user),
+    endpoint("PATCH", "/admin/users/{user}", change_user, form=UserChangeForm),
+    endpoint("GET", "/admin/users/{user}/caps", get_user_caps),
+    endpoint("PUT", "/admin/users/{user}/caps", put_user_caps, form=CapsForm),
+    endpoint("GET", "/admin/wallets", list_wallets, query=query("user", "limit", "after")),
+    endpoint("POST", "/admin/wallets", create_wallet, form=WalletForm, status=201),
+    endpoint("GET", "/admin/wallets/{wallet}", get_wallet),
+    endpoint("PATCH", "/admin/wallets/{wallet}", change_wallet, form=OverdraftForm),
+    endpoint("POST", "/admin/wallets/{wallet}/freeze", freeze_wallet, form=ReasonForm),
+    endpoint("POST", "/admin/wallets/{wallet}/unfreeze", unfreeze_wallet, form=ReasonForm),
+    endpoint("POST", "/admin/wallets/{wallet}/credits", credit_wallet, form=CreditForm, status=201),
+    endpoint("GET", "/admin/wallets/{wallet}/caps", get_wallet_caps),
+    endpoint("PUT", "/admin/wallets/{wallet}/caps", put_wallet_caps, form=CapsForm),
+    endpoint("GET", "/admin/keys", list_keys, query=query("wallet", "user", "revoked", "limit", "after")),
+    endpoint("POST", "/admin/keys", create_key, form=KeyForm, status=201),
+    endpoint("POST", "/admin/keys/{key}/rotate", rotate_key, form=RotateForm),
+    endpoint("DELETE", "/admin/keys/{key}", delete_key),
+    endpoint("GET", "/admin/keys/{key}/caps", get_key_caps),
+    endpoint("PUT", "/admin/keys/{key}/caps", put_key_caps, form=CapsForm),
+    endpoint("GET", "/admin/calls/{call}", get_call),
+    endpoint("POST", "/admin/calls/{call}/refund", refund_call, form=RefundForm),
+    endpoint("GET", "/admin/quota", get_quota),
+    endpoint("GET", "/admin/reconciliation", list_reconciliations),
+    endpoint("POST", "/admin/reconciliation", reconcile),
+    endpoint("GET", "/admin/audit", list_audit, query=query("wallet", "user", "actor", "since", "limit")),
+    endpoint("GET", "/admin/audit/verify", verify_audit, query=query("expect")),
+    *ADMIN_PAYMENTS,
 )
-
-
-def _read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
-    text, after = read_query(request, "limit") or str(_PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4) or not 1 <= int(text) <= _PAGE_MAX:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE_MAX}.", param="limit")
-    return int(text), None if after is None else parse_id(after, what)
-
-
-def _page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    page = found[:limit]
-    last = page[-1]["id"] if page else None
-    return {"object": "list", "data": page, "has_more": len(found) > limit, "last_id": last}
-
-
-def _read_moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequestError("'since' must be a moment as 2027-01-31T00:00:00Z.", param="since") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
-    return None if key is None else f"admin:{key[:200]}"

@@ -1,5 +1,7 @@
 """``/v1/wallet/caps``: the limits that a person sets on their own wallet."""
 
+from typing import Any
+
 from aiohttp import web
 
 from billing.callers import Caller
@@ -13,7 +15,7 @@ from proxy.services import SERVICES, Services, cool_user
 async def get_caps(request: web.Request) -> web.Response:
     """The caps on the caller's wallet, key and user, and what is left of each."""
     services, caller = request.app[SERVICES], await authenticate(request)
-    return await _show(request, services, caller)
+    return web.json_response(await describe_caps(services, caller), headers=standard_headers(request))
 
 
 async def put_caps(request: web.Request) -> web.Response:
@@ -21,14 +23,23 @@ async def put_caps(request: web.Request) -> web.Response:
     services, caller = request.app[SERVICES], await authenticate(request)
     owner_of(caller)
     form = await read_form(request, CapsForm, services.settings.limits)
+    body = await change_caps(request, services, caller, form)
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def change_caps(
+    request: web.Request, services: Services, caller: Caller, form: CapsForm
+) -> dict[str, Any]:
+    """Set caps as a caller who may (``owner_of``), and return them all."""
     if form.limits:
         with acting_as(request):
             await services.caps.set_caps("wallet", caller.wallet_id, form.limits, owner=caller.user_id)
         cool_user(services, caller.user_id)
-    return await _show(request, services, caller)
+    return await describe_caps(services, caller)
 
 
-async def _show(request: web.Request, services: Services, caller: Caller) -> web.Response:
+async def describe_caps(services: Services, caller: Caller) -> dict[str, Any]:
+    """Return the caps on the caller's wallet, user and key."""
     scopes = {"wallet": caller.wallet_id, "user": caller.user_id}
     if caller.key_id is not None:
         scopes["key"] = caller.key_id
@@ -39,10 +50,9 @@ async def _show(request: web.Request, services: Services, caller: Caller) -> web
         )
         for scope in scopes
     }
-    body = {
+    return {
         "object": "wallet.caps",
         "wallet_id": str(caller.wallet_id),
         "currency": caller.currency,
         **by_scope,
     }
-    return web.json_response(body, headers=standard_headers(request))

@@ -3,10 +3,11 @@
 from typing import Any
 
 from billing.statement import KINDS
+from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
 from proxy.estimate import estimate
-from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
+from proxy.forms import AutoTopupForm, CapsForm, KeyForm, RotateForm, TopupForm, WalletAction
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
@@ -14,6 +15,7 @@ from proxy.openapi import Endpoint, show_document
 from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.wallet import get_wallet
+from proxy.wallet_management import manage_wallet
 from proxy.webhooks import receive_webhook
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
@@ -118,6 +120,27 @@ ENDPOINTS = (
         errors=(415,),
     ),
     Endpoint("GET", "/v1/wallet/topups/{topup}", get_topup, "Topup", "wallet"),
+    Endpoint("GET", "/v1/wallet/auto-topup", get_auto_topup, "AutoTopup", "wallet"),
+    Endpoint(
+        "PUT",
+        "/v1/wallet/auto-topup",
+        put_auto_topup,
+        "AutoTopup",
+        "wallet",
+        form=AutoTopupForm,
+        errors=(415,),
+    ),
+    Endpoint("DELETE", "/v1/wallet/payment-method", delete_payment_method, "AutoTopup", "wallet"),
+    Endpoint(
+        "POST",
+        "/api/wallet-management",
+        manage_wallet,
+        "WalletAnswer",
+        "wallet",
+        form=WalletAction,
+        also_status=201,
+        errors=(415,),
+    ),
     Endpoint(
         "POST",
         "/webhooks/{provider}",

@@ -2,15 +2,16 @@
 
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError, WithJsonSchema
 
+from billing.caps import PERIODS
 from billing.errors import InputError
 from billing.keys import KeyRules
 from billing.money import AMOUNT_MAX_NANO, NANO, parse_amount
@@ -88,7 +89,7 @@ class CapsForm(Form):
     @property
     def limits(self) -> dict[str, int | None]:
         """What was named, in nano units."""
-        return {period: getattr(self, period) for period in sorted(self.model_fields_set)}
+        return {period: getattr(self, period) for period in sorted(self.model_fields_set & set(PERIODS))}
 
 
 class KeyForm(Form):
@@ -175,10 +176,27 @@ class RefundForm(Form):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
+class AcceptForm(Form):
+    """What of a payment lies in suspense is given to a wallet: the one named, or the top-up's."""
+
+    wallet_id: UUID | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class PaymentRefundForm(Form):
+    """A payment to be sent back, all that is left of it when no amount is named; ``below_zero``: though it was spent."""
+
+    amount: Amount | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    below_zero: Annotated[bool, Field(strict=True)] = False
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
 class TopupForm(Form):
     """Money to be paid into the wallet, in major units of its currency.
 
-    `return_url` is where the payer is sent afterwards; `email` is the payer's, where the account has none.
+    `return_url` is where the payer is sent afterwards; `email` is the payer's, where the account has none. With `save_method`
+    the card that is paid with is saved at the provider, to be charged again; only Stripe does that.
     """
 
     provider: Literal["stripe", "paystack", "flutterwave"]
@@ -186,6 +204,77 @@ class TopupForm(Form):
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["NGN"])] | None = None
     return_url: Annotated[str, Field(max_length=2_000, pattern=r"^https?://[!-~]+$")] | None = None
     email: Annotated[str, Field(max_length=320, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+    save_method: bool = False
+
+
+class AutoTopupForm(Form):
+    """When and how a wallet tops itself up, in major units of its currency.
+
+    Below `threshold` so much is charged as `amount` says, at most once in `pause_s` seconds.
+    """
+
+    enabled: Annotated[bool, Field(strict=True)]
+    threshold: Amount
+    amount: Amount
+    pause_s: Annotated[int, Field(gt=0, le=366 * 86_400, strict=True)] | None = None
+
+
+class BalanceAction(Form):
+    """The wallet, as `GET /v1/wallet`."""
+
+    action: Literal["balance"]
+
+
+class TopupAction(TopupForm):
+    """A top-up is begun, as by `POST /v1/wallet/topups`."""
+
+    action: Literal["topup"]
+
+
+class TopupStatusAction(Form):
+    """How a top-up stands, as `GET /v1/wallet/topups/{id}`."""
+
+    action: Literal["topup_status"]
+    id: Annotated[str, Field(max_length=100)]
+
+
+class CapAction(CapsForm):
+    """Caps are set, as by `PUT /v1/wallet/caps`."""
+
+    action: Literal["cap"]
+
+
+class CapsAction(Form):
+    """The caps, as `GET /v1/wallet/caps`."""
+
+    action: Literal["caps"]
+
+
+class TransactionsAction(Form):
+    """The newest transactions, as `GET /v1/wallet/transactions`."""
+
+    action: Literal["transactions"]
+
+
+class WalletAction(
+    RootModel[
+        Annotated[
+            BalanceAction | TopupAction | TopupStatusAction | CapAction | CapsAction | TransactionsAction,
+            Field(discriminator="action"),
+        ]
+    ]
+):
+    """What to do with the caller's wallet."""
+
+
+WALLET_ACTIONS: dict[str, type[Form]] = {
+    "balance": BalanceAction,
+    "topup": TopupAction,
+    "topup_status": TopupStatusAction,
+    "cap": CapAction,
+    "caps": CapsAction,
+    "transactions": TransactionsAction,
+}
 
 
 class RotateForm(Form):
@@ -200,13 +289,30 @@ async def read_form(request: web.Request, form: type[_Form], limits: LimitSettin
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: nothing was changed.
     """
+    return check_form(await read_fields(request, limits), form)
+
+
+async def read_fields(request: web.Request, limits: LimitSettings) -> object:
+    """Read the JSON of a form, of whichever kind; an empty body is an empty object.
+
+    Raises:
+        BodyTooLargeError, BodyTimeoutError, BadRequestError: it is none.
+    """
     body = await read_body(request, limits)
     try:
-        fields = json.loads(
+        return json.loads(
             body or b"{}", parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_unique
         )
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"The body is not a valid JSON object: {str(error)[:200]}") from None
+
+
+def check_form(fields: object, form: type[_Form]) -> _Form:
+    """Check the fields of a form.
+
+    Raises:
+        BadRequestError: they do not fit; it names the first.
+    """
     try:
         return form.model_validate(fields)
     except ValidationError as error:
@@ -238,6 +344,22 @@ def read_flag(request: web.Request, name: str) -> bool:
     if found is None:
         raise BadRequestError(f"'{name}' must be true or false.", param=name)
     return found
+
+
+def read_moment(request: web.Request, name: str) -> datetime | None:
+    """Read a moment of the query; without a zone it is in UTC; None when it is not there.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    text = read_query(request, name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None
 
 
 def _refuse(constant: str) -> None:

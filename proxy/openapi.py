@@ -7,10 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from proxy.context import standard_headers
-from proxy.forms import Form
 from proxy.shapes import EXAMPLE_MODEL, SHAPES, Schema
 
 DOCUMENT = web.AppKey("document", dict)
@@ -51,6 +51,7 @@ class Endpoint:
     Args:
         answer: the shape of a good answer.
         status: of a good answer.
+        also_status: of a good answer, too.
         form: what the body is read into; None for none.
         body: the body's shape, where it is no form.
         query: names of query parameters, and their schemas.
@@ -67,7 +68,8 @@ class Endpoint:
     answer: str
     tag: str
     status: int = 200
-    form: type[Form] | None = None
+    also_status: int | None = None
+    form: type[BaseModel] | None = None
     body: str | None = None
     query: tuple[tuple[str, Schema], ...] = ()
     required: tuple[str, ...] = ()
@@ -169,7 +171,9 @@ def _responses(item: Endpoint) -> dict[str, Any]:
     good: dict[str, Any] = {"application/json": {"schema": _ref(item.answer)}}
     good.update({media: {"schema": _MEDIA[media]} for media in item.also})
     responses = {
-        str(item.status): {"description": "Done.", "headers": _headers(item), "content": good},
+        str(status): {"description": "Done.", "headers": _headers(item), "content": good}
+        for status in (item.status, item.also_status)
+        if status is not None
     }
     statuses = (*_ALWAYS, *item.errors) if item.secured else (400, *item.errors)
     for status in sorted(set(statuses)):

@@ -12,6 +12,7 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.audit import Audit
+from billing.auto_topups import AutoTopups
 from billing.calls import Calls
 from billing.caps import Caps
 from billing.changes import ChangeFeed
@@ -29,7 +30,9 @@ from billing.ledger import Ledger
 from billing.migrate import require_current
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
-from billing.payments import Intents
+from billing.payment_looks import PaymentLooks
+from billing.payment_views import PaymentViews
+from billing.payments import Intents, PaymentOffice
 from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
@@ -82,7 +85,9 @@ class Services:
     caps: Caps
     statements: Statements
     intents: Intents
+    auto_topups: AutoTopups
     payments: PaymentDesk
+    looks: PaymentLooks
     prices: PriceBook
     fx: FxBook
     fx_sources: list[RateSource]
@@ -103,6 +108,8 @@ class Desk:
     keys: Keys
     corrections: Corrections
     audit: Audit
+    payments: PaymentOffice
+    payment_views: PaymentViews
     reconciler: Reconciler
 
 
@@ -139,6 +146,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     calls = Calls(
         database, holds, quota, worker_id=worker_id, settings=settings, settler=settler, keeper=keeper
     )
+    payments = PaymentDesk(webhook, make_payment_apis(settings), settings.payments)
     services = Services(
         settings=settings,
         worker_id=worker_id,
@@ -153,6 +161,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 operator, charge_estimates_upward=settings.reconcile.charge_estimates_upward
             ),
             audit=Audit(operator),
+            payments=PaymentOffice(operator),
+            payment_views=PaymentViews(operator),
             reconciler=Reconciler(keeper, upstream, settings.reconcile),
         ),
         pipe=pipe,
@@ -167,7 +177,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         caps=Caps(people),
         statements=Statements(people),
         intents=Intents(people),
-        payments=PaymentDesk(webhook, make_payment_apis(settings), settings.payments),
+        auto_topups=AutoTopups(people),
+        payments=payments,
+        looks=PaymentLooks(payments, pipe, settings.payments),
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
@@ -247,7 +259,9 @@ def make_routines(services: Services) -> list[Routine]:
     ]
     if services.payments.providers:
         sweep = services.payments.sweep
+        begin = services.payments.begin_auto_topups
         routines.append(Routine(database, "payments", period_s=settings.payments.sweep_s, work=sweep))
+        routines.append(Routine(database, "auto top-ups", period_s=settings.payments.auto_look_s, work=begin))
     if services.fx_sources:
         feed = FxFeed(database, services.fx_sources, settings.fx)
         routines.append(Routine(database, "fx", period_s=settings.fx.period_s, work=feed.sync, at_once=True))

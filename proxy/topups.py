@@ -1,6 +1,7 @@
 """``/v1/wallet/topups``: a person pays money into their wallet."""
 
 from typing import Any
+from uuid import UUID
 
 from aiohttp import web
 
@@ -23,12 +24,19 @@ async def create_topup(request: web.Request) -> web.Response:
     services, caller = request.app[SERVICES], await authenticate(request)
     owner_of(caller)
     form = await read_form(request, TopupForm, services.settings.limits)
+    body = await make_topup(request, services, caller, form)
+    return web.json_response(body, status=201, headers=standard_headers(request))
+
+
+async def make_topup(
+    request: web.Request, services: Services, caller: Caller, form: TopupForm
+) -> dict[str, Any]:
+    """Begin a top-up as a caller who may (``owner_of``), once per ``Idempotency-Key``."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 0 < len(key) <= _KEY_LENGTH_MAX:
         raise BadRequestError(f"'Idempotency-Key' must have 1 to {_KEY_LENGTH_MAX} characters.")
     with acting_as(request):
-        made = await begin_topup(services, caller, form, key=key)
-    return web.json_response(topup_as_json(made), status=201, headers=standard_headers(request))
+        return topup_as_json(await begin_topup(services, caller, form, key=key))
 
 
 async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, key: str | None) -> Intent:
@@ -40,6 +48,8 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
     """
     desk, settings = services.payments, services.settings.payments
     desk.api_of(form.provider)
+    if form.save_method:
+        desk.saver_of(form.provider)
     currency = form.currency or caller.currency
     check_topup(form.amount, currency, settings)
     email = form.email or await services.statements.find_email(caller.user_id)
@@ -52,18 +62,27 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         amount_nano=form.amount,
         currency=currency,
         key=key,
+        saves_method=form.save_method,
         expires_after_s=settings.expires_s,
         poll_after_s=settings.poll_s,
+        live_max=settings.pending_max,
     )
     return await desk.open_page(intent, email=email, return_url=form.return_url)
 
 
 async def get_topup(request: web.Request) -> web.Response:
-    """How a top-up stands."""
+    """How a top-up stands. While it waits for its money, the payment provider is asked: about once a second at most."""
     services, caller = request.app[SERVICES], await authenticate(request)
-    intent_id = parse_id(request.match_info["topup"], "top-up")
+    body = await describe_topup(services, caller, parse_id(request.match_info["topup"], "top-up"))
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def describe_topup(services: Services, caller: Caller, intent_id: UUID) -> dict[str, Any]:
+    """Return a top-up that the caller may see, after a question to its provider where the turn for one has come."""
     found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
-    return web.json_response(topup_as_json(found), headers=standard_headers(request))
+    if await services.looks.look(found):
+        found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
+    return topup_as_json(found)
 
 
 def _wallet_of(caller: Caller) -> Any:

@@ -2,8 +2,9 @@
 
 import csv
 import io
-from datetime import UTC, datetime
 from html import escape
+from typing import Any
+from uuid import UUID
 
 from aiohttp import web
 
@@ -14,10 +15,10 @@ from billing.wallets import parse_id
 from proxy.auth import authenticate
 from proxy.context import standard_headers
 from proxy.errors import BadRequestError
-from proxy.forms import read_query
+from proxy.forms import read_moment, read_query
 from proxy.services import SERVICES, Services
 
-_PAGE = 100
+PAGE = 100
 _COLUMNS = (
     *("id", "created_at", "kind", "amount", "currency", "balance", "call_id", "model", "cost_usd"),
     *("tokens_prompt", "tokens_completion", "description"),
@@ -49,26 +50,34 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
     wanted = _read_filter(request)
     if _read_format(request) == "csv":
         return await _send_csv(request, services, caller, wanted, "transactions")
-    text, after = read_query(request, "limit") or str(_PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= _PAGE:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE}.", param="limit")
-    limit = int(text)
-    found = await services.statements.list_page(
-        caller.user_id,
-        caller.wallet_id,
+    text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= PAGE:  # noqa: PLR2004 - digits
+        raise BadRequestError(f"'limit' must be a whole number from 1 to {PAGE}.", param="limit")
+    body = await describe_page(
+        services,
+        caller,
         wanted,
         after=None if after is None else parse_id(after, "transaction"),
-        limit=limit + 1,
+        limit=int(text),
+    )
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def describe_page(
+    services: Services, caller: Caller, wanted: Filter, *, after: UUID | None, limit: int
+) -> dict[str, Any]:
+    """Return a page of the caller's transactions, newest first."""
+    found = await services.statements.list_page(
+        caller.user_id, caller.wallet_id, wanted, after=after, limit=limit + 1
     )
     page = found[:limit]
-    body = {
+    return {
         "object": "list",
         "data": [transaction.as_json() for transaction in page],
         "has_more": len(found) > limit,
         "first_id": str(page[0].id) if page else None,
         "last_id": str(page[-1].id) if page else None,
     }
-    return web.json_response(body, headers=standard_headers(request))
 
 
 async def get_statement(request: web.Request) -> web.StreamResponse:
@@ -162,17 +171,6 @@ def _read_filter(request: web.Request) -> Filter:
     kinds = read_query(request, "kind")
     return Filter(
         kinds=None if kinds is None else kinds.split(","),
-        since=_read_moment(request, "since"),
-        until=_read_moment(request, "until"),
+        since=read_moment(request, "since"),
+        until=read_moment(request, "until"),
     )
-
-
-def _read_moment(request: web.Request, name: str) -> datetime | None:
-    text = read_query(request, name)
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise BadRequestError(f"'{name}' must be a moment as 2027-01-31T00:00:00Z.", param=name) from None

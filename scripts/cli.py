@@ -19,6 +19,7 @@ from billing.migrate import migrate as run_migrations
 from billing.money import NANO_DECIMALS, format_amount, parse_amount
 from billing.pricebook import ModelPrice, PriceBook
 from billing.reconcile import Reconciler
+from billing.revenue import describe_revenue
 from billing.sweeper import SweepCounts, Sweeper
 from billing.wallets import parse_id
 from config.logging import configure_logging
@@ -29,6 +30,7 @@ from scripts.accounts import keys, users, wallets
 from scripts.command import office_command, run_command
 from scripts.doctor import examine
 from scripts.office import Office
+from scripts.payments import payments
 from scripts.serve import run_server
 
 
@@ -40,8 +42,8 @@ def main(context: click.Context, *, as_json: bool) -> None:
     context.obj = as_json
 
 
-for accounts in (users, wallets, keys):
-    main.add_command(accounts)
+for rooms in (users, wallets, keys, payments):
+    main.add_command(rooms)
 
 
 @main.command()
@@ -239,6 +241,18 @@ async def sweep(office: Office) -> dict[str, Any]:
     """End the calls whose worker died, by what the provider billed."""
     counts = await Sweeper(office.database, office.holds, office.upstream, office.settings.sweep).sweep()
     return {**(counts or SweepCounts()).as_json(), "busy": counts is None}
+
+
+@office_command(main, "revenue")
+@click.option("--since", type=click.DateTime(), default=None, help="From this moment on, in UTC.")
+@click.option("--until", type=click.DateTime(), default=None, help="Before this moment, in UTC.")
+async def revenue(office: Office, *, since: datetime | None, until: datetime | None) -> dict[str, Any]:
+    """Sum what the house earned and owes, per currency: sales, the markup (fx_spread), fees, losses, suspense, wallets."""
+    return await describe_revenue(
+        office.database,
+        since=None if since is None else since.replace(tzinfo=UTC),
+        until=None if until is None else until.replace(tzinfo=UTC),
+    )
 
 
 @main.group()

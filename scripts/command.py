@@ -56,7 +56,13 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         if {"ok", "detail"} <= value.keys():
             return f"{'ok    ' if value['ok'] else 'NOT OK'} {value.get('name', '')} {value['detail']}"
-        return "  ".join(f"{key}={inner}" for key, inner in value.items())
+        flat = {key: inner for key, inner in value.items() if not isinstance(inner, list)}
+        line = "  ".join(
+            f"{key}=({_text(inner)})" if isinstance(inner, dict) else f"{key}={inner}"
+            for key, inner in flat.items()
+        )
+        below = (f"\n    {key:<16} {_text(item)}" for key in value if key not in flat for item in value[key])
+        return line + "".join(below)
     return "" if value is None else str(value)
 
 

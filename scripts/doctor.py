@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from billing.access import LOGINS
@@ -11,6 +11,7 @@ from billing.db import Database
 from billing.errors import TumaError
 from billing.fxbook import FxBook
 from billing.migrate import load_migrations, schema_version
+from billing.payunits import PaymentProvider
 from config.settings import Settings, load_settings
 from proxy.fxsources import make_sources
 from scripts.office import Office, open_office
@@ -20,6 +21,8 @@ _TOKEN_MIN = 16
 _REDIS_MIN = (6, 2)
 _POSTGRES_MIN = 150_000
 _ENCRYPTED = frozenset(("rediss", "https"))
+_PUBLISHABLE_KEYS = ("pk_", "FLWPUBK")
+_TEST_KEYS = ("sk_test_", "rk_test_", "FLWSECK_TEST")
 _CHECKED = frozenset(("verify-ca", "verify-full"))
 
 
@@ -91,7 +94,36 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             + _in_the_open(settings.upstream.base_url, "https://"),
             "",
         ),
+        *(_look_at_payments(settings, provider) for provider in get_args(PaymentProvider)),
     ]
+
+
+def _look_at_payments(settings: Settings, provider: PaymentProvider) -> dict[str, Any]:
+    """Say whether a payment provider is set up, in whole and for real money."""
+    stripe, paystack, flutterwave = settings.stripe, settings.paystack, settings.flutterwave
+    # Paystack signs webhooks with the key itself.
+    secret, signing, base_url = {
+        "stripe": (stripe.secret_key, stripe.webhook_secret, stripe.base_url),
+        "paystack": (paystack.secret_key, paystack.secret_key, paystack.base_url),
+        "flutterwave": (flutterwave.secret_key, flutterwave.webhook_secret, flutterwave.base_url),
+    }[provider]
+    prefix, key, signs = f"TUMA_{provider.upper()}__", secret.get_secret_value(), signing.get_secret_value()
+    wrong = ""
+    if signs and not key:
+        wrong = f"{prefix}SECRET_KEY is not set, though {prefix}WEBHOOK_SECRET is: no top-up can be made"
+    elif key.startswith(_PUBLISHABLE_KEYS):
+        wrong = f"{prefix}SECRET_KEY is a public key: take the secret one"
+    elif key and not signs:
+        wrong = (
+            f"{prefix}WEBHOOK_SECRET is not set: every webhook is refused, and a payment is found only when its turn to be"
+            " asked about comes"
+        )
+    if not key:
+        good = f"not set up: {prefix}SECRET_KEY is not set"
+    else:
+        mode = "TEST keys: no real money" if key.startswith(_TEST_KEYS) else "live keys"
+        good = f"set up at {base_url}, {mode}" + _in_the_open(base_url, "https://")
+    return _item(f"payments by {provider}", not wrong, good, wrong)
 
 
 def _who_signs_in(settings: Settings) -> str:

@@ -1,7 +1,8 @@
 """The HTTP with which payment providers are asked: JSON, bounded, following nothing, exact numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
@@ -13,11 +14,72 @@ from billing.payment_api import PaymentRefusedError
 from billing.payunits import PaymentProvider
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
-_MESSAGE_MAX = 200
+MESSAGE_MAX = 200  # of a provider's own words
+
+
+class BoundedHttp:
+    """HTTP to one provider: answers of bounded size and time, no redirect followed, no cookie or proxy used.
+
+    Args:
+        provider: for messages.
+        timeout_s: for a whole answer.
+    """
+
+    def __init__(self, provider: PaymentProvider, *, timeout_s: float) -> None:
+        self._provider = provider
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        query: Mapping[str, str] | None = None,
+        body: str | bytes | None = None,
+    ) -> tuple[int, bytes]:
+        """Return the status and the body of an answer.
+
+        Raises:
+            PaymentsUnavailableError: none came, or too much.
+        """
+        sent = {**headers, "Accept": "application/json", "Accept-Encoding": "identity"}
+        try:
+            async with self._open().request(
+                method, url, params=query, data=body, headers=sent, allow_redirects=False
+            ) as answer:
+                raw = await answer.content.read(_ANSWER_BYTES_MAX + 1)
+                while len(raw) <= _ANSWER_BYTES_MAX and not answer.content.at_eof():
+                    raw += await answer.content.read(_ANSWER_BYTES_MAX + 1 - len(raw))
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise PaymentsUnavailableError(
+                f"{self._provider} does not answer: {type(error).__name__}"
+            ) from None
+        if len(raw) > _ANSWER_BYTES_MAX:
+            raise PaymentsUnavailableError(f"{self._provider} answered with more than can be read")
+        return status, raw
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close its connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
 
 class PaymentClient:
-    """JSON over HTTP, bounded, following nothing, exact numbers.
+    """JSON both ways, exact numbers, over ``BoundedHttp``.
 
     Args:
         provider: for messages.
@@ -31,9 +93,8 @@ class PaymentClient:
     ) -> None:
         self._provider = provider
         self._base_url = base_url
-        self._secret_key = secret_key
-        self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._headers = {"Authorization": f"Bearer {secret_key}", "Content-Type": "application/json"}
+        self._http = BoundedHttp(provider, timeout_s=timeout_s)
 
     async def ask(
         self,
@@ -52,27 +113,16 @@ class PaymentClient:
             PaymentRefusedError: another 4xx.
             PaymentsUnavailableError: no answer, 5xx, 429, 401 or 403 (our key), or none that can be read.
         """
-        try:
-            async with self._open().request(
-                method,
-                f"{self._base_url}{path}",
-                params=query,
-                data=None if body is None else json.dumps(body).encode(),
-                allow_redirects=False,
-            ) as answer:
-                raw = await answer.content.read(_ANSWER_BYTES_MAX + 1)
-                while len(raw) <= _ANSWER_BYTES_MAX and not answer.content.at_eof():
-                    raw += await answer.content.read(_ANSWER_BYTES_MAX + 1 - len(raw))
-                status = answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise PaymentsUnavailableError(
-                f"{self._provider} does not answer: {type(error).__name__}"
-            ) from None
+        status, raw = await self._http.send(
+            method,
+            f"{self._base_url}{path}",
+            headers=self._headers,
+            query=query,
+            body=None if body is None else json.dumps(body).encode(),
+        )
         return self._judge(status, raw)
 
     def _judge(self, status: int, raw: bytes) -> Any:
-        if len(raw) > _ANSWER_BYTES_MAX:
-            raise PaymentsUnavailableError(f"{self._provider} answered with more than can be read")
         try:
             answer = json.loads(raw, parse_float=Decimal)
         except (ValueError, RecursionError):
@@ -83,33 +133,32 @@ class PaymentClient:
         if status in refusals and isinstance(answer, dict):
             message = answer.get("message")
             raise PaymentRefusedError(
-                f"{self._provider} refuses: {str(message)[:_MESSAGE_MAX] if message else status}"
+                f"{self._provider} refuses: {str(message)[:MESSAGE_MAX] if message else status}"
             )
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or not isinstance(answer, dict):
             raise PaymentsUnavailableError(f"{self._provider} answered with status {status}")
         return answer
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={
-                    "Authorization": f"Bearer {self._secret_key}",
-                    "Content-Type": "application/json",
-                    "Accept": "application/json",
-                    "Accept-Encoding": "identity",
-                },
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
-
     async def close(self) -> None:
         """Close its connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._http.close()
+
+
+@contextmanager
+def reading(provider: PaymentProvider) -> Iterator[None]:
+    """Let what a provider answered be read inside; nothing is known where that cannot be done.
+
+    Raises:
+        PaymentsUnavailableError: a member is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except PaymentRefusedError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, InputError) as error:
+        raise PaymentsUnavailableError(
+            f"{provider} answered what cannot be read: {type(error).__name__}: {error}"[:MESSAGE_MAX]
+        ) from None
 
 
 def read_object(raw: bytes) -> dict[str, Any]:

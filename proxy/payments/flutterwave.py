@@ -4,6 +4,7 @@ It has no idempotency keys. A reference may have several links: the one that is 
 comment that it was sent with, before it is sent again.
 """
 
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,13 +12,13 @@ from uuid import UUID
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.payment_api import Hint, Page, PaymentRefusedError
-from billing.payments import Intent, Payment, Refund, Reversal, ReversalState, parse_reference
+from billing.payments import Intent, Payment, PaymentState, Refund, Reversal, ReversalState, parse_reference
 from billing.payunits import PaymentProvider, major_units, nano_from_major_units
-from proxy.payments.client import PaymentClient, read_object, texts
+from proxy.payments.client import PaymentClient, read_object, reading, texts
 
 _NOTE = "tuma refund "
 _PAGES_MAX = 500
-_PAID = {"successful": "succeeded", "failed": "failed"}
+_PAID: dict[str, PaymentState] = {"successful": "succeeded", "failed": "failed"}
 _REFUNDED: dict[str, ReversalState] = {"completed": "final", "failed": "undone"}
 _DISPUTED: dict[str, ReversalState] = {"won": "undone", "lost": "final", "accepted": "final"}
 
@@ -47,7 +48,8 @@ class FlutterwaveApi:
         if return_url is not None:
             body["redirect_url"] = return_url
         data = await self._ask("POST", "/payments", body=body)
-        return Page(id=intent.reference, url=str(data["link"]))
+        with reading(self.provider):
+            return Page(id=intent.reference, url=str(data["link"]))
 
     async def find(self, intent: Intent) -> list[Payment]:
         """Verify by reference; see ``PaymentApi``."""
@@ -90,7 +92,8 @@ class FlutterwaveApi:
         query = {"from": since.astimezone(UTC).date().isoformat()}
         async for row in self._pages("/transactions", {**query, "status": "successful"}):
             if parse_reference(str(row.get("tx_ref"))) is not None:
-                yield str(row["id"])
+                for txn_id in texts(row.get("id")):
+                    yield txn_id
         async for row in self._pages("/refunds", query):
             for txn_id in texts(row.get("tx_id")):
                 yield txn_id
@@ -114,33 +117,37 @@ class FlutterwaveApi:
         await self._client.close()
 
     async def _read(self, row: Any) -> Payment:
-        currency, state = str(row["currency"]), _PAID.get(str(row["status"]), "pending")
-        txn_id, fee = str(row["id"]), row.get("app_fee")
-        reversals: list[Reversal] = []
-        if state == "succeeded":
-            flw_ref = str(row.get("flw_ref"))
+        """Read a transaction with what became of it."""
+        with reading(self.provider):
+            payment = self._read_transaction(row)
+            if payment.state != "succeeded":
+                return payment
             reversals = [
-                self._read_refund(item, currency)
-                async for item in self._pages("/refunds", {"tx_id": txn_id})
-                if str(item.get("tx_id")) == txn_id
+                self._read_refund(item, payment.currency)
+                async for item in self._pages("/refunds", {"tx_id": payment.id})
+                if str(item.get("tx_id")) == payment.id
             ]
+            flw_ref = str(row["flw_ref"])
             reversals += [
-                self._read_chargeback(item, currency)
+                self._read_chargeback(item, payment.currency)
                 async for item in self._pages("/chargebacks", {"flw_ref": flw_ref})
                 if item.get("flw_ref") == flw_ref
             ]
+            return dataclasses.replace(payment, reversals=reversals)
+
+    def _read_transaction(self, row: Any) -> Payment:
+        currency, fee = str(row["currency"]), row.get("app_fee")
+        state = _PAID.get(str(row["status"]), "pending")
+        known = fee is not None and state == "succeeded"
         return Payment(
             provider=self.provider,
-            id=txn_id,
+            id=str(row["id"]),
             reference=str(row["tx_ref"]),
-            state=state,  # type: ignore[arg-type]
+            state=state,
             amount_nano=nano_from_major_units(row["amount"], currency, self.provider),
             currency=currency,
-            fee_nano=None
-            if fee is None or state != "succeeded"
-            else nano_from_major_units(fee, currency, self.provider),
-            fee_currency=currency,
-            reversals=reversals,
+            fee_nano=nano_from_major_units(fee, currency, self.provider) if known else None,
+            fee_currency=currency if known else None,
         )
 
     def _read_refund(self, row: Any, currency: str) -> Reversal:

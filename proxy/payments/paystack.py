@@ -4,6 +4,7 @@ It has no idempotency keys. A reference is taken once, so a page whose answer wa
 by the note that it was sent with, before it is sent again.
 """
 
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,14 +12,14 @@ from uuid import UUID
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
-from billing.payments import Intent, Payment, Refund, Reversal, ReversalState, parse_reference
+from billing.payments import Intent, Payment, PaymentState, Refund, Reversal, ReversalState, parse_reference
 from billing.payunits import PaymentProvider, minor_units, nano_from_minor_units
-from proxy.payments.client import PaymentClient, read_object, texts
+from proxy.payments.client import PaymentClient, read_object, reading, texts
 
 _NOTE = "tuma refund "
 _PER_PAGE = 100
 _PAGES_MAX = 50
-_PAID = {"success": "succeeded", "reversed": "succeeded", "failed": "failed"}
+_PAID: dict[str, PaymentState] = {"success": "succeeded", "reversed": "succeeded", "failed": "failed"}
 _REFUNDED: dict[str, ReversalState] = {"processed": "final", "failed": "undone"}
 
 
@@ -52,7 +53,8 @@ class PaystackApi:
             if "duplicate" in str(error).lower():
                 raise ReferenceUsedError(str(error)) from None
             raise
-        return Page(id=str(data["reference"]), url=str(data["authorization_url"]))
+        with reading(self.provider):
+            return Page(id=str(data["reference"]), url=str(data["authorization_url"]))
 
     async def find(self, intent: Intent) -> list[Payment]:
         """Verify by reference, of the last attempt and those before it; see ``PaymentApi``."""
@@ -97,7 +99,8 @@ class PaystackApi:
         moment = since.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         async for row in self._pages("/transaction", {"from": moment, "status": "success"}):
             if parse_reference(str(row.get("reference"))) is not None:
-                yield str(row["id"])
+                for txn_id in texts(row.get("id")):
+                    yield txn_id
         for path in ("/refund", "/dispute"):
             async for row in self._pages(path, {"from": moment}):
                 paid = row.get("transaction")
@@ -123,32 +126,27 @@ class PaystackApi:
 
     async def _read(self, row: Any) -> Payment:
         """Read a transaction with what became of it."""
-        currency, state = str(row["currency"]), _PAID.get(str(row["status"]), "pending")
-        payment = Payment(
+        with reading(self.provider):
+            payment = self._read_transaction(row)
+            if payment.state != "succeeded":
+                return payment
+            refunds = await self._refunds_of(payment.id)
+            disputes = await self._list("/dispute", transaction=payment.id)
+            reversals = [self._read_refund(item, payment.currency) for item in refunds]
+            reversals += [self._read_dispute(item, payment) for item in disputes]
+            return dataclasses.replace(payment, reversals=reversals)
+
+    def _read_transaction(self, row: Any) -> Payment:
+        currency, fees = str(row["currency"]), row.get("fees")
+        return Payment(
             provider=self.provider,
             id=str(row["id"]),
             reference=str(row["reference"]),
-            state=state,  # type: ignore[arg-type]
+            state=_PAID.get(str(row["status"]), "pending"),
             amount_nano=nano_from_minor_units(row["amount"], currency, self.provider),
-            currency=currency,
-        )
-        if state != "succeeded":
-            return payment
-        fees = row.get("fees")
-        reversals = [self._read_refund(item, currency) for item in await self._refunds_of(payment.id)]
-        reversals += [
-            self._read_dispute(item, payment) for item in await self._list("/dispute", transaction=payment.id)
-        ]
-        return Payment(
-            provider=payment.provider,
-            id=payment.id,
-            reference=payment.reference,
-            state=payment.state,
-            amount_nano=payment.amount_nano,
             currency=currency,
             fee_nano=None if fees is None else nano_from_minor_units(fees, currency, self.provider),
             fee_currency=None if fees is None else currency,
-            reversals=reversals,
         )
 
     async def _refunds_of(self, txn_id: str) -> list[Any]:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from scripts.sim.lines import open_lines
+
 
 @dataclass(slots=True)
 class Generation:
@@ -75,12 +77,9 @@ class Books:
         """
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            _drop_torn_line(self._path)
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                self._remember(_read_entry(line))
-        self._file = self._path.open("a", encoding="utf-8")
+        lines, self._file = open_lines(self._path)
+        for line in lines:
+            self._remember(_read_entry(line))
 
     def close(self) -> None:
         """Close the file."""
@@ -202,9 +201,3 @@ def _read_entry(line: str) -> Generation:
         return Generation(**json.loads(line))
     except (ValueError, TypeError) as error:
         raise ValueError(f"not an entry of the simulated provider's books: {line[:80]!r}") from error
-
-
-def _drop_torn_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)

@@ -270,6 +270,16 @@ async def furnish_two(office: Office) -> tuple[Payer, Payer]:
                 " VALUES ($1, 'stripe', $2, 'refund', 'final', 1, 0, $1)",
                 *(call, str(call)),
             )
+            await connection.execute(
+                "INSERT INTO payment_methods (wallet_id, provider, customer_id, method_id, label)"
+                " VALUES ($1, 'stripe', 'cus_1', 'pm_1', 'visa')",
+                payer.wallet_id,
+            )
+            await connection.execute(
+                "INSERT INTO auto_topups (wallet_id, enabled, threshold_nano, amount_nano, pause)"
+                " VALUES ($1, true, 1, 1, '1 hour')",
+                payer.wallet_id,
+            )
     return payers
 
 
@@ -303,6 +313,8 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
         "payment_intents": "wallet_id",
         "payment_credits": "wallet_id",
         "payment_reversals": "id",
+        "payment_methods": "wallet_id",
+        "auto_topups": "wallet_id",
     }
     assert owned.keys() == PERSONAL.keys() - {"models", "model_prices", "fx_quotes"}
     async with connected(settings, "api") as connection:
@@ -333,9 +345,11 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
                     ("SELECT own_set_caps('wallet', $1, '{day}', '{1}')", other.wallet_id),
                     ("SELECT own_set_caps('key', $1, '{day}', '{1}')", other.key_id),
                     (
-                        "SELECT own_create_intent(gen_random_uuid(), $1, 'stripe', 'USD', 1, NULL, '1 h', '1 s')",
+                        "SELECT own_create_intent(gen_random_uuid(), $1, 'stripe', 'USD', 1, NULL, '1 h', '1 s', false, 9)",
                         other.wallet_id,
                     ),
+                    ("SELECT own_set_auto_topup($1, true, 1, 1, '1 h')", other.wallet_id),
+                    ("SELECT own_forget_method($1)", other.wallet_id),
                     ("SELECT own_set_caps('user', $1, '{day}', '{1}')", me.user_id),
                     (
                         new_key,

@@ -69,6 +69,7 @@ UNAUDITED = {
 IDLE = {
     "api_keys.last_used_at": "moved by calls",
     "fx_quotes.confirmed_at": "that the sources still say the same, every hour; the rate and its end are audited",
+    "payment_intents.method_due": "until the means of payment is noted, which is audited",
     "payment_intents.poll_at": "when the provider is asked next",
     "payment_intents.polls": "how often it was asked",
     "payment_reversals.poll_at": "when the provider is asked next",
@@ -188,7 +189,13 @@ async def test_users_and_wallets(log: Log, office: Office) -> None:
             (table, "truncated")
             for table in (
                 *("users", "wallets", "api_keys", "spending_caps"),
-                *("payment_intents", "payment_credits", "payment_reversals"),
+                *(
+                    "payment_intents",
+                    "payment_credits",
+                    "payment_reversals",
+                    "payment_methods",
+                    "auto_topups",
+                ),
             )
         }
 

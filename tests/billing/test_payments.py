@@ -14,6 +14,7 @@ from billing.db import Database
 from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
 from billing.money import NANO
 from billing.opening import record_openings
+from billing.payment_views import PaymentFilter, PaymentViews
 from billing.payments import Intent, Intents, Payment, PaymentOffice, Payments, Reversal, parse_reference
 from billing.payunits import PaymentProvider
 from scripts.office import Office
@@ -40,7 +41,7 @@ class Desk:
             currency="NGN",
             expires_after_s=3600,
             poll_after_s=30,
-            **more,
+            **{"live_max": 20, **more},
         )
 
     async def posted(self) -> int:
@@ -136,6 +137,25 @@ async def test_what_differs_lies_in_suspense(desk: Desk, change: dict[str, Any],
         )
     assert audited == 1
     await desk.check()
+
+
+async def test_what_was_sent_back_waits_for_no_decision(desk: Desk) -> None:
+    await desk.payments.apply(paid(await desk.wish(), 4000))
+    views = PaymentViews(desk.office.database)
+    (row,) = await views.list_reviews()
+    assert (row["paid"], row["suspense"]) == ("4000", "4000")
+    await desk.operator.begin_refund("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
+    (row,) = await views.list_reviews()
+    assert row["suspense"] == "3000"
+    rest = await desk.operator.begin_refund("paystack", "4099260516", reason="the rest")
+    assert await views.list_reviews() == []
+    (row,) = await views.list_payments(PaymentFilter(state="returned"), limit=10)
+    assert (row["suspense"], row["reversed"], await desk.suspense()) == ("0", "4000", 0)
+    assert "0 payments in review" in (await check_books(desk.office))["I5"].detail
+    await desk.payments.apply(paid(await desk.wish(), 4000, reversals=[refund(3000, "undone", ours=rest.id)]))
+    (row,) = await views.list_reviews()
+    assert (row["suspense"], await desk.suspense()) == ("3000", 3000)
+    assert "1 payments in review" in (await check_books(desk.office))["I5"].detail
 
 
 async def test_more_than_asked_at_a_provider_that_adds_its_fee(desk: Desk) -> None:
@@ -273,6 +293,31 @@ async def test_our_refund_is_set_aside_first_and_found_again(desk: Desk) -> None
     await desk.check()
 
 
+async def test_a_refund_is_once_per_key_and_sent_by_one_process(desk: Desk) -> None:
+    await desk.payments.apply(paid(await desk.wish()))
+    await desk.payments.apply(paid(await desk.wish(), id="4099260517"))
+
+    async def order(txn_id: str = "4099260516", amount: int = 1000, key: str | None = "k") -> UUID:
+        begun = await desk.operator.begin_refund(
+            "paystack", txn_id, amount_nano=amount * NANO, reason="asked", key=key
+        )
+        return begun.id
+
+    begun = await asyncio.gather(*(order() for _ in range(20)))
+    assert len(set(begun)) == 1
+    assert await desk.posted() == 9000
+    for other in (order(amount=2000), order("4099260517")):
+        with pytest.raises(InputError, match="another input"):
+            await other
+    assert await order(key=None) not in begun
+    assert await desk.posted() == 8000
+    taken = await asyncio.gather(*(desk.payments.take_reversal(begun[0]) for _ in range(10)))
+    (item,) = [item for item in taken if item is not None]
+    assert (item.id, item.state, item.amount_nano) == (begun[0], "requested", 1000 * NANO)
+    assert begun[0] not in [item.id for item in await desk.payments.take_reversals(pause_s=30)]
+    await desk.check()
+
+
 async def test_what_cannot_be_refunded(desk: Desk) -> None:
     with pytest.raises(NotFoundError):
         await desk.operator.begin_refund("paystack", "4099260516", reason="nothing there")
@@ -320,6 +365,7 @@ async def test_intents_are_ones_own(desk: Desk) -> None:
             currency="GHS",
             expires_after_s=1,
             poll_after_s=1,
+            live_max=20,
         )
 
 

@@ -68,6 +68,14 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
         "TUMA_UPSTREAM__GENERATION_WAIT_S": "0.2",
         "TUMA_AUTH__KEY_PEPPER": PEPPER,
         "TUMA_ADMIN__TOKEN": ADMIN_TOKEN,
+        "TUMA_STRIPE__SECRET_KEY": "sk_live_canary_stripe",
+        "TUMA_STRIPE__WEBHOOK_SECRET": "whsec_canary",
+        "TUMA_STRIPE__BASE_URL": "http://127.0.0.1:1",
+        "TUMA_PAYSTACK__SECRET_KEY": "sk_live_canary_paystack",
+        "TUMA_PAYSTACK__BASE_URL": "http://127.0.0.1:1",
+        "TUMA_FLUTTERWAVE__SECRET_KEY": "FLWSECK-canary",
+        "TUMA_FLUTTERWAVE__WEBHOOK_SECRET": "canary-of-a-hash",
+        "TUMA_FLUTTERWAVE__BASE_URL": "http://127.0.0.1:1",
         "TUMA_LOG__LEVEL": "debug",
         "TUMA_BATCH__OPEN_WAIT_S": "0.5",
         **more,
@@ -180,6 +188,10 @@ async def test_the_served_proxy_shows_no_secret(
                 for body in (HELLO, stream):
                     await call(heard, url, key=payer.secret, body={**body, "sim": told})
                     await call(heard, url, "/readyz", key="-", body=None)
+            for provider in ("paystack", "flutterwave"):
+                topup = {"provider": provider, "amount": "5"}
+                assert await call(heard, url, "/v1/wallet/topups", key=payer.secret, body=topup) == 503
+                assert await call(heard, url, f"/webhooks/{provider}", key="-", body=topup) == 401
             # What is no HTTP, with the key in it.
             reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
             writer.write(

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -14,98 +13,16 @@ from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.payments.currencies import PROVIDERS, Provider
 from scripts.sim.payments.faults import Fault
-from scripts.sim.payments.server import SimulatedPayments
-from tests.conftest import Payer, Running, check_books, make_payer, run_proxy, sync_models
+from tests.conftest import make_payer, run_proxy, sync_models
+from tests.shop import Shop, open_shop
 
-OFFERED: tuple[Provider, ...] = ("paystack", "flutterwave")
-
-
-@dataclass(frozen=True)
-class Shop:
-    """A proxy with payment providers, and one payer with an empty wallet in naira."""
-
-    office: Office
-    proxy: Running
-    psp: SimulatedPayments
-    payer: Payer
-    client: aiohttp.ClientSession
-
-    async def ask(self, method: str, path: str, *, headers: dict[str, str] | None = None, **more: Any) -> Any:
-        bearer = {"Authorization": f"Bearer {self.payer.secret}"}
-        url = f"{self.proxy.base_url}{path}"
-        async with self.client.request(method, url, headers={**bearer, **(headers or {})}, **more) as answer:
-            return answer.status, await answer.json()
-
-    async def begin(self, provider: Provider, amount: str = "5000", **more: Any) -> dict[str, Any]:
-        body = {"provider": provider, "amount": amount, "currency": "NGN"}
-        status, made = await self.ask("POST", "/v1/wallet/topups", json={**body, **more})
-        assert status == 201, made
-        assert made["state"] == "pending"
-        return dict(made)
-
-    async def see(self, topup: dict[str, Any]) -> dict[str, Any]:
-        _, found = await self.ask("GET", f"/v1/wallet/topups/{topup['id']}")
-        return dict(found)
-
-    async def balance(self) -> str:
-        _, found = await self.ask("GET", "/v1/wallet")
-        return str(found["posted"])
-
-    async def quiet(self) -> None:
-        """Wait until every webhook is delivered and looked into."""
-        await self.psp.webhooks.wait_quiet()
-        async with asyncio.timeout(10):
-            while await self.waiting():
-                await asyncio.sleep(0.02)
-
-    async def waiting(self) -> int:
-        async with self.office.database.connection() as connection:
-            found = await connection.fetchval("SELECT count(*) FROM webhook_events WHERE state = 'new'")
-        return int(found)
-
-    async def agree(self) -> None:
-        """I5: what our books say was paid is what the providers' own say."""
-        await check_books(self.office)
-        async with self.office.database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT c.provider, c.currency, sum(c.paid_nano - coalesce(r.taken, 0)) AS nano FROM payment_credits c"
-                " LEFT JOIN LATERAL (SELECT sum(r.amount_nano) AS taken FROM payment_reversals r WHERE r.state <> 'undone'"
-                " AND (r.provider, r.provider_txn_id) = (c.provider, c.provider_txn_id)) r ON true GROUP BY 1, 2"
-            )
-        ours = {(row["provider"], row["currency"]): int(row["nano"]) // 10**7 for row in rows}
-        keys = {(item.provider, item.currency) for item in self.psp.books.payments.values()}
-        theirs = {key: self.psp.books.paid_total(*key) for key in keys}
-        assert {key: value for key, value in ours.items() if value} == {
-            key: value for key, value in theirs.items() if value
-        }
-
-    def checkout(self, topup: dict[str, Any]) -> Any:
-        return self.psp.till.find_checkout(topup["reference"])
+OFFERED = PROVIDERS
 
 
 @pytest.fixture
 async def shop(settings: Settings, office: Office) -> AsyncIterator[Shop]:
-    await sync_models(office)
-    await record_openings(office.database, office.upstream)
-    payer = await make_payer(office, amount="0", currency="NGN")
-    async with SimulatedPayments() as psp, aiohttp.ClientSession() as client:
-        section = {"secret_key": psp.secrets.paystack_key, "base_url": psp.paystack_url}
-        flutterwave = {
-            "secret_key": psp.secrets.flutterwave_key,
-            "webhook_secret": psp.secrets.flutterwave_webhook,
-            "base_url": psp.flutterwave_url,
-        }
-        changed = Settings.model_validate(
-            {
-                **settings.model_dump(),
-                "paystack": section,
-                "flutterwave": flutterwave,
-                "payments": {"look_s": 0.2, "poll_s": 0.2, "timeout_s": 2},
-            }
-        )
-        async with run_proxy(changed) as proxy:
-            psp.webhooks.to = proxy.base_url
-            yield Shop(office, proxy, psp, payer, client)
+    async with open_shop(settings, office) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("provider", OFFERED)
@@ -131,7 +48,7 @@ async def test_one_event_a_hundred_times_at_once(shop: Shop, provider: Provider)
     topup = await shop.begin(provider)
     shop.psp.webhooks.hold()
     shop.psp.till.pay(shop.checkout(topup))
-    (event,) = shop.psp.webhooks.events.values()
+    event = shop.last_event()
     statuses = await shop.psp.webhooks.deliver(event.id, times=100)
     assert set(statuses) == {200}
     await shop.quiet()
@@ -169,7 +86,7 @@ async def test_our_own_refund(shop: Shop, provider: Provider, lost: bool) -> Non
         shop.psp.faults.tell(Fault(provider, "lost", times=1, path="refund", method="POST"))
         shop.psp.webhooks.hold()
     operator = PaymentOffice(shop.office.database)
-    txn_id = str(payment.number)
+    txn_id = payment.id if provider == "stripe" else str(payment.number)
     await operator.begin_refund(provider, txn_id, amount_nano=2000 * 10**9, reason="they asked")
     async with asyncio.timeout(20):
         while not shop.psp.books.refunds or await reversal_state(shop) == "requested":
@@ -199,10 +116,10 @@ async def test_a_webhook_that_never_comes(shop: Shop, provider: Provider) -> Non
     shop.psp.webhooks.hold()
     shop.psp.till.pay(shop.checkout(topup))
     async with asyncio.timeout(20):
-        while (await shop.see(topup))["state"] != "paid":
+        while await shop.balance() != "5000":  # nobody asks for the top-up, who could make Tuma look
             await due(shop)
             await asyncio.sleep(0.05)
-    assert await shop.balance() == "5000"
+    assert (await shop.see(topup))["state"] == "paid"
     await shop.agree()
 
 
@@ -211,10 +128,10 @@ async def test_what_is_forged_is_refused(shop: Shop, provider: Provider) -> None
     topup = await shop.begin(provider)
     shop.psp.webhooks.hold()
     shop.psp.till.pay(shop.checkout(topup))
-    (event,) = shop.psp.webhooks.events.values()
+    event = shop.last_event()
     assert await shop.psp.webhooks.forge(event.id, "signature") == 401
     assert await shop.psp.webhooks.forge(event.id, "missing") == 401
-    if provider == "paystack":  # Flutterwave's v3 header signs no body
+    if provider != "flutterwave":  # Flutterwave's v3 header signs no body
         assert await shop.psp.webhooks.forge(event.id, "body") == 401
     assert await shop.waiting() == 0
     # Well signed with ten times the amount: kept, looked into, and what the provider's API says is what counts.
@@ -251,10 +168,9 @@ async def test_a_provider_that_fails_when_it_is_asked_about_a_payment(
     shop.psp.faults.tell(Fault(provider, kind, times=2, method="GET"))
     shop.psp.till.pay(shop.checkout(topup))
     async with asyncio.timeout(20):
-        while (await shop.see(topup))["state"] != "paid" or await shop.waiting():
+        while await shop.balance() != "5000" or await shop.waiting():
             await due(shop)
             await asyncio.sleep(0.05)
-    assert await shop.balance() == "5000"
     await shop.agree()
 
 
@@ -268,10 +184,12 @@ async def test_less_more_twice_and_declined(shop: Shop, provider: Provider) -> N
     shop.psp.till.decline(shop.checkout(declined))
     shop.psp.till.pay(shop.checkout(more), amount_minor=101500)
     await shop.quiet()
-    assert await shop.balance() == "2000"
+    # What was paid above what was asked is the provider's fee, but for Stripe, which takes none of the payer.
+    stripe = provider == "stripe"
+    assert await shop.balance() == ("1000" if stripe else "2000")
     states = [(await shop.see(item))["state"] for item in (less, twice, declined, more)]
     assert states[:2] == ["review", "paid"]
-    assert states[3] == "paid"
+    assert states[3] == ("review" if stripe else "paid")
     await shop.agree()
 
 
@@ -284,7 +202,8 @@ async def test_what_cannot_be_topped_up(shop: Shop) -> None:
         ({"provider": "paystack", "amount": 500.5}, "string"),
         ({"provider": "paystack", "amount": "500", "currency": "GHS"}, "this wallet is in NGN"),
         ({"provider": "paystack", "amount": "500", "currency": "ZZZ"}, "ZZZ"),
-        ({"provider": "stripe", "amount": "500"}, "not set up"),
+        ({"provider": "paystack", "amount": "500", "save_method": True}, "only stripe"),
+        ({"provider": "flutterwave", "amount": "500", "save_method": True}, "only stripe"),
         ({"provider": "paypal", "amount": "500"}, "provider"),
         ({"provider": "paystack", "amount": "500", "return_url": "javascript:alert(1)"}, "return_url"),
     ):
@@ -294,10 +213,20 @@ async def test_what_cannot_be_topped_up(shop: Shop) -> None:
     assert not shop.psp.books.checkouts
 
 
-async def test_webhooks_of_a_provider_that_is_not_set_up(shop: Shop) -> None:
-    for provider in PROVIDERS:
-        async with shop.client.post(f"{shop.proxy.base_url}/webhooks/{provider}", data=b"{}") as answer:
-            assert answer.status == 401
-            assert (await answer.json())["error"]["code"] == "invalid_signature"
-    async with shop.client.post(f"{shop.proxy.base_url}/webhooks/paypal", data=b"{}") as answer:
-        assert answer.status == 404
+async def test_a_provider_that_is_not_set_up(settings: Settings, office: Office) -> None:
+    await sync_models(office)
+    await record_openings(office.database, office.upstream)
+    payer = await make_payer(office, amount="0", currency="NGN")
+    async with run_proxy(settings) as proxy, aiohttp.ClientSession() as client:
+        for provider in PROVIDERS:
+            async with client.post(f"{proxy.base_url}/webhooks/{provider}", data=b"{}") as answer:
+                assert answer.status == 401
+                assert (await answer.json())["error"]["code"] == "invalid_signature"
+        async with client.post(f"{proxy.base_url}/webhooks/paypal", data=b"{}") as answer:
+            assert answer.status == 404
+        bearer = {"Authorization": f"Bearer {payer.secret}"}
+        body = {"provider": "stripe", "amount": "500"}
+        url = f"{proxy.base_url}/v1/wallet/topups"
+        async with client.post(url, json=body, headers=bearer) as answer:
+            assert answer.status == 400
+            assert "not set up" in (await answer.json())["error"]["message"]

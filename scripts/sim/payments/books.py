@@ -1,4 +1,4 @@
-"""The simulated payment providers' own books: every checkout, payment, fee, refund and dispute, in integer minor units.
+"""The simulated payment providers' own books: every checkout, payment, fee, refund, dispute and customer, in integer minor units.
 
 What a minor unit is differs per provider and currency, see ``currencies``. Nothing here waits, sends or knows a protocol.
 """
@@ -14,7 +14,8 @@ from typing import Any, Literal
 from scripts.sim.payments.currencies import Provider
 from scripts.sim.payments.fees import fee_minor
 
-# Above 2³¹, as the providers' own ids are by now.
+# Above 2³¹, as the providers' own ids are by now. New books count from the time on (in milliseconds), so that books which
+# begin anew beside an old database hand out no number that is credited there already.
 _FIRST_NUMBER = 4_099_260_516
 _ID_BYTES = 12
 _DAY_S = 86_400
@@ -93,16 +94,40 @@ class Refund:
 
 @dataclass(slots=True)
 class Dispute:
-    """Money that a customer's bank asks back: withdrawn while it is open and when it is lost, ours again when it is won."""
+    """Money that a customer's bank asks back: withdrawn while it is open and when it is lost, ours again when it is won.
+
+    An ``inquiry`` moves no money: it is ``dropped``, or becomes a dispute.
+    """
 
     id: str
     number: int
     payment_id: str
     amount_minor: int
     created_s: int
-    status: Literal["open", "won", "lost"] = "open"
+    status: Literal["inquiry", "dropped", "open", "won", "lost"] = "open"
+    was_inquiry: bool = False
     reminders: int = 0
     closed_s: int | None = None
+
+
+@dataclass(slots=True)
+class Customer:
+    """Somebody whose card may be kept; only Stripe has such."""
+
+    id: str
+    created_s: int
+    email: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Entry = Checkout | Payment | Refund | Dispute | Customer
+KINDS: dict[str, type[Entry]] = {
+    "checkouts": Checkout,
+    "payments": Payment,
+    "refunds": Refund,
+    "disputes": Dispute,
+    "customers": Customer,
+}
 
 
 class Books:
@@ -117,8 +142,22 @@ class Books:
         self.payments: dict[str, Payment] = {}
         self.refunds: dict[str, Refund] = {}
         self.disputes: dict[str, Dispute] = {}
+        self.customers: dict[str, Customer] = {}
         self._clock = clock
-        self._numbers = itertools.count(_FIRST_NUMBER)
+        self._numbers = itertools.count(max(_FIRST_NUMBER, int(clock() * 1000)))
+
+    def entries(self, kind: str) -> dict[str, Any]:
+        """Return the entries of one of ``KINDS``, by id."""
+        found: dict[str, Any] = getattr(self, kind)
+        return found
+
+    def count_on(self) -> None:
+        """Hand out no number that an entry has, as entries of an earlier run were put among them."""
+        numbers = [entry.number for entry in self.payments.values()]
+        numbers += [entry.number for entry in self.refunds.values()]
+        numbers += [entry.number for entry in self.disputes.values()]
+        highest = max(numbers, default=0)
+        self._numbers = itertools.count(max(next(self._numbers), highest + 1))
 
     def now_s(self) -> int:
         """Return the time in whole Unix seconds."""
@@ -181,7 +220,8 @@ class Books:
         """Return what of a payment can still be refunded or disputed; nothing, unless it succeeded."""
         if payment.status != "succeeded":
             return 0
-        disputed = sum(item.amount_minor for item in self.disputes_of(payment) if item.status != "won")
+        states = ("open", "lost")
+        disputed = sum(item.amount_minor for item in self.disputes_of(payment) if item.status in states)
         return payment.amount_minor - self.refunded_minor(payment) - disputed
 
     def find_by_number(self, provider: Provider, number: str) -> Payment | None:
@@ -265,6 +305,9 @@ class Books:
     ) -> Payment:
         if checkout.status == "expired":
             raise BooksError("closed", "this checkout has expired")
+        tried = self.settled_of(checkout)
+        if tried is not None and tried.status == "failed" and checkout.provider == "stripe":
+            return self._try_again(tried, amount_minor, currency, status)
         payment = self.enter_payment(
             checkout.provider,
             reference=checkout.reference,
@@ -277,6 +320,18 @@ class Books:
         )
         checkout.payment_ids.append(payment.id)
         return payment
+
+    @staticmethod
+    def _try_again(
+        tried: Payment, amount_minor: int | None, currency: str | None, status: Literal["pending", "failed"]
+    ) -> Payment:
+        """Stripe's session has one payment, whatever the number of its tries."""
+        if amount_minor is not None:
+            _check_positive(amount_minor)
+            tried.amount_minor = amount_minor
+        tried.currency = currency or tried.currency
+        tried.status, tried.failure = status, None
+        return tried
 
     def enter_payment(
         self,
@@ -374,8 +429,10 @@ class Books:
         refund.status = "failed" if failed else "succeeded"
         return refund
 
-    def open_dispute(self, payment: Payment, amount_minor: int | None = None) -> Dispute:
-        """Open a dispute about so much, or all that is left.
+    def open_dispute(
+        self, payment: Payment, amount_minor: int | None = None, *, inquiry: bool = False
+    ) -> Dispute:
+        """Open a dispute about so much, or all that is left; or an inquiry, which only Stripe has.
 
         Raises:
             BooksError: ``not_paid``, ``amount``, or ``too_much``: more than what is left.
@@ -388,8 +445,22 @@ class Books:
             payment_id=payment.id,
             amount_minor=amount_minor,
             created_s=self.now_s(),
+            status="inquiry" if inquiry else "open",
+            was_inquiry=inquiry,
         )
         self.disputes[dispute.id] = dispute
+        return dispute
+
+    def end_inquiry(self, dispute: Dispute, *, disputed: bool) -> Dispute:
+        """Turn an inquiry into a dispute, or drop it.
+
+        Raises:
+            BooksError: ``closed``: it is none, or ended before.
+        """
+        if dispute.status != "inquiry":
+            raise BooksError("closed", f"this dispute is {dispute.status}")
+        dispute.status = "open" if disputed else "dropped"
+        dispute.reminders = 0
         return dispute
 
     def close_dispute(self, dispute: Dispute, *, won: bool) -> Dispute:
@@ -406,8 +477,7 @@ class Books:
 
     def as_json(self) -> dict[str, Any]:
         """Return all entries as they are."""
-        kinds = ("checkouts", "payments", "refunds", "disputes")
-        return {kind: [asdict(entry) for entry in getattr(self, kind).values()] for kind in kinds}
+        return {kind: [asdict(entry) for entry in self.entries(kind).values()] for kind in KINDS}
 
     def _check_reversal(self, payment: Payment, amount_minor: int | None) -> int:
         if payment.status != "succeeded":

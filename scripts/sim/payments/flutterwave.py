@@ -43,6 +43,10 @@ class FlutterwaveVoice:
             return []
         return [Told("charge.completed", {"event": "charge.completed", "data": self.transaction(payment)})]
 
+    def of_balance(self, payment: Payment) -> list[Told]:  # noqa: ARG002 - every provider's
+        """Flutterwave tells nothing of it."""
+        return []
+
     def of_refund(self, refund: Refund, payment: Payment) -> list[Told]:
         """Tell of a refund that ended."""
         if refund.status == "pending":

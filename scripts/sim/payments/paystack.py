@@ -39,6 +39,10 @@ class PaystackVoice:
             return []
         return [_told("charge.success", self.transaction(payment))]
 
+    def of_balance(self, payment: Payment) -> list[Told]:  # noqa: ARG002 - every provider's
+        """Paystack tells nothing of it."""
+        return []
+
     def of_refund(self, refund: Refund, payment: Payment) -> list[Told]:
         """Tell of a refund that began, arrived or failed."""
         state = _REFUND[refund.status]

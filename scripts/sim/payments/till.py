@@ -27,6 +27,9 @@ class Voice(Protocol):
     def of_payment(self, payment: Payment) -> list[Told]:
         """Return what follows when a payment came, failed, or is on its way."""
 
+    def of_balance(self, payment: Payment) -> list[Told]:
+        """Return what follows when it is known what a payment did to the merchant's balance."""
+
     def of_refund(self, refund: Refund, payment: Payment) -> list[Told]:
         """Return what follows when a refund began, arrived or failed."""
 
@@ -181,18 +184,27 @@ class Till:
         payment = self.books.payments[refund.payment_id]
         self._tell(payment.provider, self._voices[payment.provider].of_refund(refund, payment))
 
-    def dispute(self, payment: Payment, amount_minor: int | None = None) -> Dispute:
-        """Let a customer's bank ask so much back, or all that is left.
+    def dispute(self, payment: Payment, amount_minor: int | None = None, *, inquiry: bool = False) -> Dispute:
+        """Let a customer's bank ask so much back, or all that is left; or, at Stripe, let it inquire first.
 
         Raises:
             BooksError: see ``Books.open_dispute``.
         """
-        dispute = self.books.open_dispute(payment, amount_minor)
+        dispute = self.books.open_dispute(payment, amount_minor, inquiry=inquiry)
         self._tell_dispute(dispute)
         return dispute
 
+    def end_inquiry(self, dispute: Dispute, *, disputed: bool) -> None:
+        """Turn an inquiry into a dispute, or drop it.
+
+        Raises:
+            BooksError: see ``Books.end_inquiry``.
+        """
+        self.books.end_inquiry(dispute, disputed=disputed)
+        self._tell_dispute(dispute)
+
     def remind(self, dispute: Dispute) -> None:
-        """Remind the merchant of a dispute; only Paystack tells."""
+        """Remind the merchant of a dispute (Paystack), or begin to look at the answer to it (Stripe)."""
         dispute.reminders += 1
         self._tell_dispute(dispute)
 
@@ -217,6 +229,10 @@ class Till:
     def tell_payment(self, payment: Payment) -> None:
         """Tell what a payment has become."""
         self._tell(payment.provider, self._voices[payment.provider].of_payment(payment))
+
+    def tell_balance(self, payment: Payment) -> None:
+        """Tell that it is known what a payment did to the balance; only Stripe does."""
+        self._tell(payment.provider, self._voices[payment.provider].of_balance(payment))
 
     def _tell_dispute(self, dispute: Dispute) -> None:
         payment = self.books.payments[dispute.payment_id]

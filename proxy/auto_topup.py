@@ -1,0 +1,58 @@
+"""``/v1/wallet/auto-topup``: a wallet that tops itself up from what its owner let us keep."""
+
+from aiohttp import web
+
+from billing.callers import Caller
+from billing.topup_limits import check_topup
+from proxy.auth import acting_as, authenticate, owner_of
+from proxy.context import standard_headers
+from proxy.errors import BadRequestError
+from proxy.forms import AutoTopupForm, read_form
+from proxy.services import SERVICES, Services
+
+
+async def get_auto_topup(request: web.Request) -> web.Response:
+    """Whether and how the caller's wallet tops itself up, and what is kept to pay with."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    return await _show(request, services, caller)
+
+
+async def put_auto_topup(request: web.Request) -> web.Response:
+    """Let the caller's wallet top itself up below a threshold, or no more; a means of payment must have been saved before."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    owner_of(caller)
+    form = await read_form(request, AutoTopupForm, services.settings.limits)
+    least_s = services.settings.payments.auto_pause_s
+    if form.pause_s is not None and form.pause_s < least_s:
+        raise BadRequestError(f"'pause_s' must be at least {least_s:g}.", param="pause_s")
+    check_topup(form.amount, caller.currency, services.settings.payments)
+    with acting_as(request):
+        await services.auto_topups.set(
+            caller.user_id,
+            caller.wallet_id,
+            enabled=form.enabled,
+            threshold_nano=form.threshold,
+            amount_nano=form.amount,
+            pause_s=form.pause_s or least_s,
+        )
+    return await _show(request, services, caller)
+
+
+async def delete_payment_method(request: web.Request) -> web.Response:
+    """Forget what the caller's wallet pays with; it tops itself up no more."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    owner_of(caller)
+    with acting_as(request):
+        await services.auto_topups.forget_method(caller.user_id, caller.wallet_id)
+    return await _show(request, services, caller)
+
+
+async def _show(request: web.Request, services: Services, caller: Caller) -> web.Response:
+    found = await services.auto_topups.get(caller.user_id, caller.wallet_id)
+    body = {
+        "object": "auto_topup",
+        "wallet_id": str(caller.wallet_id),
+        "currency": caller.currency,
+        **found.as_json(),
+    }
+    return web.json_response(body, headers=standard_headers(request))
