@@ -113,6 +113,8 @@ MUTATIONS = (
         "    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, InputError) as error:\n",
         "    except ZeroDivisionError as error:\n",
         "tests/unit/test_payment_reading.py",
+    ),
+    Mutation(
         "work in the background is refused",
         "proxy/dialects.py",
         '    if fields.get("background") not in (None, False):',
