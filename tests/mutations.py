@@ -467,8 +467,8 @@ MUTATIONS = (
     Mutation(
         "a release is lost to a flush",
         "billing/lua/release.lua",
-        "if not hold or ARGV[3] == '' then",
-        "hold = hold or '0'\nif ARGV[3] == '' then",
+        "if not state[1] or ARGV[3] == '' or",
+        "state[1] = state[1] or '0'\nif ARGV[3] == '' or",
         "tests/stateful/test_books.py",
     ),
     Mutation(
@@ -615,14 +615,14 @@ MUTATIONS = (
     Mutation(
         "available is checked",
         "billing/lua/reserve.lua",
-        "if redis.call('HINCRBY', KEYS[1], 'available', ARGV[4]) < 0 then",
-        "if redis.call('HINCRBY', KEYS[1], 'available', ARGV[4]) < -1e18 then",
+        "if redis.call('HINCRBY', KEYS[1], available, ARGV[4]) < 0 then",
+        "if redis.call('HINCRBY', KEYS[1], available, ARGV[4]) < -1e18 then",
         "tests/billing/test_holds.py",
     ),
     Mutation(
         "a refusal gives back what it took",
         "billing/lua/reserve.lua",
-        "    redis.call('HINCRBY', KEYS[1], 'available', ARGV[3])\n    return reply('insufficient_funds', 0)",
+        "    redis.call('HINCRBY', KEYS[1], available, ARGV[3])\n    return reply('insufficient_funds', 0)",
         "    return reply('insufficient_funds', 0)",
         "tests/billing/test_holds.py",
     ),
@@ -636,8 +636,8 @@ MUTATIONS = (
     Mutation(
         "a forgotten hold is not given back",
         "billing/lua/release.lua",
-        "if not hold or ARGV[3] == '' then",
-        "hold = hold or '0'\nif ARGV[3] == '' then",
+        "if not state[1] or ARGV[3] == '' or",
+        "state[1] = state[1] or '0'\nif ARGV[3] == '' or",
         "tests/billing/test_holds.py",
     ),
     Mutation(
@@ -650,7 +650,7 @@ MUTATIONS = (
     Mutation(
         "a flush does not free a hold",
         "billing/lua/renew.lua",
-        "redis.call('HINCRBY', KEYS[1], 'available', ARGV[4])",
+        "redis.call('HINCRBY', KEYS[1], available, ARGV[4])",
         "redis.call('EXISTS', KEYS[1])",
         "tests/billing/test_holds.py",
     ),
@@ -741,8 +741,8 @@ MUTATIONS = (
     Mutation(
         "a hold is taken from the slab",
         "billing/quota.py",
-        "        self._free_nanousd -= nanousd\n        return nanousd",
-        "        return nanousd",
+        "        self._free_nanousd -= nanousd\n        self._held",
+        "        self._held",
         "tests/billing/test_quota.py tests/proxy/test_provider_quota.py",
     ),
     Mutation(
@@ -1128,7 +1128,7 @@ MUTATIONS = (
     Mutation(
         "failures of an address are counted together",
         "proxy/auth.py",
-        "        await services.failures.count(_network_of(request, services))\n",
+        "    await services.failures.count(_network_of(request, services))\n",
         "",
         "tests/proxy/test_keys.py",
     ),
@@ -1385,10 +1385,10 @@ MUTATIONS = (
         "tests/unit/test_jwt.py",
     ),
     Mutation(
-        "a JWT's times are whole numbers",
+        "a JWT's times are numbers",
         "proxy/jwt.py",
-        "if type(value) is not int or not",
-        "if not isinstance(value, int | float) or not",
+        "if isinstance(value, bool) or not isinstance",
+        "if not isinstance",
         "tests/unit/test_jwt.py",
     ),
     Mutation(
