@@ -861,8 +861,8 @@ MUTATIONS = (
     Mutation(
         "the wait for a settlement does not end it",
         "proxy/relay.py",
-        "    await asyncio.wait((task,), timeout=answer.services.settings.batch.settle_wait_s)",
-        "    await asyncio.wait_for(task, timeout=answer.services.settings.batch.settle_wait_s)",
+        "    await asyncio.wait((task,), timeout=wait_s)",
+        "    await asyncio.wait_for(task, timeout=wait_s)",
         "tests/proxy/test_relay.py",
     ),
     Mutation(
