@@ -126,10 +126,10 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
 }
 # Helpers without side effects, which run as whoever calls them.
 HELPERS: Mapping[str, tuple[str, ...]] = {
-    "keeper": ("uuid_floor", "uuid_moment"),
+    "keeper": ("usage_quarter", "uuid_floor", "uuid_moment"),
     "api": ("current_person", "uuid_floor", "uuid_moment"),
     "operator": ("uuid_floor", "uuid_moment"),
-    "audit": ("uuid_floor", "uuid_moment"),
+    "audit": ("usage_quarter", "uuid_floor", "uuid_moment"),
 }
 # What a person may read, and which rows: {me} is who they are.
 PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -173,6 +173,15 @@ PERSONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "usage": ("call_id IN (SELECT c.id FROM calls c WHERE c.user_id = {me})", ()),
+    "usage_rollup": (
+        "wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})",
+        (
+            *("wallet_id", "quarter", "model", "key_id", "calls", "voids", "exact", "prompt_tokens"),
+            *("completion_tokens", "cached_read_tokens", "cached_write_tokens", "reasoning_tokens"),
+            *("cost_nanousd", "charge_nano", "spread_nano", "first_byte_ms", "duration_ms"),
+            *("first_byte_bins", "duration_bins"),
+        ),
+    ),
     "journal_tx": ("wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})", ()),
     "journal_entry": ("wallet_id IN (SELECT w.id FROM wallets w WHERE w.user_id = {me})", ()),
     "spending_caps": ("user_id = {me}", ()),

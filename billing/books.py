@@ -1,4 +1,4 @@
-"""The books' own proof: invariants I1 to I8 (DESIGN section 4) on a live system, without blocking it.
+"""The books' own proof: invariants I1 to I8 (DESIGN section 4) and the sums of usage, on a live system, without blocking it.
 
 Everything in Postgres is read in one repeatable-read snapshot. What Redis and the provider say is read beside it; where
 calls are in flight, differences that they explain are allowed for, and the check says so.
@@ -16,6 +16,7 @@ from billing.errors import BrokenInvariantError, ProviderUnavailableError, Redis
 from billing.holds import Holds
 from billing.money import format_amount, format_usd
 from billing.provider import Provider
+from billing.rollup import LAST_ID, compare_usage
 from billing.totals import compare_totals
 
 _TIMEOUT_S = 3600.0
@@ -127,6 +128,7 @@ class _Snapshot:
     caps: int
     capped: list[Any]
     wallets: list[Any]
+    usage_off: list[str]
 
 
 class Books:
@@ -146,7 +148,7 @@ class Books:
         self._grace_s = sweep_grace_s
 
     async def check(self, *, full: bool = False) -> dict[str, Check]:
-        """Evaluate I1 to I8.
+        """Evaluate I1 to I8, and whether the sums of usage are those of the calls.
 
         Days that were proved before are not read again; those that are over and were not are proved first.
 
@@ -169,6 +171,7 @@ class Books:
             "I6": await self._check_mirrors(snapshot),
             "I7": _check_admission(snapshot),
             "I8": await self._check_provider(),
+            "usage": _check_usage(snapshot),
         }
 
     async def _read(self, *, full: bool) -> _Snapshot:
@@ -232,6 +235,7 @@ class Books:
                 wallets=await fetch(
                     "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"
                 ),
+                usage_off=await compare_usage(connection, cut, LAST_ID),
             )
 
     async def _check_mirrors(self, snapshot: _Snapshot) -> Check:
@@ -384,6 +388,15 @@ def _check_payments(snapshot: _Snapshot) -> Check:
     said = ", ".join(f"{format_amount(int(row['paid']))} {row['currency']}" for row in snapshot.payments)
     waiting = sum(row["review"] for row in snapshot.payments)
     return Check(True, f"paid, less reversals: {said or 'nothing yet'}; {waiting} payments in review")
+
+
+def _check_usage(snapshot: _Snapshot) -> Check:
+    """What ``GET /v1/usage`` shows is what the calls say."""
+    if snapshot.usage_off:
+        return Check(
+            False, "the sums of usage differ from the calls: " + "; ".join(snapshot.usage_off[:_NAMED])
+        )
+    return Check(True, "the sums of usage are what the calls say")
 
 
 def _check_admission(snapshot: _Snapshot) -> Check:

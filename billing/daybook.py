@@ -13,6 +13,8 @@ import structlog
 
 from billing.db import AWAY, Database
 from billing.errors import BrokenInvariantError, PostgresUnavailableError
+from billing.ids import id_floor
+from billing.rollup import compare_usage
 
 _LOCK = 0x64617973  # "days", as in find_verified
 _AFTER_END = timedelta(minutes=65)  # find_verified takes the lock for ids older than 60 minutes
@@ -70,7 +72,7 @@ class DayBook:
             how many days that were.
 
         Raises:
-            BrokenInvariantError: a transaction of a day does not balance; that day and later ones are not proved.
+            BrokenInvariantError: a transaction of a day does not balance, or its usage is not what its calls say; that day and later ones are not proved.
             PostgresUnavailableError: Postgres is away; what was proved stays so.
         """
         last = ((now or datetime.now(UTC)) - _AFTER_END).date() - timedelta(days=1)
@@ -105,7 +107,7 @@ async def _unproved_days(connection: Any, last: date) -> list[date]:
         if day > last:
             return days
         days.append(day)
-        cut = _floor(day + timedelta(days=1))
+        cut = _midnight_id(day + timedelta(days=1))
 
 
 async def _prove(connection: Any, day: date) -> None:
@@ -114,7 +116,7 @@ async def _prove(connection: Any, day: date) -> None:
     try:
         async with connection.transaction(isolation="repeatable_read"):
             first = await connection.fetchval("SELECT end_id FROM verified_days ORDER BY day DESC LIMIT 1")
-            end = _floor(day + timedelta(days=1))
+            end = _midnight_id(day + timedelta(days=1))
             if first is None or first < end:  # else another process was faster
                 await _prove_range(connection, day, first or _FIRST, end)
     finally:
@@ -133,14 +135,15 @@ async def _prove_range(connection: Any, day: date, first: UUID, end: UUID) -> No
         raise BrokenInvariantError(
             f"transaction {off['tx_id']} of {day} does not balance in {off['currency']}"
         )
+    differences = await compare_usage(connection, first, end)
+    if differences:
+        raise BrokenInvariantError(f"the usage of {day} is not what its calls say: {differences[0]}")
     await connection.execute(_ADD_DAY, first, end, day, timeout=_TIMEOUT_S)
     await connection.execute(_ADD_WALLETS, first, end, timeout=_TIMEOUT_S)
 
 
-def _floor(day: date) -> UUID:
-    """Return the smallest id of a day, as ``uuid_floor`` does."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return UUID(int=(int(midnight.timestamp()) * 1000) << 80)
+def _midnight_id(day: date) -> UUID:
+    return id_floor(datetime(day.year, day.month, day.day, tzinfo=UTC))
 
 
 async def read_proved(connection: Any) -> Proved:

@@ -21,3 +21,8 @@ def new_id(*, at_ms: int | None = None) -> UUID:
 def minted_at(uuid7: UUID) -> datetime:
     """Return when a UUIDv7 was minted, to the millisecond, in UTC."""
     return datetime.fromtimestamp((uuid7.int >> 80) / 1000, tz=UTC)
+
+
+def id_floor(moment: datetime) -> UUID:
+    """Return the smallest UUIDv7 of a moment, to the millisecond, as ``uuid_floor`` does."""
+    return UUID(int=round(moment.timestamp() * 1000) << 80)

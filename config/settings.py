@@ -308,6 +308,9 @@ class LimitSettings(_Section):
     user_tokens_per_min: Bound = 0
     user_calls_in_flight: Bound = 0
     auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
+    usage_days: Count = 400  # that GET /v1/usage sums at once
+    usage_rows: Count = 2_000  # that it answers at most, as JSON
+    usage_csv_rows: Count = 50_000  # and as CSV
 
 
 class HttpSettings(_Section):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from billing.statement import KINDS
+from billing.usage import GROUPS
 from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
@@ -14,6 +15,7 @@ from proxy.models import get_model, list_models
 from proxy.openapi import Endpoint, show_document
 from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
+from proxy.usage import get_usage
 from proxy.wallet import get_wallet
 from proxy.wallet_management import manage_wallet
 from proxy.webhooks import receive_webhook
@@ -32,6 +34,18 @@ _TRANSACTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("kind", {"type": "string", "description": f"Several by commas: {', '.join(KINDS)}."}),
     ("since", {"type": "string", "format": "date-time"}),
     ("until", {"type": "string", "format": "date-time"}),
+    ("format", {"type": "string", "enum": ["json", "csv"]}),
+)
+
+_BOUND: dict[str, Any] = {
+    "type": "string",
+    "description": "A day, as 2026-11-01, or a moment on a quarter of an hour.",
+    "examples": ["2026-11-01", "2026-11-01T12:15:00Z"],
+}
+_USAGE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("since", _BOUND),
+    ("until", _BOUND),
+    ("group_by", {"type": "string", "description": f"Several by commas: {', '.join(GROUPS)}."}),
     ("format", {"type": "string", "enum": ["json", "csv"]}),
 )
 
@@ -109,6 +123,7 @@ ENDPOINTS = (
         query=(("format", {"type": "string", "enum": ["html", "csv"]}),),
         also=("text/html", "text/csv"),
     ),
+    Endpoint("GET", "/v1/usage", get_usage, "UsageList", "wallet", query=_USAGE, also=("text/csv",)),
     Endpoint(
         "POST",
         "/v1/wallet/topups",

@@ -43,6 +43,7 @@ from billing.statement import Statements
 from billing.sweeper import Sweeper
 from billing.tasks import TrackedTasks
 from billing.tokens import TokenCounter
+from billing.usage import UsageBook
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
 from proxy.fxsources import make_sources
@@ -84,6 +85,7 @@ class Services:
     wallets: Wallets
     caps: Caps
     statements: Statements
+    usage: UsageBook
     intents: Intents
     auto_topups: AutoTopups
     payments: PaymentDesk
@@ -176,6 +178,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         wallets=Wallets(people),
         caps=Caps(people),
         statements=Statements(people),
+        usage=UsageBook(people),
         intents=Intents(people),
         auto_topups=AutoTopups(people),
         payments=payments,

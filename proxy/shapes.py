@@ -71,6 +71,28 @@ _KEY = _object(
     calls_in_flight=_COUNT,
     caps=_caps(),
 )
+_SUMS: dict[str, Schema] = {
+    "currency": _TEXT,
+    **{
+        name: {"type": "integer", "minimum": 0}
+        for name in (
+            *("calls", "calls_exact", "calls_estimated", "calls_void", "tokens_prompt", "tokens_completion"),
+            *("tokens_cached", "tokens_cache_written", "tokens_reasoning"),
+        )
+    },
+    "cost_usd": _AMOUNT,
+    "charge": _AMOUNT,
+    "markup": {**_AMOUNT, "description": "The part of the charge that is the exchange rate's markup."},
+    **{
+        f"{what}_{name}": {**_COUNT, "description": said}
+        for what in ("first_byte", "duration")
+        for name, said in (
+            ("average_ms", "Over the calls of which it is known."),
+            ("p50_below_ms", "Half of the calls took less; of 100, 200, 400, … 102400."),
+            ("p95_below_ms", "Of 20 calls, 19 took less; of 100, 200, 400, … 102400."),
+        )
+    },
+}
 SHAPES: dict[str, Schema] = {
     "Error": _object(
         error=_object(
@@ -154,6 +176,26 @@ SHAPES: dict[str, Schema] = {
         has_more={"type": "boolean"},
         first_id={"type": ["string", "null"]},
         last_id={"type": ["string", "null"]},
+    ),
+    "Usage": _object(
+        object={"const": "usage"},
+        period={
+            "type": ["string", "null"],
+            "description": "A day, the first of a week or month, or an hour.",
+        },
+        model={"type": ["string", "null"]},
+        key_id={"type": ["string", "null"], "description": "None of calls without a key."},
+        key_name={"type": ["string", "null"]},
+        **_SUMS,
+    ),
+    "UsageList": _list_of(
+        "Usage",
+        wallet_id=_ID,
+        since=_MOMENT,
+        until=_MOMENT,
+        timezone=_TEXT,
+        group_by={"type": "array", "items": _TEXT},
+        totals=_object(**_SUMS),
     ),
     "Topup": _object(
         object={"const": "topup"},

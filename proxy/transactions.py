@@ -1,7 +1,5 @@
 """``/v1/wallet/transactions`` and ``/v1/wallet/statements/{month}``: where a person's money went."""
 
-import csv
-import io
 from html import escape
 from typing import Any
 from uuid import UUID
@@ -17,13 +15,14 @@ from proxy.context import standard_headers
 from proxy.errors import BadRequestError
 from proxy.forms import read_moment, read_query
 from proxy.services import SERVICES, Services
+from proxy.tables import begin_csv, read_format, write_csv
 
 PAGE = 100
 _COLUMNS = (
     *("id", "created_at", "kind", "amount", "currency", "balance", "call_id", "model", "cost_usd"),
     *("tokens_prompt", "tokens_completion", "description"),
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_TEXTS = ("model", "description")
 _WORDS = {
     "settlement": "Calls",
     "grant": "Credit",
@@ -48,7 +47,7 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
     """
     services, caller = request.app[SERVICES], await authenticate(request)
     wanted = _read_filter(request)
-    if _read_format(request) == "csv":
+    if read_format(request, ("json", "csv")) == "csv":
         return await _send_csv(request, services, caller, wanted, "transactions")
     text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
     if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= PAGE:  # noqa: PLR2004 - digits
@@ -86,7 +85,7 @@ async def get_statement(request: web.Request) -> web.StreamResponse:
     month = await services.statements.read_month(
         caller.user_id, caller.wallet_id, request.match_info["month"]
     )
-    if _read_format(request) == "csv":
+    if read_format(request, ("html", "csv")) == "csv":
         wanted = Filter(since=month.starts_at, until=month.ends_at)
         return await _send_csv(request, services, caller, wanted, month.name)
     return web.Response(
@@ -104,14 +103,7 @@ async def _send_csv(
 ) -> web.StreamResponse:
     pages = services.statements.read_all(caller.user_id, caller.wallet_id, wanted)
     first: list[Transaction] = await anext(pages, [])  # before the head, so that an error is one
-    headers = {
-        **standard_headers(request),
-        "Content-Disposition": f'attachment; filename="tuma-{name}.csv"',
-    }
-    response = web.StreamResponse(headers=headers)
-    response.content_type, response.charset = "text/csv", "utf-8"
-    await response.prepare(request)
-    await response.write(_csv([list(_COLUMNS)]))
+    response = await begin_csv(request, name, _COLUMNS)
     await response.write(write_rows(first))
     async for page in pages:
         await response.write(write_rows(page))
@@ -120,21 +112,8 @@ async def _send_csv(
 
 
 def write_rows(page: list[Transaction]) -> bytes:
-    """Write transactions as CSV (RFC 4180). A text that a spreadsheet would take for a formula is quoted with an apostrophe."""
-    rows = []
-    for transaction in page:
-        shown = transaction.as_json()
-        for column in ("model", "description"):
-            if str(shown[column] or "").startswith(_FORMULA):
-                shown[column] = f"'{shown[column]}"
-        rows.append(["" if shown[column] is None else str(shown[column]) for column in _COLUMNS])
-    return _csv(rows)
-
-
-def _csv(rows: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
+    """Write transactions as CSV."""
+    return write_csv([transaction.as_json() for transaction in page], _COLUMNS, _TEXTS)
 
 
 def render_month(month: Month) -> str:
@@ -156,15 +135,6 @@ def render_month(month: Month) -> str:
         f'<tfoot><tr><td colspan="4">Sum</td><td class="n">{format_amount(total)}</td></tr></tfoot></table>'
         f"<p>Closing balance: <strong>{format_amount(month.closing_nano)} {currency}</strong></p></body></html>\n"
     )
-
-
-def _read_format(request: web.Request) -> str | None:
-    named = read_query(request, "format")
-    if named not in (None, "csv", "json", "html"):
-        raise BadRequestError("'format' must be csv, json or html.", param="format")
-    if named is None and request.headers.get("Accept", "").partition(",")[0].strip() == "text/csv":
-        return "csv"
-    return named
 
 
 def _read_filter(request: web.Request) -> Filter:

@@ -32,6 +32,7 @@ from scripts.doctor import examine
 from scripts.office import Office
 from scripts.payments import payments
 from scripts.serve import run_server
+from scripts.usage import show_usage, usage_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -263,7 +264,7 @@ def books() -> None:
 @office_command(books, "check")
 @click.option("--full", is_flag=True, help="Read also the days that were proved before.")
 async def books_check(office: Office, *, full: bool) -> dict[str, Any]:
-    """Prove I1 to I8; exits 1 with the differences if one does not hold."""
+    """Prove I1 to I8 and the sums of usage; exits 1 with the differences if one does not hold."""
     sweep_settings = office.settings.sweep
     grace_s = office.settings.holds.lease_s + sweep_settings.period_s * 2 + sweep_settings.review_after_s
     found = await Books(office.database, office.holds, office.upstream, sweep_grace_s=grace_s).check(
@@ -271,6 +272,9 @@ async def books_check(office: Office, *, full: bool) -> dict[str, Any]:
     )
     checks = {name: {"ok": check.ok, "detail": check.detail} for name, check in found.items()}
     return {"ok": all(check.ok for check in found.values()), "checks": checks}
+
+
+office_command(main, "usage")(usage_options(show_usage))
 
 
 @main.group()

@@ -246,6 +246,7 @@ async def furnish_two(office: Office) -> tuple[Payer, Payer]:
                 "INSERT INTO usage (call_id, source, prompt_tokens, completion_tokens) VALUES ($1, 'counted', 1, 1)",
                 call,
             )
+            await connection.execute("SELECT add_usage(ARRAY[$1::uuid], 1)", call)
             await connection.execute(
                 "INSERT INTO events (user_id, wallet_id, kind, body) VALUES ($1, $2, 'test', '{}')",
                 *(payer.user_id, payer.wallet_id),
@@ -310,6 +311,7 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
         "journal_entry": "wallet_id",
         "transactions": "wallet_id",
         "usage": "call_id",
+        "usage_rollup": "wallet_id",
         "payment_intents": "wallet_id",
         "payment_credits": "wallet_id",
         "payment_reversals": "id",

@@ -61,6 +61,7 @@ UNAUDITED = {
     "schema_migrations": "has the digest of each migration",
     "shadow_usd_ledger": "append-only; corrections are audited with their transaction",
     "usage": "tokens, no money",
+    "usage_rollup": "derived from calls, and compared with them",
     "verified_days": "derived from the books",
     "verified_wallets": "derived from the books",
     "workers": "processes",

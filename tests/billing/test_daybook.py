@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from billing.ids import new_id
 from billing.ledger import Ending, Ledger
 from billing.pricing import Usage
 from billing.provider import Bill
+from billing.usage import UsageBook, UsageQuery
 from scripts.office import Office
 from tests.billing.test_ledger import opening
 from tests.conftest import Payer, check_books, make_payer
@@ -71,7 +73,7 @@ class Past:
         full = await Books(
             self.office.database, self.office.holds, self.office.upstream, sweep_grace_s=3600
         ).check(full=True)
-        for name in ("I1", "I2", "I3", "I4", "I5", "I6", "I7"):
+        for name in ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "usage"):
             assert quick[name].ok, quick[name].detail
             assert full[name].ok, full[name].detail
         assert quick["I4"].detail == full["I4"].detail
@@ -195,12 +197,17 @@ async def test_a_month_whose_days_are_proved_can_be_detached(past: Past) -> None
     checks = await Books(
         past.office.database, past.office.holds, past.office.upstream, sweep_grace_s=3600
     ).check()
-    for name in ("I1", "I2", "I4", "I7"):
+    for name in ("I1", "I2", "I4", "I7", "usage"):
         assert checks[name].ok, checks[name].detail
     assert {cap.period: cap.spent_nano for cap in await caps.find_caps(wallet_id)} == {
         "day": 250,
         "total": 1750,
     }
+
+    # What was used in that month is still known.
+    whole = UsageQuery(since=datetime.now(UTC).date() - timedelta(days=60), by=())
+    report = await UsageBook(past.office.database).read_wallet(wallet_id, whole)
+    assert (report.totals["USD"].calls, report.totals["USD"].charge_nano) == (3, 1750)
 
     # What is left is still compared: a cap that counts less than its calls, or a window after that month more.
     async with past.office.database.connection() as connection:

@@ -38,6 +38,7 @@ from billing.fx import FxQuote
 from billing.ids import minted_at
 from billing.migrate import migrate
 from billing.money import attousd_from_decimal, format_usd
+from billing.rollup import FIRST_ID, LAST_ID, compare_usage
 from config.settings import Settings
 from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
@@ -519,12 +520,13 @@ class Campaign:
         result.violations += [
             f"{name}: {check['detail']}" for name, check in checks.items() if not check["ok"]
         ]
-        if len(checks) != 8:
-            result.violations.append(f"only {len(checks)} invariants were checked")
+        if len(checks) != 9:
+            result.violations.append(f"only {len(checks)} of the checks of the books were made")
         await self._stop_server()
         await self._command("sweep")
         await self._look_at_calls(office)
         await self._look_at_quota(office)
+        await self._look_at_usage(office)
 
     async def _count_ended(self, office: Office) -> Counter[str]:
         async with office.database.connection() as connection:
@@ -618,6 +620,16 @@ class Campaign:
             self.result.violations.append(
                 f"{row['leased'] - row['spent']} nano-dollars of the quota were not returned"
             )
+
+    async def _look_at_usage(self, office: Office) -> None:
+        """What usage sums is what the calls say, after all that was done to them."""
+        async with office.database.connection() as connection:
+            differences = await compare_usage(connection, FIRST_ID, LAST_ID)
+            summed = await connection.fetchval("SELECT sum(calls) + sum(voids) FROM usage_rollup")
+            ended = await connection.fetchval("SELECT count(*) FROM calls WHERE state IN ('settled', 'void')")
+        self.result.violations += [f"usage: {text}" for text in differences]
+        if summed != ended:
+            self.result.violations.append(f"usage sums {summed} calls, {ended} have ended")
 
     async def _stop_server(self) -> None:
         if self._master is not None and self._master.poll() is None:
