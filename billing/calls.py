@@ -182,21 +182,23 @@ class Calls:
             self.quota.ended(call_id)
             raise
 
+    async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> RateState:
+        """Return or raise what ``reserve`` would just now, but hold, write and count nothing.
+
+        Of the provider's quota only what is known here is looked at: no slab is leased to find out.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError, ProviderQuotaError: as ``reserve``.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell, and a call would be refused, too.
+        """
+        self.quota.look()
+        await self._wait_for_postgres()
+        return await self.holds.look(_hold_of(caller, quote, call_id))
+
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int
     ) -> LiveCall:
-        hold = Hold(
-            call_id=call_id,
-            user_id=caller.user_id,
-            wallet_id=caller.wallet_id,
-            key_id=caller.key_id,
-            amount_nano=quote.hold_nano,
-            tokens=quote.prompt.tokens + quote.completion_tokens,
-            limits=caller.limits,
-            amount_nanousd=quote.hold_nanousd,
-            user_limits=caller.user_limits,
-            currency=caller.currency,
-        )
+        hold = _hold_of(caller, quote, call_id)
         try:
             rates = await self.holds.reserve(hold)
         except (RedisUnavailableError, PostgresUnavailableError, asyncio.CancelledError):
@@ -455,6 +457,21 @@ def on_the_house(ending: Ending) -> Ending:
         first_byte_ms=ending.first_byte_ms,
         duration_ms=ending.duration_ms,
         exact_attousd=ending.exact_attousd,
+    )
+
+
+def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
+    return Hold(
+        call_id=call_id,
+        user_id=caller.user_id,
+        wallet_id=caller.wallet_id,
+        key_id=caller.key_id,
+        amount_nano=quote.hold_nano,
+        tokens=quote.prompt.tokens + quote.completion_tokens,
+        limits=caller.limits,
+        amount_nanousd=quote.hold_nanousd,
+        user_limits=caller.user_limits,
+        currency=caller.currency,
     )
 
 

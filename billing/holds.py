@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from billing.admission import is_warm, judge, window_of
 from billing.errors import (
     BrokenInvariantError,
     CapExceededError,
@@ -150,6 +151,7 @@ class Holds:
         self._renew = load_script("renew", "caps")
         self._release = load_script("release", "caps")
         self._fill = load_script("fill")
+        self._look = load_script("look")
 
     async def reserve(self, hold: Hold) -> RateState:
         """Set ``hold.amount_nano`` aside, or refuse. Idempotent by call id.
@@ -193,6 +195,26 @@ class Holds:
             else:
                 await asyncio.sleep(_FILL_PAUSE_S)
         raise RedisUnavailableError("the wallet's mirror could not be filled")
+
+    async def look(self, hold: Hold) -> RateState:
+        """Return or raise what ``reserve`` would just now, but hold, write and count nothing.
+
+        Where the mirror is cold, what Postgres would fill it with decides.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: as ``reserve``.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        prefix = _prefix(hold.user_id)
+        keys = [_mirror_keys(hold.user_id)[0]]
+        for owner, _ in hold.limiters:
+            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
+        now_us, fields, *windows = await self._pipe.call(self._look, keys, ())
+        mirror: Mapping[str, str] = decode_map(fields)
+        if not is_warm(mirror, hold):
+            mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
+        reply = judge(mirror, [window_of(window) for window in windows], hold, now_us=now_us)
+        return self._judge(reply[0], reply, hold)
 
     @staticmethod
     def _judge(verdict: str, reply: list[Any], hold: Hold) -> RateState:

@@ -36,6 +36,16 @@ class Rates:
         return max(self.prompt, self.cached_read, self.cached_write, self.audio)
 
     @property
+    def prompt_min(self) -> int:
+        """The cheapest that a prompt token can be."""
+        return min(self.prompt, self.cached_read, self.cached_write, self.audio)
+
+    @property
+    def completion_min(self) -> int:
+        """The cheapest that a completion token can be."""
+        return min(self.completion, self.reasoning)
+
+    @property
     def completion_max(self) -> int:
         """The dearest that a completion token can be."""
         return max(self.completion, self.reasoning)

@@ -136,16 +136,29 @@ class Quota:
         Raises:
             ProviderQuotaError: nothing is sent now.
         """
-        pause = self._pause
-        if pause is None:
+        if self._pause is None:
             return
+        self._require_no_pause(self._pause)
+        self._trying = call_id
+
+    def look(self) -> None:
+        """Raise what a call would be refused with just now; nothing is leased, and nobody is let pass.
+
+        Raises:
+            ProviderQuotaError: nothing is sent now.
+        """
+        if self._pause is not None:
+            self._require_no_pause(self._pause)
+        if self._refused_until_s > time.monotonic():
+            raise _used_up()
+
+    def _require_no_pause(self, pause: _Pause) -> None:
         left_s = pause.until_s - time.monotonic()
         if left_s > 0 or self._trying is not None:
             raise ProviderQuotaError(
                 f"The provider does not serve us now ({pause.reason}); the operator has been told.",
                 retry_after_s=max(1, math.ceil(left_s)),
             )
-        self._trying = call_id
 
     def refused(self, call_id: UUID, reason: str) -> None:
         """The provider refused our key or our account for a call (401, 402): find out whether it means all of them.

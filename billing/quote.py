@@ -1,13 +1,36 @@
 """The quote: what a call may cost at most, within its bounds. Pure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from billing.fx import FxQuote
 from billing.money import nanousd_from_attousd
 from billing.pricing import Price
 from billing.tokens import PromptCount
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How much output a request asks for.
+
+    Args:
+        tokens: its own bound per choice; None where it names none.
+        choices: how many answers are made.
+    """
+
+    tokens: int | None
+    choices: int = 1
+
+    def bound(self, *, default_tokens: int, model_max: int | None) -> int:
+        """Return how many tokens the answer may have, over all choices.
+
+        Args:
+            default_tokens: where the request names no bound.
+            model_max: what the model can give per choice, if known.
+        """
+        bound = default_tokens if self.tokens is None else self.tokens
+        if model_max is not None and model_max > 0:
+            bound = min(bound, model_max)
+        return bound * self.choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +75,3 @@ def quote_call(price: Price, fx: FxQuote, *, prompt: PromptCount, completion_tok
         hold_nanousd=nanousd_from_attousd(hold_attousd),
         hold_nano=max(charge.charge_nano, 1),  # a free model's call is a call all the same
     )
-
-
-def output_bound(ask: Mapping[str, Any], *, default_tokens: int, model_max: int | None) -> int:
-    """Return how many tokens the answer may have, over all choices.
-
-    Args:
-        ask: the request's members, already checked: ``max_completion_tokens`` or ``max_tokens``, ``n``, ``best_of``.
-        default_tokens: where the request names no bound.
-        model_max: what the model can give per choice, if known.
-    """
-    bound = ask.get("max_completion_tokens") or ask.get("max_tokens") or default_tokens
-    if model_max is not None and model_max > 0:
-        bound = min(bound, model_max)
-    return int(bound) * max(ask.get("n") or 1, ask.get("best_of") or 1)

@@ -5,13 +5,14 @@ from typing import Any
 
 from billing.fxbook import FxBook
 from billing.pricebook import PriceBook
-from billing.quote import Quote, output_bound, quote_call
+from billing.quote import Output, Quote, quote_call
 from billing.tokens import TokenCounter
 from config.settings import HoldSettings
 
 
 async def quote_ask(
     fields: Mapping[str, Any],
+    output: Output,
     *,
     models: Sequence[str],
     currency: str,
@@ -26,6 +27,7 @@ async def quote_ask(
 
     Args:
         fields: the request's members.
+        output: how much it asks for.
         models: every model that may answer; the dearest is quoted, the first one's price is pinned.
         currency: the wallet's.
         stream: whether the hold can grow while the answer comes.
@@ -49,8 +51,8 @@ async def quote_ask(
             model.price,
             rate,
             prompt=prompt,
-            completion_tokens=output_bound(
-                fields, default_tokens=default, model_max=model.price.completion_tokens_max
+            completion_tokens=output.bound(
+                default_tokens=default, model_max=model.price.completion_tokens_max
             ),
         )
         for model in found

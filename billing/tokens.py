@@ -91,6 +91,8 @@ _AUDIO_BYTES_PER_TOKEN = 200  # 10 tokens a second (OpenAI), at the 16 kbit/s of
 _FILE_BYTES_PER_TOKEN = 3
 _UNKNOWN_PART_TOKENS = 1_445
 _DEPTH_MAX = 40
+# Items of the Responses API that are no messages.
+_ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class _Tally:
             self.fixed_tokens += _PRIMING
             for message in messages:
                 yield from self._message(message)
-        for name in ("prompt", "input", "instructions"):
+        for name in ("prompt", "suffix", "input", "instructions"):
             if ask.get(name) is not None:
                 yield from self._content(ask[name])
         for name in ("tools", "functions", "response_format", "text"):
@@ -222,14 +224,14 @@ class _Tally:
                 self.fixed_tokens += _PER_TOOLS
                 yield _as_json(ask[name])
 
-    def _message(self, message: object) -> Iterator[str]:
+    def _message(self, message: object, depth: int = 0) -> Iterator[str]:
         self.fixed_tokens += _PER_MESSAGE
         if not isinstance(message, Mapping):
             yield _as_json(message)
             return
         for key, value in message.items():
             if key == "content":
-                yield from self._content(value)
+                yield from self._content(value, depth)
             elif key == "name":
                 self.fixed_tokens += _PER_NAME
                 yield str(value)
@@ -246,11 +248,11 @@ class _Tally:
             for part in content:
                 yield from self._content(part, depth + 1)
         elif isinstance(content, Mapping) and depth < _DEPTH_MAX:
-            yield from self._part(content)
+            yield from self._part(content, depth + 1)
         elif content is not None:
             yield _as_json(content)
 
-    def _part(self, part: Mapping[str, Any]) -> Iterator[str]:
+    def _part(self, part: Mapping[str, Any], depth: int) -> Iterator[str]:
         kind = part.get("type")
         if isinstance(part.get("text"), str):
             yield part["text"]
@@ -265,8 +267,12 @@ class _Tally:
             self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
         elif kind in ("file", "input_file"):
             self.fixed_tokens += _payload_bytes(part) // _FILE_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
+        elif kind in _ITEMS:
+            self.fixed_tokens += _PER_MESSAGE
+            yield _as_json({name: value for name, value in part.items() if name != "output"})
+            yield from self._content(part.get("output"), depth)
         elif "content" in part:
-            yield from self._message(part)
+            yield from self._message(part, depth)
         else:
             self.fixed_tokens += _UNKNOWN_PART_TOKENS
             yield _as_json(part) if _payload_bytes(part) < _PIECE_CHARS else ""

@@ -360,6 +360,7 @@ class HoldSettings(_Section):
     stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
     plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
     extend_at_percent: Annotated[int, Field(gt=0, le=100)] = 80
+    expected_tokens: Count = 256  # a usual answer, for what an estimate expects
 
 
 class BatchSettings(_Section):

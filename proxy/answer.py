@@ -53,6 +53,7 @@ class Answer:
         self.response: aiohttp.ClientResponse | None = None
         self.meter: StreamMeter | None = None
         self.plain: PlainAnswer | None = None
+        self.ending: Ending | None = None  # how it ended, once that is known
         self.outcome = "failed"
         self.house = False  # the house pays: the caller was told that nothing is charged
         self.complete = False  # the provider has said all it will say
@@ -194,8 +195,10 @@ class Answer:
         if evidence.usage is not None:
             return evidence
         completion_tokens = self._count()
-        if generation_id is None and completion_tokens == 0:
-            return Evidence()
+        if generation_id is None and completion_tokens == 0 and self.ask.output.choices:
+            return (
+                Evidence()
+            )  # nothing was answered; where there is no output, the answer is the prompt's alone
         usage = Usage(prompt_tokens=self.call.quote.prompt.tokens, completion_tokens=completion_tokens)
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
 

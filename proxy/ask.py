@@ -7,19 +7,22 @@ from typing import Any
 
 from aiohttp import web
 
+from billing.quote import Output
 from config.settings import LimitSettings
+from proxy.dialects import Dialect
 from proxy.errors import BadRequestError, BodyTimeoutError, BodyTooLargeError
 from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
-
-CHOICES_MAX = 128  # OpenAI's own bound on n
-TOKENS_MAX = 10_000_000
-_FALLBACKS_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A chat completion as asked; members that Tuma does not know are kept byte for byte."""
+    """A call as asked; members that Tuma does not know are kept byte for byte.
 
+    Args:
+        include_usage: whether the client is told usage in a stream.
+    """
+
+    dialect: Dialect
     text: str
     members: list[Member]
     fields: Mapping[str, Any]
@@ -35,13 +38,18 @@ class Ask:
         return text.encode()
 
     @property
+    def output(self) -> Output:
+        """How much output is asked for."""
+        return self.dialect.output(self.fields)
+
+    @property
     def models(self) -> list[str]:
         """Every model that may answer: the one asked for, and OpenRouter's fallbacks."""
         return [self.model, *(name for name in self.fields.get("models") or () if name != self.model)]
 
 
-async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
-    """Read and check the body of a chat completion.
+async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect) -> Ask:
+    """Read and check the body of a call.
 
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: nothing was sent anywhere.
@@ -57,16 +65,17 @@ async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
     except JsonSpanError as error:
         raise BadRequestError(f"The body is not a valid JSON object: {error}") from None
     fields = {member.key: member.value for member in members}
-    _check(fields)
+    dialect.check(fields)
     options = fields.get("stream_options")
     return Ask(
+        dialect=dialect,
         text=text,
         members=members,
         fields=fields,
         model=fields["model"],
         stream=bool(fields.get("stream")),
         stream_options=options,
-        include_usage=bool(options and options.get("include_usage")),
+        include_usage=dialect.shows_usage or bool(options and options.get("include_usage")),
         size=len(body),
     )
 
@@ -88,39 +97,3 @@ async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
         raise BodyTimeoutError(f"The body did not arrive within {limits.body_timeout_s:g} seconds.") from None
     except (web.RequestPayloadError, ConnectionResetError, ValueError) as error:
         raise BadRequestError(f"The body could not be read: {error}") from None
-
-
-def _check(fields: Mapping[str, Any]) -> None:
-    model = fields.get("model")
-    if not isinstance(model, str) or not model:
-        raise BadRequestError("'model' must be the name of a model.", param="model")
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-        raise BadRequestError("'messages' must be a non-empty array of objects.", param="messages")
-    for name in ("max_tokens", "max_completion_tokens"):
-        _check_count(fields, name, TOKENS_MAX)
-    _check_count(fields, "n", CHOICES_MAX)
-    if not isinstance(fields.get("stream"), bool | None):
-        raise BadRequestError("'stream' must be true or false.", param="stream")
-    options = fields.get("stream_options")
-    if not isinstance(options, dict | None) or (
-        options and not isinstance(options.get("include_usage"), bool | None)
-    ):
-        raise BadRequestError(
-            "'stream_options' must be an object, its 'include_usage' true or false.", param="stream_options"
-        )
-    fallbacks = fields.get("models")
-    if fallbacks is not None and (
-        not isinstance(fallbacks, list)
-        or len(fallbacks) > _FALLBACKS_MAX
-        or not all(isinstance(name, str) for name in fallbacks)
-    ):
-        raise BadRequestError(f"'models' must be an array of at most {_FALLBACKS_MAX} names.", param="models")
-
-
-def _check_count(fields: Mapping[str, Any], name: str, most: int) -> None:
-    value = fields.get(name)
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise BadRequestError(f"{name!r} must be a whole number from 1 to {most}.", param=name)

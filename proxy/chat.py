@@ -9,20 +9,46 @@ from aiohttp import web
 from billing.callers import Caller
 from billing.calls import LiveCall
 from billing.errors import RateLimitError
+from billing.quote import Quote
 from billing.quoting import quote_ask
 from proxy.answer import Answer
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
 from proxy.context import RATES, call_id_of
+from proxy.dialects import CHAT, CHAT_WITH_COST, COMPLETIONS, EMBEDDINGS, RESPONSES, Dialect
 from proxy.relay import relay_plain, relay_stream
 from proxy.services import SERVICES, Services
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """``POST /v1/chat/completions``: OpenAI's shape, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, CHAT)
+
+
+async def chat_with_cost(request: web.Request) -> web.StreamResponse:
+    """``POST /api/chat``: a chat completion that tells what it cost: as its member ``tuma``, or in a last chunk that has it."""
+    return await _call(request, CHAT_WITH_COST)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/completions``: OpenAI's legacy shape, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, COMPLETIONS)
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/embeddings``: OpenAI's shape, paid from the caller's wallet."""
+    return await _call(request, EMBEDDINGS)
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/responses``: OpenAI's Responses API without stored state, plain or streamed, paid from the caller's wallet."""
+    return await _call(request, RESPONSES)
+
+
+async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     services = request.app[SERVICES]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits)
+    ask = await read_ask(request, services.settings.limits, dialect)
     caller.require_models(ask.models)
     call = await _reserve(request, services, caller, ask)
     answer = Answer(services, call, ask)
@@ -36,9 +62,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         answer.conclude()  # on every way out: settle, then release, in a task of its own that nothing here can cancel
 
 
-async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
-    quote = await quote_ask(
+async def quote_for(services: Services, caller: Caller, ask: Ask) -> Quote:
+    """Quote what was asked, in the currency of the caller's wallet.
+
+    Raises:
+        ModelNotFoundError, FxUnavailableError, FxStaleError: see ``quote_ask``.
+    """
+    return await quote_ask(
         ask.fields,
+        ask.output,
         models=ask.models,
         currency=caller.currency,
         stream=ask.stream,
@@ -48,6 +80,10 @@ async def _reserve(request: web.Request, services: Services, caller: Caller, ask
         counter=services.counter,
         settings=services.settings.holds,
     )
+
+
+async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
+    quote = await quote_for(services, caller, ask)
     try:
         call = await services.calls.reserve(
             caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream

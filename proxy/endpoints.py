@@ -7,7 +7,8 @@ from billing.usage import GROUPS
 from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
 from proxy.calls import get_own_call, list_calls
 from proxy.caps import get_caps, put_caps
-from proxy.chat import chat_completions
+from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
+from proxy.estimate import estimate
 from proxy.forms import (
     AutoTopupForm,
     CapsForm,
@@ -77,6 +78,46 @@ ENDPOINTS = (
         also=("text/event-stream",),
         errors=(415, 502, 504),
     ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        completions,
+        "Completion",
+        "calls",
+        body="CompletionRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        embeddings,
+        "Embeddings",
+        "calls",
+        body="EmbeddingRequest",
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responses,
+        "Response",
+        "calls",
+        body="ResponseRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint(
+        "POST",
+        "/api/chat",
+        chat_with_cost,
+        "ChatCompletionWithCost",
+        "calls",
+        body="ChatRequest",
+        also=("text/event-stream",),
+        errors=(415, 502, 504),
+    ),
+    Endpoint("POST", "/v1/estimate", estimate, "Estimate", "calls", body="ChatRequest", errors=(415,)),
     Endpoint("GET", "/v1/models", list_models, "Models", "calls"),
     Endpoint("GET", "/v1/models/{model:.+}", get_model, "Model", "calls"),
     Endpoint("GET", "/v1/calls", list_calls, "Calls", "wallet", query=_CALLS),

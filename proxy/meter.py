@@ -13,15 +13,17 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
+from proxy.document import JsonDocument, read_document, with_cost
+from proxy.jsonspan import set_members
 from proxy.sse import EventSplitter, close_event, event_data, replace_data
 from proxy.transcript import Transcript, text_of_choices, text_of_output
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
 _DONE = b"[DONE]"
+_VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
 _LETTER_ESCAPE = re.compile(
     rb"\\u00[567]"
 )  # a key may be spelled with escapes, if only to slip past a byte search
@@ -70,13 +72,17 @@ class PlainAnswer:
 
 
 class StreamMeter:
-    """Meters one streamed answer; how its bytes are split makes no difference to what comes out.
+    """Meters one streamed chat completion; how its bytes are split makes no difference to what comes out.
 
     Args:
         include_usage: the client asked for usage. If not, usage is metered and cut out.
         event_bytes_max: bytes that one event may have.
         price_usage: makes ``usage.cost`` (a JSON number in USD) where the provider sends none; None leaves it out.
     """
+
+    kind: ClassVar[str] = "chat.completion.chunk"
+    usage_names: ClassVar[tuple[str, str]] = ("prompt_tokens", "completion_tokens")
+    transcript: ClassVar[type[Transcript]] = Transcript
 
     def __init__(
         self,
@@ -89,7 +95,7 @@ class StreamMeter:
         self._event_bytes_max = event_bytes_max
         self._price_usage = price_usage
         self._splitter = EventSplitter(event_bytes_max)
-        self._transcript = Transcript()
+        self._transcript = self.transcript()
         self.generation_id: str | None = None
         self.model: str | None = None
         self.created: int | None = None
@@ -168,7 +174,7 @@ class StreamMeter:
         if self.done or not rest:
             return b""
         data = event_data(rest)
-        if data and data.strip() != _DONE and _read_object(data) is None:
+        if data and data.strip() != _DONE and read_document(data) is None:
             return b""
         return self._take(close_event(rest))
 
@@ -180,14 +186,12 @@ class StreamMeter:
             self.done = True
             self.done_event = event
             return b""
-        found = _read_object(data)
+        found = read_document(data)
         if found is None:
             self._transcript.keep(event)
             return event
         self._note(found.fields)
-        choices = found.fields.get("choices")
-        if isinstance(choices, list) and choices:
-            self._transcript.keep(event, choices)
+        self._transcript.keep_read(event, found.fields)
         return self._passed(event, found)
 
     def _note(self, fields: Mapping[str, Any]) -> None:
@@ -201,14 +205,14 @@ class StreamMeter:
         if isinstance(usage, dict):
             self.usage = usage
         if self.error is None:
-            self.error = _find_error(fields)
+            self.error = find_error(fields)
 
-    def _passed(self, event: bytes, found: "_Object") -> bytes:
+    def _passed(self, event: bytes, found: JsonDocument) -> bytes:
         fields = found.fields
         if "usage" not in fields:
             return event
         if self._include_usage:
-            priced = _with_cost(found, self._price_usage)
+            priced = with_cost(found, self._price_usage)
             return event if priced is None else replace_data(event, priced.encode())
         if fields["usage"] is not None and not fields.get("choices") and fields.get("error") is None:
             return b""
@@ -229,35 +233,59 @@ class StreamMeter:
         return self._transcript.fold(count_text)
 
     def clean_end(self, *, usage_json: str | None) -> bytes:
-        """Return events that end the answer as if it had reached its bound on tokens.
+        """Return events that end the answer as if it had reached its bound on tokens; ``done_event`` comes after them.
 
         Args:
             usage_json: what ``usage`` says, as JSON; sent only if the client asked for usage.
         """
-        head = {
-            "id": self.generation_id or "",
-            "object": "chat.completion.chunk",
-            "created": self.created or 0,
-            "model": self.model or "",
-        }
         pieces = [
-            _event({**head, "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
+            json_event({**self._head(), "choices": [self._cut_choice(index)]})
             for index in self._transcript.unfinished()
         ]
         if self._include_usage and usage_json is not None:
-            envelope = json.dumps({**head, "choices": []}, separators=(",", ":"))
-            pieces.append(f'data: {envelope[:-1]},"usage":{usage_json}}}\n\n'.encode())
-        pieces.append(b"data: " + _DONE + b"\n\n")
+            pieces.append(self.extra_event("usage", usage_json))
+        self.done_event = b"data: " + _DONE + b"\n\n"
         return b"".join(pieces)
 
+    def extra_event(self, name: str, value: str) -> bytes:
+        """Return a chunk without choices that carries one member more, as the one with ``usage`` does.
 
-def error_event(error: Mapping[str, Any]) -> bytes:
-    """Return the event that reports an error within a stream, as OpenAI and OpenRouter do.
+        Args:
+            name: of the member.
+            value: JSON text, on one line.
+        """
+        envelope = json.dumps({**self._head(), "choices": []}, separators=(",", ":"))
+        return f'data: {envelope[:-1]},"{name}":{value}}}\n\n'.encode()
 
-    Args:
-        error: the ``error`` object itself.
-    """
-    return _event({"error": error})
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self.generation_id or "",
+            "object": self.kind,
+            "created": self.created or 0,
+            "model": self.model or "",
+        }
+
+    @staticmethod
+    def _cut_choice(index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "finish_reason": "length"}
+
+    def error_event(self, error: Mapping[str, Any]) -> bytes:
+        """Return the event that reports an error within a stream, as OpenAI and OpenRouter do.
+
+        Args:
+            error: the ``error`` object itself.
+        """
+        return json_event({"error": error})
+
+
+class CompletionMeter(StreamMeter):
+    """Meters one streamed completion of the legacy kind."""
+
+    kind: ClassVar[str] = "text_completion"
+
+    @staticmethod
+    def _cut_choice(index: int) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
 
 
 def read_plain(
@@ -271,74 +299,25 @@ def read_plain(
         body: as it came; it goes on unchanged, but for a ``usage.cost`` that is missing and can be had.
         price_usage: as for ``StreamMeter``.
     """
-    found = _read_object(body)
+    found = read_document(body, inexact=_VECTORS)
     if found is None:
         return PlainAnswer(None, None, None, None, "", body, is_object=False)
     fields = found.fields
     usage = fields.get("usage")
-    priced = _with_cost(found, price_usage)
+    priced = with_cost(found, price_usage)
     return PlainAnswer(
         generation_id=_text_or_none(fields.get("id")),
         model=_text_or_none(fields.get("model")),
         usage=usage if isinstance(usage, dict) else None,
-        error=_find_error(fields),
+        error=find_error(fields),
         completion_text=text_of_choices(fields.get("choices")) + text_of_output(fields.get("output")),
         body=body if priced is None else priced.encode(),
         is_object=True,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """A JSON object read; without ``members`` if it names a key twice, as then it cannot be changed safely."""
-
-    text: str
-    fields: Mapping[str, Any]
-    members: list[Member] | None
-
-
-def _read_object(data: bytes) -> _Object | None:
-    try:
-        text = data.decode()
-        members = scan_object(text, exact_numbers=True)
-    except DuplicateKeyError:
-        return _read_ambiguous(text)
-    except (UnicodeDecodeError, JsonSpanError):
-        return None
-    return _Object(text, {member.key: member.value for member in members}, members)
-
-
-def _read_ambiguous(text: str) -> _Object | None:
-    try:
-        members = scan_object(text, exact_numbers=True, unique_keys=False)
-    except JsonSpanError:
-        return None
-    return _Object(text, {member.key: member.value for member in members}, None)
-
-
-def _with_cost(found: _Object, price_usage: Callable[[Mapping[str, Any]], str | None] | None) -> str | None:
-    """Return the object's text with ``usage.cost`` in it; None if there is nothing to add."""
-    usage = found.fields.get("usage")
-    if (
-        price_usage is None
-        or found.members is None
-        or not isinstance(usage, dict)
-        or usage.get("cost") is not None
-    ):
-        return None
-    cost = price_usage(usage)
-    if cost is None:
-        return None
-    place = next(member for member in found.members if member.key == "usage")
-    usage_text = found.text[place.value_start : place.value_end]
-    try:
-        priced = set_members(usage_text, scan_object(usage_text), {"cost": cost})
-    except DuplicateKeyError:
-        return None
-    return set_members(found.text, found.members, {"usage": priced})
-
-
-def _find_error(fields: Mapping[str, Any]) -> StreamError | None:
+def find_error(fields: Mapping[str, Any]) -> StreamError | None:
+    """Return the error that an answer or one of its events names in ``error``."""
     raw = fields.get("error")
     if raw is None:
         return None
@@ -353,5 +332,6 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _event(fields: Mapping[str, Any]) -> bytes:
+def json_event(fields: Mapping[str, Any]) -> bytes:
+    """Return an event whose data are JSON."""
     return b"data: " + json.dumps(fields, separators=(",", ":"), default=str).encode() + b"\n\n"

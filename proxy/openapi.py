@@ -22,7 +22,7 @@ _NAMED: dict[str, Schema] = {
     "month": {"type": "string", "pattern": "^20[2-9][0-9]-(0[1-9]|1[0-2])$", "examples": ["2026-11"]},
 }
 _MEDIA: dict[str, Schema] = {
-    "text/event-stream": {"description": "OpenAI's chunks, then `[DONE]`."},
+    "text/event-stream": {"description": "OpenAI's chunks, then `[DONE]`; of a response its typed events."},
     "text/csv": {"type": "string"},
     "text/html": {"type": "string"},
 }

@@ -1,6 +1,7 @@
 """Passing the provider's bytes on to the client, metering them on the way."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +11,16 @@ from aiohttp import web
 
 from billing.errors import InsufficientFundsError, TumaError, WalletFrozenError
 from billing.ledger import Settlement
-from billing.money import format_amount, format_usd, nanousd_from_attousd
+from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing import Usage, cost_attousd, usage_from_openai
 from billing.quote import quote_call
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
+from proxy.cost import cost_headers, cost_json
+from proxy.document import with_member
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
-from proxy.meter import StreamMeter, error_event, read_plain
+from proxy.meter import StreamMeter, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
 _GROWTH = 2
@@ -51,10 +54,13 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     answer.accept()
     answer.outcome = "completed" if _still_there(request) else "client_gone"
     settlement = await _settled(answer)
+    body = plain.body
+    if answer.ask.dialect.tells_cost:
+        body = with_member(body, "tuma", cost_json(answer, settlement))
     return web.Response(
-        body=plain.body,
+        body=body,
         content_type="application/json",
-        headers={**standard_headers(request), **_cost_headers(answer, settlement)},
+        headers={**standard_headers(request), **cost_headers(answer, settlement)},
     )
 
 
@@ -87,21 +93,17 @@ async def _confirm_open(answer: Answer) -> None:
 
 
 async def _settled(answer: Answer) -> Settlement | None:
-    """Wait a bounded time for the settlement, so that a caller who looks at the balance next sees this call in it."""
+    """Wait a bounded time for the settlement, so that a caller who looks at the balance next sees this call in it.
+
+    Where the cost must be told, the provider's records are waited for, too.
+    """
+    settings = answer.services.settings
+    wait_s = settings.batch.settle_wait_s
+    if answer.ask.dialect.tells_cost:
+        wait_s += settings.upstream.generation_wait_s
     task = answer.conclude()
-    await asyncio.wait((task,), timeout=answer.services.settings.batch.settle_wait_s)
+    await asyncio.wait((task,), timeout=wait_s)
     return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
-
-
-def _cost_headers(answer: Answer, settlement: Settlement | None) -> dict[str, str]:
-    ending = answer.ending
-    headers = {}
-    if ending is not None:
-        headers["x-tuma-cost-usd"] = format_usd(ending.cost_nanousd)
-        headers["x-tuma-charge"] = f"{format_amount(ending.charge_nano)} {answer.call.caller.currency}"
-    if settlement is not None:
-        headers["x-tuma-balance"] = format_amount(settlement.posted_nano)
-    return headers
 
 
 def _price_usage(answer: Answer) -> Any:
@@ -138,7 +140,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         return await relay_plain(request, answer)
     settings = answer.services.settings
     answer.outcome = "upstream_error"
-    answer.meter = StreamMeter(
+    answer.meter = answer.ask.dialect.meter(
         include_usage=answer.ask.include_usage,
         event_bytes_max=settings.upstream.event_bytes,
         price_usage=_price_usage(answer),
@@ -291,18 +293,19 @@ class _StreamRelay:
         if not self._meter.done and not self._meter.finished and self._meter.error is None:
             return await self._broken(UpstreamError("The provider's answer broke off."))
         answer.outcome = "upstream_error" if self._meter.error is not None else "completed"
-        await _settled(answer)
-        if self._meter.done:
-            await self._finish(self._meter.done_event)
-        else:
-            await self._finish(b"")
+        settlement = await _settled(answer)
+        await self._finish(self._cost_event(settlement) + self._meter.done_event)
         return self._client
 
     async def _broken(self, error: UpstreamError | UpstreamTimeoutError) -> web.StreamResponse:
         """The provider failed: as an HTTP error while nothing was sent, else as an event."""
         if self._client is None:
             raise error
-        await self._finish(error_event(error_object(error)))
+        await self._write_on(self._meter.error_event(error_object(error)))
+        told = b""
+        if self._answer.ask.dialect.tells_cost:
+            told = self._cost_event(await _settled(self._answer))
+        await self._finish(told)
         return self._client
 
     async def _out_of_funds(self) -> web.StreamResponse:
@@ -314,21 +317,33 @@ class _StreamRelay:
             completion_tokens=self._meter.fold(answer.count_text),
         )
         cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
+        prompt, completion = self._meter.usage_names
         usage_json = (
-            f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens},'
+            f'{{"{prompt}":{usage.prompt_tokens},"{completion}":{usage.completion_tokens},'
             f'"total_tokens":{usage.prompt_tokens + usage.completion_tokens},"cost":{cost}}}'
         )
         self._client = self._client or await self._begin()
         answer.response.close()  # type: ignore[union-attr]  # the provider stops here
-        await _settled(answer)
-        await self._finish(self._meter.clean_end(usage_json=usage_json))
+        settlement = await _settled(answer)
+        end = self._meter.clean_end(usage_json=usage_json)
+        await self._finish(end + self._cost_event(settlement) + self._meter.done_event)
         return self._client
+
+    def _cost_event(self, settlement: Settlement | None) -> bytes:
+        """Return the chunk that tells the cost, for clients that are told; nothing for others."""
+        if not self._answer.ask.dialect.tells_cost:
+            return b""
+        return self._meter.extra_event("tuma", cost_json(self._answer, settlement))
 
     async def _finish(self, last: bytes) -> None:
         assert self._client is not None
-        try:
-            if last:
-                await self.watch.write(self._client, last)
+        await self._write_on(last)
+        with contextlib.suppress(ConnectionResetError, aiohttp.ClientConnectionResetError):
             await self._client.write_eof()
-        except (ConnectionResetError, aiohttp.ClientConnectionResetError):
-            pass  # the answer was complete; its settlement does not depend on this client any more
+
+    async def _write_on(self, data: bytes) -> None:
+        """Write what comes after the answer; its settlement does not depend on this client any more."""
+        assert self._client is not None
+        with contextlib.suppress(ConnectionResetError, aiohttp.ClientConnectionResetError):
+            if data:
+                await self.watch.write(self._client, data)

@@ -16,6 +16,7 @@ _MOMENT: Schema = {"type": ["string", "null"], "format": "date-time"}
 _ID: Schema = {"type": "string", "format": "uuid"}
 _COUNT: Schema = {"type": ["integer", "null"]}
 _TEXT: Schema = {"type": "string"}
+_CHOICES: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 128}
 
 
 def _ref(name: str) -> Schema:
@@ -24,6 +25,16 @@ def _ref(name: str) -> Schema:
 
 def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _inputs(*kinds: Schema) -> Schema:
+    tokens = {"type": "array", "minItems": 1, "items": {"type": "integer"}}
+    several = {"type": "array", "minItems": 1, "maxItems": 2048, "items": {"anyOf": [*kinds, tokens]}}
+    return {"anyOf": [_TEXT, tokens, several]}
+
+
+def _spread(figure: Schema) -> Schema:
+    return _object(least=figure, expected=figure, most=figure)
 
 
 def _caps() -> Schema:
@@ -283,8 +294,54 @@ SHAPES: dict[str, Schema] = {
         "anyOf": [_ref("Wallet"), _ref("Topup"), _ref("Caps"), _ref("Transactions")],
         "description": "By the action: a top-up's own answer has the status 201.",
     },
+    "Estimate": _object(
+        object={"const": "estimate"},
+        model=_TEXT,
+        tokens_prompt=_spread({"type": "integer"}),
+        tokens_completion=_spread({"type": "integer"}),
+        cost_usd=_spread(_AMOUNT),
+        charge=_spread(_AMOUNT),
+        hold=_AMOUNT,
+        hold_usd=_AMOUNT,
+        currency=_TEXT,
+        fx_rate=_PRICE,
+        markup_bps={"type": "integer"},
+        admitted={"type": "boolean"},
+        refusal={
+            **_object(
+                status={"type": "integer"},
+                retry_after_ms=_COUNT,
+                message=_TEXT,
+                type=_TEXT,
+                param={"type": ["string", "null"]},
+                code={"type": ["string", "null"]},
+            ),
+            "type": ["object", "null"],
+            "description": "What the call would be refused with just now.",
+        },
+    ),
     "Health": _object(status=_TEXT),
     "Readiness": _object(status=_TEXT, checks={"type": "object", "additionalProperties": _TEXT}),
+    "Cost": {
+        **_object(
+            call_id=_ID,
+            state={"enum": ["settled", "void", "review", "pending"]},
+            accuracy={"enum": ["exact", "estimated", None]},
+            cost_usd={**_AMOUNT, "type": ["string", "null"]},
+            charge={**_AMOUNT, "type": ["string", "null"]},
+            currency=_TEXT,
+            fx_rate=_PRICE,
+            markup_bps={"type": "integer"},
+            balance={**_AMOUNT, "type": ["string", "null"]},
+            tokens_prompt=_COUNT,
+            tokens_completion=_COUNT,
+        ),
+        "description": "What a call cost; null is what is not known yet, while its settlement is `pending`.",
+    },
+    "ChatCompletionWithCost": {
+        **_object(tuma=_ref("Cost")),
+        "description": "OpenAI's, with what it cost; in a stream the last chunk, which has no choices.",
+    },
     "ChatCompletion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
     "ChatRequest": {
         "type": "object",
@@ -301,6 +358,63 @@ SHAPES: dict[str, Schema] = {
             {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "hi"}]},
             {"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True},
         ],
+    },
+    "Completion": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
+    "CompletionRequest": {
+        "type": "object",
+        "description": "OpenAI's. What Tuma does not know it passes on.",
+        "properties": {
+            "model": {"type": "string", "minLength": 1},
+            "prompt": _inputs(_TEXT),
+            "stream": {"type": ["boolean", "null"]},
+            "max_tokens": {"type": ["integer", "null"], "minimum": 0, "maximum": 10_000_000},
+            "n": _CHOICES,
+            "best_of": _CHOICES,
+        },
+        "required": ["model", "prompt"],
+        "examples": [{"model": EXAMPLE_MODEL, "prompt": "Once"}],
+    },
+    "Embeddings": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
+    "EmbeddingRequest": {
+        "type": "object",
+        "description": "OpenAI's. What Tuma does not know it passes on.",
+        "properties": {
+            "model": {"type": "string", "minLength": 1},
+            "input": _inputs(_TEXT, {"type": "object"}),
+            "stream": {"enum": [False, None]},
+        },
+        "required": ["model", "input"],
+        "examples": [{"model": "openai/text-embedding-3-small", "input": ["one", "two"]}],
+    },
+    "Response": {"type": "object", "description": "OpenAI's, with `usage.cost` in USD."},
+    "ResponseRequest": {
+        "type": "object",
+        "description": "OpenAI's, without what the provider would store. What Tuma does not know it passes on.",
+        "properties": {
+            "model": {"type": "string", "minLength": 1},
+            "input": {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "minItems": 1, "items": {"type": "object"}},
+                ]
+            },
+            "stream": {"type": ["boolean", "null"]},
+            "max_output_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000_000},
+            "background": {"enum": [False, None]},
+            "previous_response_id": {"type": "null"},
+            "conversation": {"type": "null"},
+            "prompt": {"type": "null"},
+            "tools": {
+                "type": ["array", "null"],
+                "items": {
+                    "type": "object",
+                    "properties": {"type": {"enum": ["function", "custom"]}},
+                    "required": ["type"],
+                },
+            },
+        },
+        "required": ["model", "input"],
+        "examples": [{"model": EXAMPLE_MODEL, "input": "hi"}],
     },
     "Object": {"type": "object"},
 }

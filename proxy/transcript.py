@@ -7,7 +7,7 @@ they came, their number and size give a cheap estimate, and only ``fold`` reads 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from proxy.sse import EventSplitter, event_data
 
@@ -16,6 +16,8 @@ _REASONING_NAMES = (
     "reasoning",
     "reasoning_content",
 )  # OpenRouter; DeepSeek and vLLM. Some send both, the same twice.
+
+_NO_TEXT = ("response.audio.delta",)  # base64
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class _Choice:
 class Transcript:
     """What the choices of one streamed answer said."""
 
+    mark: ClassVar[bytes] = b'"choices"'  # is once in every event that says something
+
     def __init__(self) -> None:
         self._raw: list[bytes] = []
         self._choices: dict[int, _Choice] = {}
@@ -37,14 +41,19 @@ class Transcript:
         self._envelope_bytes: int | None = None
         self.kept_bytes = 0
 
-    def keep(self, events: bytes, choices: list[Any] | None = None) -> None:
+    def keep_read(self, event: bytes, fields: Mapping[str, Any]) -> None:
+        """Keep a whole event that was read already, if it says something."""
+        if self._says(fields):
+            self.keep(event, fields)
+
+    def keep(self, events: bytes, fields: Mapping[str, Any] | None = None) -> None:
         """Keep whole events.
 
         Args:
             events: raw, one or more.
-            choices: those of a single event, if it was read already.
+            fields: those of a single event, if it was read already.
         """
-        count = events.count(b'"choices"')
+        count = events.count(self.mark)
         if not count and b"data" not in events:
             return  # nothing but comments
         size = len(events)
@@ -54,8 +63,8 @@ class Transcript:
             self._fresh_events += 1
             return
         self._fresh_events += count
-        if choices is not None:
-            self._note_envelope(size - len(text_of_choices(choices).encode(errors="surrogatepass")))
+        if fields is not None:
+            self._note_envelope(size - len(self._text_of(fields).encode(errors="surrogatepass")))
         elif self._envelope_bytes is None:
             self._note_first_envelope(events)
         else:
@@ -70,7 +79,7 @@ class Transcript:
         event = next(iter(EventSplitter(len(events)).feed(events)), b"")
         fields = _read_fields(event_data(event) or b"")
         if fields is not None:
-            text = text_of_choices(fields.get("choices"))
+            text = self._text_of(fields)
             self._note_envelope(len(event) - len(text.encode(errors="surrogatepass")))
 
     def estimate(self, bytes_per_token: int) -> int:
@@ -130,16 +139,56 @@ class Transcript:
         if fields is None:
             self._events += 1
             return
+        if self._says(fields):
+            self._events += 1
+            self._note_said(fields)
+
+    @staticmethod
+    def _says(fields: Mapping[str, Any]) -> bool:
         choices = fields.get("choices")
-        if not isinstance(choices, list) or not choices:
-            return
-        self._events += 1
-        for position, choice in enumerate(choices):
+        return isinstance(choices, list) and bool(choices)
+
+    @staticmethod
+    def _text_of(fields: Mapping[str, Any]) -> str:
+        return text_of_choices(fields.get("choices"))
+
+    def _note_said(self, fields: Mapping[str, Any]) -> None:
+        for position, choice in enumerate(fields["choices"]):
             if isinstance(choice, dict):
                 index = choice.get("index")
                 known = self._choices.setdefault(index if isinstance(index, int) else position, _Choice())
                 known.pieces.extend(_texts_of_choice(choice))
                 known.finished = known.finished or choice.get("finish_reason") is not None
+
+
+class ResponseTranscript(Transcript):
+    """What the deltas of one streamed answer of the Responses API said; later events that repeat them say nothing new."""
+
+    mark: ClassVar[bytes] = b'"delta"'
+
+    def keep(self, events: bytes, fields: Mapping[str, Any] | None = None) -> None:
+        """Keep whole events, if there is a delta among them, or one that cannot be read."""
+        if self.mark in events or b'"type"' not in events:
+            super().keep(events, fields)
+
+    @staticmethod
+    def _says(fields: Mapping[str, Any]) -> bool:
+        kind = fields.get("type")
+        return (
+            isinstance(fields.get("delta"), str)
+            and isinstance(kind, str)
+            and kind.endswith(".delta")
+            and kind not in _NO_TEXT
+        )
+
+    @staticmethod
+    def _text_of(fields: Mapping[str, Any]) -> str:
+        return _well_formed("".join(_strings(fields, "delta")))
+
+    def _note_said(self, fields: Mapping[str, Any]) -> None:
+        index = fields.get("output_index")
+        known = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice())
+        known.pieces.extend(_strings(fields, "delta"))
 
 
 def _read_fields(data: bytes) -> dict[str, Any] | None:

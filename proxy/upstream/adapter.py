@@ -67,7 +67,7 @@ class Upstream:
 
     def request_changes(self, ask: Ask) -> Mapping[str, str]:
         """Return the members of the request, as JSON text, that this provider needs set so that it reports usage."""
-        if not ask.stream:
+        if not ask.stream or not ask.dialect.usage_by_option:
             return {}
         options = {**(ask.stream_options or {}), "include_usage": True}
         return {"stream_options": json.dumps(options)}
@@ -84,7 +84,7 @@ class Upstream:
         assert self._session is not None
         idle_s = self._settings.idle_timeout_s if ask.stream else self._settings.first_byte_timeout_s
         return await self._session.post(
-            f"{self._base_url}/chat/completions",
+            f"{self._base_url}{ask.dialect.path}",
             data=ask.body_with(self.request_changes(ask)),
             headers={**self._headers, "X-Request-Id": str(call_id)},
             timeout=aiohttp.ClientTimeout(
@@ -119,10 +119,18 @@ class Upstream:
         Raises:
             ProviderUnavailableError: it cannot be asked now.
         """
-        status, answer = await self.get_record("/models")
+        return await self._list_models("/models")
+
+    async def _list_models(self, path: str) -> list[Mapping[str, Any]]:
+        """Return one list of models.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        status, answer = await self.get_record(path)
         models = answer.get("data") if isinstance(answer, Mapping) else None
         if status != 200 or not isinstance(models, list):  # noqa: PLR2004 - HTTP
-            raise ProviderUnavailableError(f"the provider's /models answered {status}")
+            raise ProviderUnavailableError(f"the provider's {path} answered {status}")
         return [model for model in models if isinstance(model, Mapping)]
 
     async def get_record(self, path: str, *, account: bool = False, **params: str) -> tuple[int, Any]:

@@ -1,9 +1,10 @@
 """OpenRouter: reports the cost of each answer, and keeps a record of it (https://openrouter.ai/docs/api-reference)."""
 
+import contextlib
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from billing.errors import ProviderUnavailableError
 from billing.pricing import Usage
@@ -25,7 +26,20 @@ class OpenRouterUpstream(Upstream):
 
     def request_changes(self, ask: Ask) -> Mapping[str, str]:
         """Ask for usage with cost; newer versions always send it and ignore this."""
+        if not ask.dialect.usage_by_option:
+            return {}
         return {**super().request_changes(ask), "usage": '{"include":true}'}
+
+    async def list_models(self) -> list[Mapping[str, Any]]:
+        """Return its models, and those for embeddings, which it lists apart.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        models = await super().list_models()
+        with contextlib.suppress(ProviderUnavailableError):  # not every server of its kind has such a list
+            models = models + await self._list_models("/embeddings/models")
+        return models
 
     async def find_bill(self, generation_id: str) -> Bill | None:
         """Return OpenRouter's record of an answer; None while it does not know the id.

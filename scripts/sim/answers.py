@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from scripts.sim.asks import Ask
 from scripts.sim.behaviour import Behaviour
@@ -118,7 +118,7 @@ def _as_arguments(words: list[str]) -> list[str]:
 
 
 class Answer:
-    """One answer: the steps of its content, then its tail; or the whole as one document.
+    """One chat completion: the steps of its content, then its tail; or the whole as one document.
 
     Args:
         generation: the entry in the books, for its id and its prompt.
@@ -127,15 +127,19 @@ class Answer:
         behaviour: how to behave.
     """
 
+    chunk_kind: ClassVar[str] = "chat.completion.chunk"
+    document_kind: ClassVar[str] = "chat.completion"
+
     def __init__(self, generation: Generation, model: SimModel, ask: Ask, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.plan = plan_answer(ask, behaviour)
+        self._ask = ask
         self._generation = generation
         self._model = model
         self._choices = ask.choices
         self._logprobs = ask.logprobs or behaviour.logprobs
         self._line_end = "\r\n" if behaviour.crlf else "\n"
-        head = dumps(self._head("chat.completion.chunk"))
+        head = dumps(self._head(self.chunk_kind))
         extra = "" if behaviour.x_sim_extra is None else f',"x_sim_extra":{dumps(behaviour.x_sim_extra)}'
         null = ',"usage":null' if behaviour.usage == "every_chunk_null" else ""
         self._chunk_head = f'data: {head[:-1]},"choices":['
@@ -144,15 +148,15 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """The completion tokens of all choices, as far as the answer gets."""
+        """The completion tokens of all choices that are generated, as far as the answer gets."""
         full = self.plan.kept * self.behaviour.tokens_per_chunk
-        return min(full, self.plan.tokens) * self._choices
+        return min(full, self.plan.tokens) * self._ask.generated
 
     @property
     def reasoning_tokens(self) -> int:
         """The part of ``tokens`` that is reasoning."""
         full = min(self.plan.kept, self.plan.reasoning_pieces) * self.behaviour.tokens_per_chunk
-        return min(full, self.plan.tokens) * self._choices
+        return min(full, self.plan.tokens) * self._ask.generated
 
     @property
     def finish_reason(self) -> str:
@@ -199,14 +203,20 @@ class Answer:
         return to_bytes(f"{text}{self._line_end}{self._line_end}")
 
     def _chunk(self, index: int) -> Iterator[Event]:
-        delta = dumps(self._delta(index))
-        logprobs = dumps(self._logprobs_of(self.plan.pieces[index])) if self._logprobs else "null"
-        rest = f'"delta":{delta},"finish_reason":null,"native_finish_reason":null,"logprobs":{logprobs}}}'
-        tokens = self.plan.tokens_of(index, self.behaviour)
-        reasoning_tokens = tokens if index < self.plan.reasoning_pieces else 0
+        rest = self._rest(index)
         for choice in range(self._choices):
             text = f'{self._chunk_head}{{"index":{choice},{rest}{self._chunk_tail}'
-            yield Event(self._framed(text), tokens, reasoning_tokens)
+            yield self._billed(index, self._framed(text))
+
+    def _billed(self, index: int, data: bytes) -> Event:
+        tokens = self.plan.tokens_of(index, self.behaviour)
+        return Event(data, tokens, tokens if index < self.plan.reasoning_pieces else 0)
+
+    def _rest(self, index: int) -> str:
+        """Return what a choice of piece ``index`` says after its own index."""
+        delta = dumps(self._delta(index))
+        logprobs = dumps(self._logprobs_of(self.plan.pieces[index])) if self._logprobs else "null"
+        return f'"delta":{delta},"finish_reason":null,"native_finish_reason":null,"logprobs":{logprobs}}}'
 
     def _delta(self, index: int) -> dict[str, Any]:
         text = self.plan.pieces[index]
@@ -237,23 +247,24 @@ class Answer:
         return events
 
     def _finish_event(self, index: int) -> bytes:
-        reason = self.plan.finish_reason
-        choice = dumps(
-            {
-                "index": index,
-                "delta": {"role": "assistant", "content": ""},
-                "finish_reason": reason,
-                "native_finish_reason": reason,
-                "logprobs": None,
-            }
-        )
+        choice = dumps(self._last_choice(index))
         beside = self.behaviour.usage == "beside_choices" and index == self._choices - 1
         tail = f"{self._usage_tail}{self._usage()}}}" if beside else self._chunk_tail
         return self._framed(f"{self._chunk_head}{choice}{tail}")
 
+    def _last_choice(self, index: int) -> dict[str, Any]:
+        reason = self.plan.finish_reason
+        return {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "finish_reason": reason,
+            "native_finish_reason": reason,
+            "logprobs": None,
+        }
+
     def _error_event(self) -> bytes:
-        choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
-        head = self._head("chat.completion.chunk")
+        choice = {**self._last_choice(0), "finish_reason": "error"}
+        head = self._head(self.chunk_kind)
         return self._framed(f"data: {dumps({**head, 'error': _DISCONNECTED, 'choices': [choice]})}")
 
     def _usage(self) -> str:
@@ -278,7 +289,7 @@ class Answer:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self._generation.id,
+            **({} if self.behaviour.anonymous else {"id": self._generation.id}),
             "provider": "Sim",
             "model": self._model.id,
             "object": kind,
@@ -287,31 +298,41 @@ class Answer:
 
     def document(self) -> bytes:
         """Return the answer to a request that is not streamed; one that breaks off carries the error in its body."""
-        pieces, cut = self.plan.pieces[: self.plan.kept], self.plan.reasoning_pieces
-        text = "".join(pieces[cut:])
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "reasoning": None}
-        if cut:
-            message["reasoning"] = "".join(pieces[:cut])
-        if self.behaviour.tool_calls:
-            message |= {"content": None, "tool_calls": [{"index": 0, **_tool_call(text)}]}
-        choices = [
-            {
-                "index": index,
-                "message": message,
-                "finish_reason": self.finish_reason,
-                "native_finish_reason": self.finish_reason,
-                "logprobs": self._logprobs_of(text) if self._logprobs else None,
-            }
-            for index in range(self._choices)
-        ]
-        body = {**self._head("chat.completion"), "choices": choices}
+        body = {
+            **self._head(self.document_kind),
+            "choices": [self._whole_choice(index) for index in range(self._choices)],
+        }
+        return self._ended(body, self._usage_object())
+
+    def _ended(self, body: dict[str, Any], usage: dict[str, Any]) -> bytes:
+        """Return a document with what comes last: an unknown member, and the error or the usage."""
         if self.behaviour.x_sim_extra is not None:
             body["x_sim_extra"] = self.behaviour.x_sim_extra
         if self.plan.ending == "error":
             body["error"] = _DISCONNECTED
         elif self.behaviour.usage != "missing":
-            body["usage"] = self._usage_object()
+            body["usage"] = usage
         return to_bytes(dumps(body))
+
+    def _texts(self) -> tuple[str, str]:
+        """Return the reasoning and the content, as far as they get."""
+        pieces, cut = self.plan.pieces[: self.plan.kept], self.plan.reasoning_pieces
+        return "".join(pieces[:cut]), "".join(pieces[cut:])
+
+    def _whole_choice(self, index: int) -> dict[str, Any]:
+        reasoning, text = self._texts()
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "reasoning": None}
+        if reasoning:
+            message["reasoning"] = reasoning
+        if self.behaviour.tool_calls:
+            message |= {"content": None, "tool_calls": [{"index": 0, **_tool_call(text)}]}
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": self.finish_reason,
+            "native_finish_reason": self.finish_reason,
+            "logprobs": self._logprobs_of(text) if self._logprobs else None,
+        }
 
 
 def _tool_call(arguments: str) -> dict[str, Any]:

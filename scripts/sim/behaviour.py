@@ -111,6 +111,8 @@ class Behaviour:
     # Whether closing the connection ends the generation, and the billing with it.
     cancellable: bool = _flag(default=True)
     generation_id_header: bool = _flag()
+    # The answer names no id of its own, as OpenAI's embeddings do not.
+    anonymous: bool = _flag()
     # How long after its end ``/generation`` still denies a generation, or whether it always does.
     generation_delay_s: float = _time(0)
     generation_missing: bool = _flag()

@@ -48,6 +48,17 @@ def sim_models() -> dict[str, SimModel]:
     return {model.id: model for model in (*_known_models(), *_own_models())}
 
 
+def embedding_models() -> dict[str, SimModel]:
+    """Return the models that make embeddings, which OpenRouter lists apart, by id."""
+    return {
+        model.id: model
+        for model in (
+            SimModel("openai/text-embedding-3-small", "OpenAI: Text Embedding 3 Small", 20_000_000, 0),
+            SimModel("openai/text-embedding-3-large", "OpenAI: Text Embedding 3 Large", 130_000_000, 0),
+        )
+    }
+
+
 def _known_models() -> tuple[SimModel, ...]:
     return (
         SimModel("openai/gpt-4o-mini", "OpenAI: GPT-4o-mini", 150_000_000, 600_000_000, 75_000_000),

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,12 +17,13 @@ from aiohttp import web
 
 from scripts.sim import views
 from scripts.sim.answers import Answer
-from scripts.sim.asks import Ask, RefusedError, read_ask
+from scripts.sim.asks import Ask, RefusedError, read_ask, read_completion, read_embedding, read_response
 from scripts.sim.behaviour import Behaviour, BehaviourError
 from scripts.sim.books import Books
 from scripts.sim.delivery import Delivery, fail_early
 from scripts.sim.exact import dumps, to_bytes
-from scripts.sim.models import sim_models
+from scripts.sim.kinds import CompletionAnswer, EmbeddingAnswer, ResponseAnswer
+from scripts.sim.models import SimModel, embedding_models, sim_models
 
 _API = "/api/v1"
 _BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -31,6 +32,13 @@ _REQUESTS_KEPT = 200
 _REQUEST_BYTES_KEPT = 256 * 1024
 _SHUTDOWN_S = 0.5
 _CLIENT_GONE = 499
+# By path: what reads the request, and what makes the answer.
+_KINDS: dict[str, tuple[Callable[[object, Mapping[str, SimModel]], Ask], type[Answer]]] = {
+    "chat/completions": (read_ask, Answer),
+    "completions": (read_completion, CompletionAnswer),
+    "embeddings": (read_embedding, EmbeddingAnswer),
+    "responses": (read_response, ResponseAnswer),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class SimulatedProvider:
     ) -> None:
         self.books = Books(books_path)
         self.models = sim_models()
+        self.embedding_models = embedding_models()
         self.requests: deque[ReceivedRequest] = deque(maxlen=_REQUESTS_KEPT)
         self._default: dict[str, Any] = {}
         self._by_model: dict[str, dict[str, Any]] = {}
@@ -161,7 +170,8 @@ class SimulatedProvider:
 
     def _routes(self) -> list[web.RouteDef]:
         return [
-            web.post(f"{_API}/chat/completions", self._chat),
+            *(web.post(f"{_API}/{path}", self._answer) for path in _KINDS),
+            web.get(f"{_API}/embeddings/models", self._embedding_models),
             web.get(f"{_API}/models", self._models),
             web.get(f"{_API}/key", self._key),
             web.get(f"{_API}/credits", self._credits),
@@ -185,7 +195,7 @@ class SimulatedProvider:
                 if request.method == "POST":
                     self._note(request, await request.read())
                 # OpenRouter lists its models to everyone.
-                if request.path != f"{_API}/models":
+                if not request.path.endswith("/models"):
                     self._authenticate(request)
             return await handler(request)
         except RefusedError as error:
@@ -209,8 +219,10 @@ class SimulatedProvider:
 
     # OpenRouter's protocol
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        ask = read_ask(_parse(await request.read()), self.models)
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        read, make = _KINDS[request.path.removeprefix(f"{_API}/")]
+        models = self.embedding_models if make is EmbeddingAnswer else self.models
+        ask = read(_parse(await request.read()), models)
         behaviour = self._behaviour_of(ask)
         if behaviour.fails_early:
             return await fail_early(behaviour, stream=ask.stream)
@@ -224,7 +236,7 @@ class SimulatedProvider:
             delay_s=float(behaviour.generation_delay_s),
             missing=behaviour.generation_missing,
         )
-        answer = Answer(generation, ask.model, ask, behaviour)
+        answer = make(generation, ask.model, ask, behaviour)
         delivery = Delivery(
             request, self.books, generation=generation, answer=answer, stopping=self._stopping
         )
@@ -250,6 +262,9 @@ class SimulatedProvider:
 
     async def _models(self, _request: web.Request) -> web.Response:
         return _json(views.show_models(self.models.values()))
+
+    async def _embedding_models(self, _request: web.Request) -> web.Response:
+        return _json(views.show_models(self.embedding_models.values()))
 
     async def _key(self, _request: web.Request) -> web.Response:
         return _json(views.show_key(self.books, self._credits_usd))
@@ -290,7 +305,9 @@ class SimulatedProvider:
         else:
             model, changes = said["model"], said.get("behaviour", {})
             if not (
-                isinstance(model, str) and model in self.models and said.keys() <= {"model", "behaviour"}
+                isinstance(model, str)
+                and model in {**self.models, **self.embedding_models}
+                and said.keys() <= {"model", "behaviour"}
             ):
                 raise RefusedError(400, 'expected {"model": a known model, "behaviour": {…}}')
         try:

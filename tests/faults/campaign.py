@@ -48,6 +48,14 @@ from tests.tcp_proxy import TcpProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("openai/gpt-4o-mini", "openai/gpt-4o")
+_HELLO = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}
+# What is asked, and where.
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": _HELLO,
+    "/api/chat": _HELLO,
+    "/v1/completions": {"prompt": "hi", "max_tokens": 100},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 100},
+}
 _CLIENTS = 24
 _WORKERS = 3
 _START_S = 30.0
@@ -304,22 +312,17 @@ class Campaign:
             told["error_before_first"] = True
         elif trouble < 0.26:
             told["generation_delay_s"] = dice.random() * _KNOWN_S
-        return {
-            "model": dice.choice(MODELS),
-            "messages": [{"role": "user", "content": "hi"}],
-            "stream": dice.random() < 0.75,
-            "max_tokens": 100,
-            "sim": told,
-        }
+        return {"model": dice.choice(MODELS), "stream": dice.random() < 0.75, "sim": told}
 
     async def _call(self, session: aiohttp.ClientSession) -> str:
         dice = self._load_dice
         payer = dice.choice(self._payers)
         leaves_after = dice.randrange(1, 20) if dice.random() < 0.15 else None
+        path = dice.choices(list(ASKS), weights=(6, 1, 1, 2))[0]
         try:
             async with session.post(
-                f"{self._url}/v1/chat/completions",
-                json=self._draw_body(),
+                f"{self._url}{path}",
+                json={**self._draw_body(), **ASKS[path]},
                 headers={"Authorization": f"Bearer {payer.secret}"},
             ) as response:
                 read = 0

@@ -6,7 +6,7 @@
 import asyncio
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -358,11 +358,11 @@ def bodies(paths: list[bytes]) -> st.SearchStrategy[list[bytes]]:
             + body
         )
 
-    chat = b"/v1/chat/completions"
+    chats = st.sampled_from([b"/v1/chat/completions"] * 3 + [b"/api/chat", b"/v1/estimate"])
     methods = st.sampled_from([b"POST", b"PUT", b"PATCH", b"DELETE"])
     extras = st.sampled_from([b""] * 12 + [b"Content-Encoding: gzip\r\n", b"Content-Type: text/plain\r\n"])
     return st.lists(
-        st.builds(message, st.just(b"POST"), st.just(chat), _bodies(), extras)
+        st.builds(message, st.just(b"POST"), chats, _bodies(), extras)
         | st.builds(message, methods, st.sampled_from(paths), _bodies(), extras),
         min_size=6,
         max_size=16,
@@ -455,12 +455,12 @@ async def test_nothing_is_a_500_and_nothing_hangs(
         "user": victim.user_id,
         "wallet": victim.wallet_id,
         "key": victim.key_id,
-        "call": UUID(int=1),
         "month": "2026-11",
+        "provider": "stripe",
     }
     paths = sorted(
         {
-            route.resource.canonical.format_map(named).encode()
+            route.resource.canonical.format_map(defaultdict(lambda: UUID(int=1), named)).encode()
             for route in proxy.app.router.routes()
             if route.resource is not None
         }

@@ -58,7 +58,16 @@ async def test_schemathesis(
                 document = await response.json()
         assert document["openapi"] == "3.1.0"
         # Clients shall bear with members that come later; here one that is not documented is a leak.
-        for name in SHAPES.keys() - {"ChatRequest", "ChatCompletion", "Object", "WalletAnswer"}:
+        open_ended = {
+            "ChatCompletion",
+            "ChatCompletionWithCost",
+            "Completion",
+            "Embeddings",
+            "Response",
+            "Object",
+            "WalletAnswer",
+        }
+        for name in {name for name in SHAPES if not name.endswith("Request")} - open_ended:
             shape = document["components"]["schemas"][name]
             shape["additionalProperties"] = False
             if name == "Caps":

@@ -153,6 +153,19 @@ async def test_every_dialect_is_settled_exactly(
     await check_books(office)
 
 
+async def test_a_plain_answer_does_not_wait_long_for_its_record(
+    client: Any, office: Office, payer: Payer, proxy: Running, sim: SimulatedProvider
+) -> None:
+    told = {"usage": "missing", "generation_delay_s": 1.5}
+    raw = await client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=HELLO, extra_body={"sim": told}
+    )
+    assert raw.parse().choices[0].message.content
+    await proxy.quiet()
+    assert Decimal(10) - await balance(office, payer) == Decimal(sim.books.total_nanousd).scaleb(-9) > 0
+    await check_books(office)
+
+
 async def test_what_tuma_does_not_know_passes_both_ways(client: Any, sim: SimulatedProvider) -> None:
     tools = [
         {

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.meter import StreamMeter
+from proxy.meter import CompletionMeter, StreamMeter
+from proxy.response_meter import ResponseMeter
 
 _HERE = Path(__file__).parent
 _OPENAI = ("chatcmpl-CaB1xQ2", "gpt-4o-mini-2024-07-18", 1762330001)
@@ -28,6 +29,7 @@ class Golden:
     done: bool = True
     finished: bool = True
     error_code: str | None = None
+    meter: type[StreamMeter] = StreamMeter
 
 
 GOLDEN = {
@@ -60,6 +62,27 @@ GOLDEN = {
     ),
     "cut_midway": Golden(_MISTRAL, ("half a",), 2, done=False, finished=False),
     "no_last_blank_line": Golden(_MISTRAL, ("done",), 1, (3, 1)),
+    "completions": Golden(
+        ("cmpl-7", "gpt-3.5-turbo-instruct", 1762330600), (" there was",), 3, (3, 2), meter=CompletionMeter
+    ),
+    # Its texts are once in deltas, and again in the events after them; its end is the event that has usage.
+    "responses": Golden(
+        ("resp_68af4030baa48193b0b43b4c2a176a1a", _OPENAI[1], 1762330500),
+        ('Habari ya "response.completed" 🌍.', '{"q":"delta"}'),
+        7,
+        (14, 11),
+        cost=None,
+        finished=False,
+        meter=ResponseMeter,
+    ),
+    "responses_failed": Golden(
+        ("resp_f", _OPENAI[1], 1762330500),
+        ("Let me",),
+        1,
+        finished=False,
+        error_code="server_error",
+        meter=ResponseMeter,
+    ),
 }
 _NAMES = sorted(GOLDEN)
 
@@ -68,8 +91,8 @@ def _bytes(name: str) -> bytes:
     return (_HERE / f"{name}.sse").read_bytes()
 
 
-def _run(pieces: Iterable[bytes], *, include_usage: bool = False) -> dict[str, Any]:
-    meter = StreamMeter(include_usage=include_usage, price_usage=lambda _: "0.25")
+def _run(name: str, pieces: Iterable[bytes], *, include_usage: bool = False) -> dict[str, Any]:
+    meter = GOLDEN[name].meter(include_usage=include_usage, price_usage=lambda _: "0.25")
     out = b"".join([meter.feed(piece) for piece in pieces]) + meter.finish()
     texts: list[str] = []
 
@@ -96,7 +119,7 @@ def test_every_transcript_is_expected() -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_metering_and_what_the_client_gets(name: str) -> None:
-    golden, found = GOLDEN[name], _run([_bytes(name)])
+    golden, found = GOLDEN[name], _run(name, [_bytes(name)])
     assert found["out"] == (_HERE / f"{name}.client").read_bytes()
     assert found["head"] == golden.head
     assert found["texts"] == golden.texts
@@ -106,14 +129,15 @@ def test_metering_and_what_the_client_gets(name: str) -> None:
     assert found["finished"] is golden.finished
     assert (found["error"].code if found["error"] else None) == golden.error_code
     usage = found["usage"]
-    assert (usage and (usage["prompt_tokens"], usage["completion_tokens"])) == golden.tokens
+    prompt, completion = golden.meter.usage_names
+    assert (usage and (usage[prompt], usage[completion])) == golden.tokens
     assert (usage and usage.get("cost")) == golden.cost
 
 
 @pytest.mark.parametrize("name", sorted(set(_NAMES) - {"cut_midway", "no_last_blank_line"}))
 def test_nothing_changes_for_a_client_that_asked_for_usage(name: str) -> None:
     whole = _bytes(name)
-    meter = StreamMeter(include_usage=True)
+    meter = GOLDEN[name].meter(include_usage=True)
     out = meter.feed(whole) + meter.finish()
     assert whole.startswith(out + meter.done_event)
     assert meter.done or out == whole
@@ -123,16 +147,16 @@ def test_nothing_changes_for_a_client_that_asked_for_usage(name: str) -> None:
 def test_one_byte_at_a_time(name: str) -> None:
     whole = _bytes(name)
     for asked in (False, True):
-        bytewise = _run([whole[i : i + 1] for i in range(len(whole))], include_usage=asked)
-        assert bytewise == _run([whole], include_usage=asked)
+        bytewise = _run(name, [whole[i : i + 1] for i in range(len(whole))], include_usage=asked)
+        assert bytewise == _run(name, [whole], include_usage=asked)
 
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_split_in_two(name: str) -> None:
     whole = _bytes(name)
-    expected = _run([whole])
+    expected = _run(name, [whole])
     for at in range(1, len(whole)):
-        assert _run([whole[:at], whole[at:]]) == expected, at
+        assert _run(name, [whole[:at], whole[at:]]) == expected, at
 
 
 @settings(max_examples=150, deadline=None)
@@ -141,4 +165,4 @@ def test_any_split(data: st.DataObject, name: str, asked: bool) -> None:
     whole = _bytes(name)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=12)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    assert _run(pieces, include_usage=asked) == _run([whole], include_usage=asked)
+    assert _run(name, pieces, include_usage=asked) == _run(name, [whole], include_usage=asked)

@@ -25,7 +25,7 @@ from billing.money import (
     parse_amount,
 )
 from billing.pricing import Price, Usage, cost_attousd, reported_cost_usd, usage_from_openai
-from billing.quote import output_bound, quote_call
+from billing.quote import Output, quote_call
 from billing.tokens import PromptCount
 
 amounts = st.integers(-AMOUNT_MAX_NANO, AMOUNT_MAX_NANO)
@@ -256,16 +256,12 @@ def test_a_hold_covers_any_usage_within_its_bounds(
 
 
 def test_output_bounds() -> None:
-    assert output_bound({}, default_tokens=100, model_max=None) == 100
-    assert output_bound({"max_tokens": 5}, default_tokens=100, model_max=None) == 5
-    assert (
-        output_bound(
-            {"max_tokens": 5, "max_completion_tokens": 7, "n": 3}, default_tokens=100, model_max=None
-        )
-        == 21
-    )
-    assert output_bound({"max_tokens": 500}, default_tokens=100, model_max=50) == 50
-    assert output_bound({"max_tokens": None, "n": None}, default_tokens=100, model_max=0) == 100
+    assert Output(None).bound(default_tokens=100, model_max=None) == 100
+    assert Output(5).bound(default_tokens=100, model_max=None) == 5
+    assert Output(7, choices=3).bound(default_tokens=100, model_max=None) == 21
+    assert Output(500).bound(default_tokens=100, model_max=50) == 50
+    assert Output(None).bound(default_tokens=100, model_max=0) == 100
+    assert Output(0, choices=0).bound(default_tokens=100, model_max=50) == 0
 
 
 json_values = st.recursive(

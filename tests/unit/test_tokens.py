@@ -152,6 +152,32 @@ async def test_large_prompts_are_counted_off_the_loop(counter: TokenCounter) -> 
     assert seen[1] == threading.main_thread().name
 
 
+def test_items_of_a_response_count_as_what_they_say() -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "lookup", "arguments": '{"q":"x"}'}
+    said = {"type": "function_call_output", "call_id": "c1", "output": "42"}
+    image = {
+        **said,
+        "output": [{"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}],
+    }
+    assert 10 < _SHARED.count_prompt({"input": [call]}, "gpt-4o").tokens < 60
+    assert 5 < _SHARED.count_prompt({"input": [said]}, "gpt-4o").tokens < 40
+    assert _SHARED.count_prompt({"input": [{**said, "output": "word " * 500}]}, "gpt-4o").tokens > 500
+    counted = _SHARED.count_prompt({"input": [image]}, "gpt-4o")
+    assert (counted.images, counted.tokens < 1_600) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("member", "part"),
+    [("messages", {}), ("input", {"type": "function_call_output"})],
+    ids=["chat", "response"],
+)
+def test_nesting_has_an_end(member: str, part: dict[str, Any]) -> None:
+    nested: Any = "word " * 50
+    for _ in range(450):
+        nested = {**part, "output" if part else "content": nested}
+    assert _SHARED.count_prompt({member: [nested]}, "gpt-4o").tokens > 50
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
