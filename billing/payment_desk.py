@@ -13,6 +13,7 @@ import structlog
 
 from billing.db import Database
 from billing.errors import BrokenInvariantError, InputError, PaymentsUnavailableError, TumaError
+from billing.meters import Meters
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError
 from billing.payments import (
     Applied,
@@ -39,12 +40,17 @@ class PaymentDesk:
         database: by the webhook role.
         apis: those providers that are configured.
         settings: its pace.
+        meters: where webhooks are counted.
     """
 
     def __init__(
-        self, database: Database, apis: Mapping[PaymentProvider, PaymentApi], settings: PaymentSettings
+        self,
+        database: Database,
+        apis: Mapping[PaymentProvider, PaymentApi],
+        settings: PaymentSettings,
+        meters: Meters | None = None,
     ) -> None:
-        self.payments = Payments(database)
+        self.payments = Payments(database, meters)
         self._apis = apis
         self._settings = settings
         self._rung = asyncio.Event()

@@ -1,7 +1,5 @@
 """``/admin``: the operator's desk. Every change is audited as the admin's, with the request's id."""
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,11 +11,12 @@ from billing.accounts import describe_quota, describe_reconciliations
 from billing.acting import acting
 from billing.callbook import describe_call
 from billing.caps import Scope, caps_as_json
+from billing.changes import announce
 from billing.errors import InvalidKeyError, NotPermittedError
 from billing.keys import Key
 from billing.money import format_amount
 from billing.wallets import Wallet, parse_id
-from proxy.auth import count_failure
+from proxy.auth import bears, count_failure
 from proxy.context import call_id_of, standard_headers
 from proxy.errors import BadRequestError
 from proxy.forms import (
@@ -25,6 +24,7 @@ from proxy.forms import (
     CreditForm,
     Form,
     KeyForm,
+    LogLevelForm,
     OverdraftForm,
     ReasonForm,
     RefundForm,
@@ -59,10 +59,7 @@ async def guard_admin(request: web.Request, handler: _Handler) -> web.StreamResp
     token = services.settings.admin.token.get_secret_value()
     if not token:
         raise NotPermittedError("There is no operator's API here: TUMA_ADMIN__TOKEN is not set.")
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Digests, so that not even the length can be told from the time that a comparison takes.
-    same = hmac.compare_digest(_digest(token), _digest(given.strip()))
-    if scheme.lower() != "bearer" or not same:
+    if not bears(request, token):
         await count_failure(request, services)
         raise InvalidKeyError("The operator's token is not valid.")
     with acting("admin", str(call_id_of(request))):
@@ -74,10 +71,6 @@ def _is_guarded(request: web.Request) -> bool:
     resource = request.match_info.route.resource
     paths = (request.path, "" if resource is None else resource.canonical)
     return any(path == "/admin" or path.startswith("/admin/") for path in paths)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _desk(request: web.Request) -> Desk:
@@ -385,6 +378,15 @@ async def verify_audit(request: web.Request) -> web.Response:
     )
 
 
+async def put_log_level(request: web.Request) -> web.Response:
+    """Change how much every worker logs, on every machine, until it is started anew; nothing is restarted."""
+    services = request.app[SERVICES]
+    form = await read_form(request, LogLevelForm, services.settings.limits)
+    await announce(services.desk.database, "log", form.level)
+    await services.metrics.hear_level(form.level)
+    return _answer(request, {"level": form.level})
+
+
 def _endpoint(
     method: str,
     path: str,
@@ -445,6 +447,7 @@ ADMIN = (
     _endpoint("GET", "/admin/quota", get_quota),
     _endpoint("GET", "/admin/reconciliation", list_reconciliations),
     _endpoint("POST", "/admin/reconciliation", reconcile),
+    _endpoint("PUT", "/admin/log-level", put_log_level, form=LogLevelForm),
     _endpoint("GET", "/admin/audit", list_audit, query=_query("wallet", "user", "actor", "since", "limit")),
     _endpoint("GET", "/admin/audit/verify", verify_audit, query=_query("expect")),
 )

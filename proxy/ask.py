@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from config.settings import LimitSettings
+from proxy.context import stages_of
 from proxy.errors import BadRequestError, BodyTimeoutError, BodyTooLargeError
 from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
 
@@ -59,6 +60,7 @@ async def read_ask(request: web.Request, limits: LimitSettings) -> Ask:
     fields = {member.key: member.value for member in members}
     _check(fields)
     options = fields.get("stream_options")
+    stages_of(request).mark("read")
     return Ask(
         text=text,
         members=members,

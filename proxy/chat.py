@@ -13,7 +13,7 @@ from billing.quoting import quote_ask
 from proxy.answer import Answer
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
-from proxy.context import RATES, call_id_of
+from proxy.context import RATES, attach_call, call_id_of, stages_of
 from proxy.relay import relay_plain, relay_stream
 from proxy.services import SERVICES, Services
 
@@ -48,6 +48,8 @@ async def _reserve(request: web.Request, services: Services, caller: Caller, ask
         counter=services.counter,
         settings=services.settings.holds,
     )
+    stages = stages_of(request)
+    stages.mark("quote")
     try:
         call = await services.calls.reserve(
             caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream
@@ -56,5 +58,7 @@ async def _reserve(request: web.Request, services: Services, caller: Caller, ask
         if refusal.state is not None:
             request.app[RATES].remember(caller, refusal.state)
         raise
+    stages.mark("reserve")
+    attach_call(request, call)
     request.app[RATES].remember(caller, call.rates)
     return call

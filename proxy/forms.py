@@ -159,6 +159,12 @@ class ReasonForm(Form):
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
+class LogLevelForm(Form):
+    """How much is logged."""
+
+    level: LogLevel
+
+
 class CreditForm(Form):
     """Money for a wallet, in major units of its currency. The user sees the reason; a repeat with the key posts nothing."""
 

@@ -23,6 +23,7 @@ _NAMED: dict[str, Schema] = {
 }
 _MEDIA: dict[str, Schema] = {
     "text/event-stream": {"description": "OpenAI's chunks, then `[DONE]`."},
+    "text/plain": {"type": "string"},
     "text/csv": {"type": "string"},
     "text/html": {"type": "string"},
 }
