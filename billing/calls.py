@@ -83,9 +83,7 @@ class LiveCall:
     def settlement(self) -> Settlement | None:
         """How it stands, once that is known."""
         task = self.ended
-        known = (
-            task is not None and task.done() and not task.cancelled() and task.exception() is None
-        )
+        known = task is not None and task.done() and not task.cancelled() and task.exception() is None
         return task.result() if task is not None and known else None
 
     @property

@@ -14,7 +14,25 @@ from typing import Any, Literal
 
 OTHER = "other"
 Kind = Literal["counter", "gauge", "histogram"]
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_SECONDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
 _ROWS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 # A series is its labels' values and its number; of a histogram: a count per bucket, then the sum.
 Series = Sequence[Any]
@@ -106,27 +124,41 @@ class Meters:
             "tuma_settlements", "Calls settled by this server's workers.", "state", "accuracy"
         )
         self.tokens = counter("tuma_tokens", "Tokens of settled calls.", "model", "kind")
-        self.cost = counter("tuma_cost_usd", "What settled calls cost us at the provider.", "model", nano=True)
+        self.cost = counter(
+            "tuma_cost_usd", "What settled calls cost us at the provider.", "model", nano=True
+        )
         self.charged = counter(
             "tuma_charged", "What wallets paid for settled calls, in major units.", "currency", nano=True
         )
         self.house = counter("tuma_house_loss_usd", "What the house paid for calls.", nano=True)
         self.extensions = counter("tuma_hold_extensions", "Holds that had to grow.", "result")
         self.rebuilds = counter("tuma_mirror_rebuilds", "Mirrors in Redis rebuilt from Postgres.")
-        self.swept = counter("tuma_swept", "What sweeps did: calls by how they ended, holds dropped.", "result")
+        self.swept = counter(
+            "tuma_swept", "What sweeps did: calls by how they ended, holds dropped.", "result"
+        )
         self.sweeps = counter("tuma_sweeps", "Sweeps.", "result")
-        self.webhooks = counter("tuma_webhooks", "Webhooks that came, by what was done first.", "provider", "result")
-        self.webhook_ends = counter("tuma_webhooks_ended", "Webhooks looked into, by what became of them.", "result")
+        self.webhooks = counter(
+            "tuma_webhooks", "Webhooks that came, by what was done first.", "provider", "result"
+        )
+        self.webhook_ends = counter(
+            "tuma_webhooks_ended", "Webhooks looked into, by what became of them.", "result"
+        )
         self.first_byte = histogram(
             "tuma_first_byte_seconds", "From a call's arrival to the provider's first byte.", "stream"
         )
         self.duration = histogram("tuma_call_seconds", "From a call's arrival to its end.", "stream")
-        self.stage = histogram("tuma_stage_seconds", "Time of a call's stages; ours are all but upstream and relay.", "stage")
-        self.settle_lag = histogram("tuma_settle_lag_seconds", "From an answer's end to its settlement's commit.")
+        self.stage = histogram(
+            "tuma_stage_seconds", "Time of a call's stages; ours are all but upstream and relay.", "stage"
+        )
+        self.settle_lag = histogram(
+            "tuma_settle_lag_seconds", "From an answer's end to its settlement's commit."
+        )
         self.batch_rows = histogram("tuma_batch_rows", "Rows committed together.", "batch", bounds=_ROWS)
         self.pool_wait = histogram("tuma_pool_wait_seconds", "Waiting for a connection to Postgres.", "role")
         self.redis_wait = histogram("tuma_redis_wait_seconds", "From a command to its pipeline's departure.")
-        self.redis_rows = histogram("tuma_redis_pipeline_commands", "Redis commands sent together.", bounds=_ROWS)
+        self.redis_rows = histogram(
+            "tuma_redis_pipeline_commands", "Redis commands sent together.", bounds=_ROWS
+        )
         self.loop_lag = histogram("tuma_loop_lag_seconds", "How late the event loop comes to what is due.")
 
     @property
@@ -139,14 +171,14 @@ class Meters:
         self._counters.append(made)
         return made
 
-    def _histogram(self, name: str, text: str, *labels: str, bounds: tuple[float, ...] = _SECONDS) -> Histogram:
+    def _histogram(
+        self, name: str, text: str, *labels: str, bounds: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
         made = Histogram(Metric(name, "histogram", text, labels, bounds=bounds))
         self._histograms.append(made)
         return made
 
-    def gauge(
-        self, metric: Metric, read: Callable[[], Iterable[tuple[tuple[str, ...], float]]]
-    ) -> None:
+    def gauge(self, metric: Metric, read: Callable[[], Iterable[tuple[tuple[str, ...], float]]]) -> None:
         """Have a number read when it is asked for; ``read`` returns labels and values."""
         self._gauges.append(_Gauge(metric, read))
 
@@ -166,7 +198,10 @@ class Meters:
     def take(self) -> Reading:
         """Return the numbers as they are now."""
         return Reading(
-            {item.metric.name: [[list(key), value] for key, value in item.values.items()] for item in self._counters},
+            {
+                item.metric.name: [[list(key), value] for key, value in item.values.items()]
+                for item in self._counters
+            },
             {
                 item.metric.name: [[list(key), *row] for key, row in item.values.items()]
                 for item in self._histograms
@@ -200,7 +235,9 @@ def merge(readings: Sequence[Reading], *, largest: frozenset[str] = frozenset())
             rows = histograms.setdefault(name, {})
             for labels, *row in series:
                 before = rows.get(tuple(labels))
-                rows[tuple(labels)] = row if before is None else [a + b for a, b in zip(before, row, strict=True)]
+                rows[tuple(labels)] = (
+                    row if before is None else [a + b for a, b in zip(before, row, strict=True)]
+                )
         for name, series in reading.gauges.items():
             found = gauges.setdefault(name, {})
             for labels, value in series:

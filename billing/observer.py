@@ -17,17 +17,40 @@ OBSERVED = (
     UP,
     Metric("tuma_holds_open", "gauge", "Calls whose money is held, by state: open, review.", ("state",)),
     Metric("tuma_held", "gauge", "Money held for calls, in major units.", ("currency",), nano=True),
-    Metric("tuma_provider_quota_left_usd", "gauge", "What the provider lets us consume yet; absent: no limit.", nano=True),
+    Metric(
+        "tuma_provider_quota_left_usd",
+        "gauge",
+        "What the provider lets us consume yet; absent: no limit.",
+        nano=True,
+    ),
     Metric("tuma_provider_quota_low", "gauge", "Whether that is less than TUMA_QUOTA__LOW_USD."),
     Metric("tuma_provider_paused", "gauge", "Whether nothing is sent, as the provider refuses us."),
-    Metric("tuma_drift_usd", "gauge", "The provider's total less ours, by the last reconciliation that could tell.", nano=True),
+    Metric(
+        "tuma_drift_usd",
+        "gauge",
+        "The provider's total less ours, by the last reconciliation that could tell.",
+        nano=True,
+    ),
     Metric("tuma_reconciled_age_seconds", "gauge", "Time since a reconciliation ended."),
-    Metric("tuma_fx_age_seconds", "gauge", "Time since a rate was confirmed; none for a rate that is good for ever.", ("currency",)),
-    Metric("tuma_fx_good_for_seconds", "gauge", "The age at which a rate prices no new calls.", ("currency",)),
+    Metric(
+        "tuma_fx_age_seconds",
+        "gauge",
+        "Time since a rate was confirmed; none for a rate that is good for ever.",
+        ("currency",),
+    ),
+    Metric(
+        "tuma_fx_good_for_seconds", "gauge", "The age at which a rate prices no new calls.", ("currency",)
+    ),
     Metric("tuma_payments_review", "gauge", "Payments that wait for an operator's word."),
     Metric("tuma_webhooks_waiting", "gauge", "Webhooks not yet looked into."),
     Metric("tuma_webhooks_waiting_age_seconds", "gauge", "Age of the oldest of them; 0 without any."),
-    Metric("tuma_credited", "counter", "What payments brought into wallets, in major units.", ("currency",), nano=True),
+    Metric(
+        "tuma_credited",
+        "counter",
+        "What payments brought into wallets, in major units.",
+        ("currency",),
+        nano=True,
+    ),
 )
 _LIVE = "SELECT state, count(*) FROM calls WHERE state IN ('open', 'review') GROUP BY state"
 _HELD = "SELECT currency, sum(held_nano) FROM wallets WHERE held_nano > 0 GROUP BY currency"
@@ -83,7 +106,7 @@ class Observer:
 
     async def _ask(self) -> Reading:
         async with self._database.transaction(readonly=True) as connection:
-            live = {state: count for state, count in await connection.fetch(_LIVE)}
+            live = dict(await connection.fetch(_LIVE))
             held = await connection.fetch(_HELD)
             quota = await connection.fetchrow(_QUOTA)
             run = await connection.fetchrow(_RUN)
@@ -110,4 +133,6 @@ class Observer:
             gauges["tuma_reconciled_age_seconds"] = [[[], run["age_s"]]]
             if run["drift_nanousd"] is not None:
                 gauges["tuma_drift_usd"] = [[[], run["drift_nanousd"]]]
-        return Reading({"tuma_credited": [[[row["currency"]], int(row["credited"])] for row in paid]}, {}, gauges)
+        return Reading(
+            {"tuma_credited": [[[row["currency"]], int(row["credited"])] for row in paid]}, {}, gauges
+        )

@@ -1,6 +1,7 @@
 """Logs: structlog to stderr, JSON for machines or lines for people. Never prompts, answers or keys."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -74,7 +75,17 @@ def change_level(level: LogLevel) -> LogLevel | None:
 
 
 def _for_machines() -> list[structlog.typing.Processor]:
-    return [structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()]
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_pid,
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def _add_pid(_logger: object, _method: str, event: Any) -> Any:
+    """Say which worker it was."""
+    event["pid"] = os.getpid()
+    return event
 
 
 def _for_people() -> list[structlog.typing.Processor]:

@@ -30,9 +30,7 @@ def wants_traces() -> bool:
     """Return whether OpenTelemetry's standard variables name somewhere to send traces to."""
     read = os.environ.get
     off = read("OTEL_SDK_DISABLED", "").lower() == "true" or read("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
-    return not off and bool(
-        read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or read("OTEL_EXPORTER_OTLP_ENDPOINT")
-    )
+    return not off and bool(read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or read("OTEL_EXPORTER_OTLP_ENDPOINT"))
 
 
 class SettingsError(ValueError):
@@ -285,7 +283,9 @@ class MetricSettings(_Section):
     """``GET /metrics``: who may read it, and what it costs."""
 
     token: SecretStr = SecretStr("")  # whoever sends it may scrape; empty: only the networks below
-    networks: str = "127.0.0.0/8,::1/128"  # who may scrape without a token, unless one is set; comma separated
+    networks: str = (
+        "127.0.0.0/8,::1/128"  # who may scrape without a token, unless one is set; comma separated
+    )
     cache_s: Positive = 5.0  # how long what was read from Postgres is shown
     timeout_s: Positive = 3.0  # for reading it
     publish_s: Positive = 1.0  # how often a worker shows its numbers to the others

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from billing.errors import InputError
 from billing.keys import KeyRules
 from billing.money import AMOUNT_MAX_NANO, NANO, parse_amount
-from config.settings import LimitSettings
+from config.settings import LimitSettings, LogLevel
 from proxy.ask import read_body
 from proxy.errors import BadRequestError
 

@@ -91,9 +91,7 @@ class Metrics:
         known = {metric.name: metric for metric in (*self.meters.metrics, *OBSERVED, *_OF_MASTER)}
         largest = frozenset(name for name, metric in known.items() if metric.of_all)
         registry = CollectorRegistry()
-        registry.register(
-            _Page(known, [merge(readings, largest=largest), observed, self._of_master()])
-        )
+        registry.register(_Page(known, [merge(readings, largest=largest), observed, self._of_master()]))
         return generate_latest(registry)
 
     def _of_master(self) -> Reading:

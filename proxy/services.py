@@ -139,17 +139,34 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
     meters = Meters(models_max=settings.metrics.models_max)
     # One pool per role: nothing on the way of a call may do more than that way needs (billing/access.py).
     database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)
-    settler = Database(settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX, meters=meters)
-    keeper = Database(settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX, meters=meters)
-    people = Database(settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX, meters=meters)
-    webhook = Database(settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX, meters=meters)
-    operator = Database(settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX, meters=meters)
+    settler = Database(
+        settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX, meters=meters
+    )
+    keeper = Database(
+        settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX, meters=meters
+    )
+    people = Database(
+        settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX, meters=meters
+    )
+    webhook = Database(
+        settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX, meters=meters
+    )
+    operator = Database(
+        settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX, meters=meters
+    )
     pipe = RedisPipe(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
     calls = Calls(
-        database, holds, quota, worker_id=worker_id, settings=settings, settler=settler, keeper=keeper, meters=meters
+        database,
+        holds,
+        quota,
+        worker_id=worker_id,
+        settings=settings,
+        settler=settler,
+        keeper=keeper,
+        meters=meters,
     )
     services = Services(
         settings=settings,

@@ -130,7 +130,11 @@ class Following:
             self._upstream.end(None if upstream_s is None else self._tracing.at_ns(upstream_s))
         self._root.update_name(f"{facts['method']} {facts['route']}")
         self._root.set_attributes(
-            {f"tuma.{name}": value for name, value in facts.items() if value is not None and name not in _NOT_TOLD}
+            {
+                f"tuma.{name}": value
+                for name, value in facts.items()
+                if value is not None and name not in _NOT_TOLD
+            }
         )
         if facts["status"] >= 500:  # noqa: PLR2004 - HTTP
             self._root.set_status(_failed())
