@@ -30,7 +30,7 @@ _Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _BUILD = Metric("tuma_build_info", "gauge", "What runs here.", ("version", "python"))
 _WORKERS = Metric("tuma_workers", "gauge", "Workers that live.")
 _RESTARTS = Metric("tuma_worker_restarts", "counter", "Workers that died and were replaced.")
-_OF_MASTER = (_BUILD, _WORKERS, _RESTARTS)
+OF_MASTER = (_BUILD, _WORKERS, _RESTARTS)
 
 
 class Metrics:
@@ -88,7 +88,7 @@ class Metrics:
         observed = await self._observer.read()
         # What is shown was published before: should this worker die now, nothing goes back.
         readings = [self.publish(), *([] if self._seat is None else self._seat.others())]
-        known = {metric.name: metric for metric in (*self.meters.metrics, *OBSERVED, *_OF_MASTER)}
+        known = {metric.name: metric for metric in (*self.meters.metrics, *OBSERVED, *OF_MASTER)}
         largest = frozenset(name for name, metric in known.items() if metric.of_all)
         registry = CollectorRegistry()
         registry.register(_Page(known, [merge(readings, largest=largest), observed, self._of_master()]))
