@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -163,7 +164,7 @@ class Calls:
         return len(self._live)
 
     def _show_gauges(self, meters: Meters) -> None:
-        batches = {"open": self._opens, "extend": self._extends, "settle": self._settles}
+        batches: dict[str, Batcher[Any, Any]] = {"open": self._opens, "extend": self._extends, "settle": self._settles}
         flight = Metric("tuma_calls_in_flight", "gauge", "Calls between their hold and their settlement.")
         waiting = Metric("tuma_batch_waiting", "gauge", "Rows that wait for a commit.", ("batch",))
         away = Metric(
@@ -367,7 +368,7 @@ class Calls:
             meters.duration.observe(ending.duration_ms / 1000, how)
         if settlement is None or not settlement.won:
             return
-        meters.settlements.add(1, settlement.state, ending.accuracy or "none")
+        meters.settlements.add(1, settlement.state, ending.accuracy)
         if settlement.state == "settled":
             meters.tokens.add(ending.usage.prompt_tokens, model, "prompt")
             meters.tokens.add(ending.usage.completion_tokens, model, "completion")

@@ -164,7 +164,9 @@ class Meters:
     @property
     def metrics(self) -> list[Metric]:
         """What all of them mean."""
-        return [item.metric for item in (*self._counters, *self._histograms, *self._gauges)]
+        counters = [item.metric for item in self._counters]
+        histograms = [item.metric for item in self._histograms]
+        return [*counters, *histograms, *(item.metric for item in self._gauges)]
 
     def _counter(self, name: str, text: str, *labels: str, nano: bool = False) -> Counter:
         made = Counter(Metric(name, "counter", text, labels, nano=nano))

@@ -11,7 +11,6 @@ leaves the other half whole.
 import mmap
 import struct
 import zlib
-from dataclasses import asdict
 
 import orjson
 
@@ -66,7 +65,7 @@ class Board:
 
     def publish(self, seat: int, reading: Reading) -> bool:
         """Show a worker's numbers; False when they are too many."""
-        text = orjson.dumps(asdict(reading))
+        text = orjson.dumps(reading)
         if len(text) > _HALF_BYTES - _HALF.size:
             return False
         at = self._at(seat)

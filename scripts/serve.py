@@ -22,6 +22,7 @@ from proxy.server import address_of, bind, serve_worker
 _log = structlog.get_logger("tuma.server")
 _PARENT_POLL_S = 1.0
 _RESTART_PAUSE_S = 0.5
+_NO_SEAT = -1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -64,8 +65,8 @@ class _Master:
         while self._workers:
             with contextlib.suppress(ChildProcessError, InterruptedError):
                 pid, status = os.wait()
-                seat = self._workers.pop(pid, None)
-                if not self._stopping and seat is not None:
+                seat = self._workers.pop(pid, _NO_SEAT)
+                if not self._stopping and seat != _NO_SEAT:
                     _log.error("worker.died", pid=pid, status=status)
                     self._board.leave(seat)
                     time.sleep(_RESTART_PAUSE_S)

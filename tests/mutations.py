@@ -38,6 +38,63 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a scrape shows only what was published before",
+        "proxy/metrics.py",
+        "readings = [self.publish(),",
+        "readings = [self.meters.take(),",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a worker's replacement goes on from its counters",
+        "proxy/metrics.py",
+        "            meters.carry(seat.before())\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a worker that died has nothing open",
+        "proxy/board.py",
+        "return reading if taken else Reading(reading.counters, reading.histograms)",
+        "return reading",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a torn write is not read",
+        "proxy/board.py",
+        "if turn and zlib.crc32(text) == checksum:",
+        "if turn:",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "money is not shown through a proxy that nobody trusts",
+        "proxy/scrape.py",
+        '    if not trusted and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):\n'
+        "        return False\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "models beyond the bound share a label",
+        "billing/meters.py",
+        "        if len(self._models) >= self._models_max:\n            return OTHER\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a call's line waits for its settlement",
+        "proxy/completed.py",
+        "                call.on_ended = done.tell\n",
+        "                done.tell()\n",
+        "tests/proxy/test_completed.py",
+    ),
+    Mutation(
+        "the provider is told of a trace only where there is one",
+        "proxy/upstream/adapter.py",
+        "**(trace or {})",
+        "",
+        "tests/proxy/test_tracing.py",
+    ),
+    Mutation(
         "an empty secret refuses every webhook",
         "proxy/payments/signatures.py",
         "    if not secret:\n        return False\n",

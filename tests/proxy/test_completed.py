@@ -52,13 +52,13 @@ def told(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def test_each_request_leaves_one_line(
     proxy: Running, office: Office, lines: list[dict[str, Any]]
 ) -> None:
-    payer = await make_payer(office)
+    payer, poor = await make_payer(office), await make_payer(office, amount="0")
     chat = "/v1/chat/completions"
     sent = [
         await ask(proxy, "POST", chat, payer, HELLO),
         await ask(proxy, "POST", chat, payer, {**HELLO, "stream": True}),
         await ask(proxy, "POST", chat, payer, {**HELLO, "sim": {"fail_status": 500}}),
-        await ask(proxy, "POST", chat, payer, {**HELLO, "max_tokens": 10**7}),
+        await ask(proxy, "POST", chat, poor, HELLO),
         await ask(proxy, "POST", chat, None, HELLO),
         await ask(proxy, "GET", f"/v1/keys/{payer.key_id}", payer),
         await ask(proxy, "GET", f"/{payer.secret}?key={payer.secret}"),
@@ -91,7 +91,11 @@ async def test_each_request_leaves_one_line(
         async with office.database.connection() as connection:
             row = await connection.fetchrow("SELECT * FROM calls WHERE id = $1", line["call_id"])
         assert line["charge"] == f"{row['charge_nano'] / 1e9:.9f}".rstrip("0")
-    assert (found[2]["outcome"], found[2]["state"], found[2]["code"]) == ("upstream_error", "void", "upstream_error")
+    assert (found[2]["outcome"], found[2]["state"], found[2]["code"]) == (
+        "upstream_error",
+        "void",
+        "upstream_error",
+    )
     assert (found[3]["outcome"], found[3]["code"]) == ("refused", "insufficient_funds")
     assert "call_id" not in found[3]
     assert found[4]["code"] == "invalid_api_key"

@@ -38,7 +38,9 @@ def read_page(text: str) -> Samples:
 def value(samples: Samples, name: str, **labels: str) -> float:
     """Return the sum of a metric's series that have these labels."""
     return sum(
-        number for (found, has), number in samples.items() if found == name and labels.items() <= dict(has).items()
+        number
+        for (found, has), number in samples.items()
+        if found == name and labels.items() <= dict(has).items()
     )
 
 
@@ -191,7 +193,7 @@ async def serving(settings: Settings, log: Path, **more: str) -> AsyncIterator[s
     try:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
-        assert line.startswith("tuma: accepting calls on"), line + log.read_text()
+        assert line.startswith("tuma: accepting calls on"), line
         yield line.split()[-1]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -259,8 +261,12 @@ async def test_three_workers_show_one_sum_through_a_kill_and_change_their_level_
         async with asyncio.timeout(60):  # the replacement, too, logs what is below its own setting
             while True:
                 await scrape(url)
-                heard = {line["pid"] for line in lines_of(log, "request.completed") if line["level"] == "debug"}
+                heard = {
+                    line["pid"] for line in lines_of(log, "request.completed") if line["level"] == "debug"
+                }
                 if heard - before:
                     break
-        told = [line for line in lines_of(log, "request.completed") if line["route"] == "/v1/chat/completions"]
+        told = [
+            line for line in lines_of(log, "request.completed") if line["route"] == "/v1/chat/completions"
+        ]
         assert len(told) == 6

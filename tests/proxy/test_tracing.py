@@ -101,7 +101,9 @@ async def test_a_span_for_each_stage_and_the_context_goes_on(
         facts = {attribute.key: attribute.value for attribute in root.attributes}
         assert facts["tuma.outcome"].string_value == "completed"
         assert facts["tuma.model"].string_value == MODEL
-    sent = [request.headers["traceparent"] for request in sim.requests if request.path.endswith("completions")]
+    sent = [
+        request.headers["traceparent"] for request in sim.requests if request.path.endswith("completions")
+    ]
     upstream = {f"00-{TRACE}-{span.span_id.hex()}-01" for span in spans if span.name == "upstream"}
     assert set(sent[:2]) == upstream
     assert sent[2].startswith(f"00-{TRACE}-")
@@ -117,7 +119,9 @@ async def test_without_the_variables_nothing_is_followed(
 ) -> None:
     payer = await make_payer(office)
     assert proxy.services.tracing is None
-    assert await call(proxy, payer.secret, HELLO, traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="a=b") == 200
+    assert (
+        await call(proxy, payer.secret, HELLO, traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="a=b") == 200
+    )
     (request,) = [request for request in sim.requests if request.path.endswith("completions")]
     assert not {"traceparent", "tracestate"} & request.headers.keys()
     # The Redis client imports OpenTelemetry's API by itself, where they are installed.

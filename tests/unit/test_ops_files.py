@@ -11,7 +11,7 @@ import yaml
 from billing.calls import Calls
 from billing.db import Database
 from billing.holds import Holds
-from billing.meters import Metric, Meters
+from billing.meters import Meters, Metric
 from billing.observer import OBSERVED
 from billing.quota import Quota
 from billing.redis_pipe import RedisPipe
