@@ -164,7 +164,11 @@ class Calls:
         return len(self._live)
 
     def _show_gauges(self, meters: Meters) -> None:
-        batches: dict[str, Batcher[Any, Any]] = {"open": self._opens, "extend": self._extends, "settle": self._settles}
+        batches: dict[str, Batcher[Any, Any]] = {
+            "open": self._opens,
+            "extend": self._extends,
+            "settle": self._settles,
+        }
         flight = Metric("tuma_calls_in_flight", "gauge", "Calls between their hold and their settlement.")
         waiting = Metric("tuma_batch_waiting", "gauge", "Rows that wait for a commit.", ("batch",))
         away = Metric(

@@ -52,13 +52,10 @@ async def tell_requests(request: web.Request, handler: _Handler) -> web.StreamRe
     finally:
         done = _Completed(request, response)
         call = request.get(CALL)
-        if call is None or call.ended is None or not call.ended.done():
-            if call is None:
-                done.tell()
-            else:
-                call.on_ended = done.tell
-        else:
+        if call is None or (call.ended is not None and call.ended.done()):
             done.tell()
+        else:
+            call.on_ended = done.tell
 
 
 class _Completed:

@@ -83,8 +83,8 @@ MUTATIONS = (
     Mutation(
         "a call's line waits for its settlement",
         "proxy/completed.py",
-        "                call.on_ended = done.tell\n",
-        "                done.tell()\n",
+        "            call.on_ended = done.tell\n",
+        "            done.tell()\n",
         "tests/proxy/test_completed.py",
     ),
     Mutation(
