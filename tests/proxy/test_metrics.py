@@ -15,12 +15,17 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from billing.db import Database
 from billing.meters import OTHER, Meters, Reading, merge
+from billing.observer import Observer
 from config.settings import Settings
 from proxy.board import Board, Seat
+from proxy.metrics import Metrics
 from scripts.office import Office
+from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Running, check_books, make_payer, make_settings, run_proxy, set_rate, sync_models
 from tests.faults.test_kill import ROOT, environment
+from tests.tcp_proxy import TcpProxy
 
 MODEL = "openai/gpt-4o-mini"
 HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -74,6 +79,7 @@ async def test_the_numbers_are_those_of_the_books(proxy: Running, office: Office
     assert await post(proxy.base_url, dollars.secret, {**HELLO, "model": "nobody/none"}) == 404
     assert await post(proxy.base_url, "sk-tuma-nobody", HELLO) == 401
     await proxy.quiet()
+    await proxy.services.desk.reconciler.run()
     samples = await scrape(proxy.base_url)
     assert value(samples, "tuma_calls_total", outcome="completed", model=MODEL) == 4
     assert value(samples, "tuma_calls_total", outcome="upstream_error") == 1
@@ -104,11 +110,55 @@ async def test_the_numbers_are_those_of_the_books(proxy: Running, office: Office
     assert value(samples, "tuma_pool_wait_seconds_count", role="proxy") > 0
     assert value(samples, "tuma_redis_pipeline_commands_sum") > 0
     assert value(samples, "tuma_workers") == 1
+    assert samples["tuma_drift_usd", frozenset()] == 0
+    assert 0 <= samples["tuma_reconciled_age_seconds", frozenset()] < 300
+    assert samples["tuma_provider_paused", frozenset()] == 0
     # Whose money it is cannot be told from any label.
     page = json.dumps([[name, sorted(labels)] for name, labels in samples])
     for payer in (dollars, shillings):
         for private in (payer.user_id, payer.wallet_id, payer.key_id, payer.secret):
             assert str(private) not in page
+    await check_books(office)
+
+
+async def test_what_is_held_shows_and_so_does_that_postgres_is_away(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
+    await sync_models(office)
+    payer = await make_payer(office)
+    dsn = settings.postgres.dsn.get_secret_value()
+    async with TcpProxy(dsn) as postgres:
+        watched = make_settings(
+            postgres_dsn=postgres.through(dsn),
+            redis_url=settings.redis.url.get_secret_value(),
+            upstream_url=sim.base_url,
+            metrics={"cache_s": 0.01},
+        )
+        async with run_proxy(watched) as proxy, aiohttp.ClientSession() as session:
+            response = await session.post(
+                f"{proxy.base_url}/v1/chat/completions",
+                json={**HELLO, "stream": True, "sim": {"stall_after": 2, "stall_s": 100}},
+                headers={"Authorization": f"Bearer {payer.secret}"},
+            )
+            await response.content.readany()
+            samples = await scrape(proxy.base_url)
+            assert value(samples, "tuma_holds_open", state="open") == 1
+            assert value(samples, "tuma_calls_in_flight") == 1
+            assert value(samples, "tuma_held", currency="USD") > 0
+            postgres.shut()
+            await asyncio.sleep(0.05)
+            samples = await scrape(proxy.base_url)
+            assert samples["tuma_postgres_up", frozenset()] == 0
+            assert value(samples, "tuma_calls_in_flight") == 1  # what workers know is there all the same
+            assert not [name for name, _ in samples if name == "tuma_held"]
+            postgres.open()
+            response.close()
+            await proxy.quiet()
+            async with asyncio.timeout(30):
+                while value(samples, "tuma_postgres_up") != 1:
+                    await asyncio.sleep(0.05)
+                    samples = await scrape(proxy.base_url)
+            assert value(samples, "tuma_holds_open") == 0
     await check_books(office)
 
 
@@ -175,6 +225,32 @@ def test_a_replacement_goes_on_counting_and_a_torn_write_is_not_read() -> None:
     half = at + _SEAT.size + turn % 2 * _HALF_BYTES
     memory[half + 20 : half + 30] = b"\xff" * 10
     assert board.read(0) == Reading()
+
+
+async def test_what_is_shown_outlives_who_showed_it() -> None:
+    settings = make_settings(
+        postgres_dsn="postgresql://nobody@127.0.0.1:1/none", redis_url="redis://127.0.0.1:1"
+    )
+    board = Board(2)
+    shown = Metrics(
+        Meters(),
+        Observer(Database(settings.postgres), settings.metrics, settings.fx),
+        settings.metrics,
+        Seat(board, 0),
+    )
+    shown.meters.calls.add(3, "completed", "a")
+    assert value(read_page((await shown.render()).decode()), "tuma_calls_total") == 3
+    board.leave(0)  # kill -9, before it published at its pace
+    beside = Metrics(
+        Meters(),
+        Observer(Database(settings.postgres), settings.metrics, settings.fx),
+        settings.metrics,
+        Seat(board, 1),
+    )
+    page = read_page((await beside.render()).decode())
+    assert value(page, "tuma_calls_total") == 3
+    assert value(page, "tuma_worker_restarts_total") == 1
+    assert value(page, "tuma_workers") == 1
 
 
 @asynccontextmanager
