@@ -61,11 +61,12 @@ class Metrics:
         """Take over a log level that was set for all; what is none changes nothing."""
         if level not in LEVELS:
             return
-        before = change_level(level)
+        before = change_level("warning")  # so that the change itself is told of
+        if before != level:
+            _log.warning("log.level_changed", before=before, after=level)
+        change_level(level)
         if self._seat is not None:
             self._seat.board.level = level
-        if before != level:
-            _log.warning("log.level_changed", before=before, level=level)
 
     def publish(self) -> Reading:
         """Show this worker's numbers to the others; return them."""

@@ -237,9 +237,9 @@ MUTATIONS = (
     Mutation(
         "a call is settled before its hold is released",
         "billing/calls.py",
-        "            settlement = await self._settle(call, ending)\n        finally:",
+        "            settlement = await self._settle(call, ending)\n            if settlement is not None:",
         "            await self._release(call, charge_nano=ending.charge_nano)\n"
-        "            settlement = await self._settle(call, ending)\n        finally:",
+        "            settlement = await self._settle(call, ending)\n            if settlement is not None:",
         "tests/stateful/test_crashes.py",
     ),
     Mutation(
@@ -525,9 +525,8 @@ MUTATIONS = (
     Mutation(
         "an error inside a 200 is no sign of being served",
         "proxy/answer.py",
-        "        await self.note_id(self.services.upstream.generation_id(self.response))\n\n    def accept",
-        "        self.accept()\n"
-        "        await self.note_id(self.services.upstream.generation_id(self.response))\n\n    def accept",
+        "        await self.note_id(self.services.upstream.generation_id(self.response))\n",
+        "        self.accept()\n        await self.note_id(self.services.upstream.generation_id(self.response))\n",
         "tests/proxy/test_provider_quota.py",
     ),
     Mutation(
@@ -589,8 +588,8 @@ MUTATIONS = (
     Mutation(
         "a stop is heard while a worker is replaced",
         "scripts/serve.py",
-        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers.add(pid)",
-        "        if pid := os.fork():\n            self._workers.add(pid)",
+        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers[pid] = seat",
+        "        if pid := os.fork():\n            self._workers[pid] = seat",
         "tests/faults/test_kill.py",
     ),
     Mutation(
@@ -1031,15 +1030,15 @@ MUTATIONS = (
     Mutation(
         "the proxy logs in as its role",
         "proxy/services.py",
-        'database = Database(settings.postgres, name="tuma serve", role="proxy")',
-        'database = Database(settings.postgres, name="tuma serve")',
+        'database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)',
+        'database = Database(settings.postgres, name="tuma serve", meters=meters)',
         "tests/billing/test_access.py",
     ),
     Mutation(
         "nobody to the operator's desk without the token",
-        "proxy/admin.py",
-        'if scheme.lower() != "bearer" or not same:',
-        'if scheme.lower() != "bearer":',
+        "proxy/auth.py",
+        'return scheme.lower() == "bearer" and same',
+        'return scheme.lower() == "bearer"',
         "tests/proxy/test_admin.py",
     ),
     Mutation(

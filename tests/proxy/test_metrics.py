@@ -346,3 +346,16 @@ async def test_three_workers_show_one_sum_through_a_kill_and_change_their_level_
             line for line in lines_of(log, "request.completed") if line["route"] == "/v1/chat/completions"
         ]
         assert len(told) == 6
+        # By the command, too, on all of them.
+        command = [sys.executable, "-m", "scripts.cli", "log-level", "error"]
+        env = environment(settings)
+        assert (
+            await asyncio.to_thread(subprocess.run, command, env=env, cwd=ROOT, check=False)
+        ).returncode == 0
+        after = await pids_of(office)
+        async with asyncio.timeout(60):
+            while True:
+                lines = lines_of(log, "log.level_changed")
+                if {line["pid"] for line in lines if line["after"] == "error"} >= after:
+                    break
+                await asyncio.sleep(0.1)
