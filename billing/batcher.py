@@ -8,6 +8,7 @@ import structlog
 
 from billing.db import AWAY, REPEATABLE
 from billing.errors import BrokenInvariantError, PostgresUnavailableError
+from billing.meters import Meters
 from billing.tasks import TrackedTasks
 
 Item = TypeVar("Item")
@@ -30,6 +31,7 @@ class Batcher(Generic[Item, Result]):
         rows_max: items per batch.
         delay_ms: how long the first item of a batch waits for company.
         queue_max: items waiting; beyond it ``full`` is true.
+        meters: where batches are counted.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Batcher(Generic[Item, Result]):
         rows_max: int,
         delay_ms: float,
         queue_max: int,
+        meters: Meters | None = None,
     ) -> None:
         self._commit = commit
         self._name = name
         self._rows_max = rows_max
         self._delay_s = delay_ms / 1000
         self._queue_max = queue_max
+        self._meters = meters or Meters()
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._tasks = TrackedTasks()
         self._running = False
@@ -116,6 +120,7 @@ class Batcher(Generic[Item, Result]):
             if self._away:
                 self._away = False
                 _log.warning("batch.resumed", batch=self._name, rows=len(batch), waiting=len(self._queue))
+            self._meters.batch_rows.observe(len(batch), self._name)
             for (_, answer), result in zip(batch, results, strict=True):
                 if not answer.done():
                     answer.set_result(result)

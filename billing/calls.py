@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -36,10 +37,12 @@ from billing.errors import (
 )
 from billing.holds import Hold, Holds, RateState
 from billing.ledger import Ending, Extension, Ledger, Opening, Settlement
+from billing.meters import Meters, Metric
 from billing.money import ATTO_DECIMALS, NANO_DECIMALS
 from billing.provider import Bill
 from billing.quota import Quota
 from billing.quote import Quote
+from billing.stages import Stages
 from billing.tasks import TrackedTasks
 from config.settings import Settings
 
@@ -73,6 +76,16 @@ class LiveCall:
     # One Redis command about this call at a time: a renewal that overtakes the release would bring the hold back.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Task[Settlement | None] | None = None
+    ending: Ending | None = None
+    stages: Stages = field(default_factory=Stages)
+    on_ended: Callable[[], None] | None = None  # once it is settled and released
+
+    @property
+    def settlement(self) -> Settlement | None:
+        """How it stands, once that is known."""
+        task = self.ended
+        known = task is not None and task.done() and not task.cancelled() and task.exception() is None
+        return task.result() if task is not None and known else None
 
     @property
     def generation_id(self) -> str | None:
@@ -90,6 +103,7 @@ class Calls:
         worker_id: whose calls these are; its lease in Postgres keeps the sweeper off them.
         settings: of group commit, leases and corrections.
         settler, keeper: the same database, by roles that may settle and correct; ``database``, without them.
+        meters: where calls are counted.
     """
 
     def __init__(
@@ -102,7 +116,9 @@ class Calls:
         settings: Settings,
         settler: Database | None = None,
         keeper: Database | None = None,
+        meters: Meters | None = None,
     ) -> None:
+        self._meters = meters = meters or Meters()
         self.holds = holds
         self.quota = quota
         self._database = database
@@ -119,6 +135,7 @@ class Calls:
             rows_max=batch.open_rows,
             delay_ms=batch.open_delay_ms,
             queue_max=batch.queue_rows,
+            meters=meters,
         )
         self._extends = Batcher[Extension, str](
             ledger.extend_calls,
@@ -126,6 +143,7 @@ class Calls:
             rows_max=batch.open_rows,
             delay_ms=0,
             queue_max=batch.queue_rows,
+            meters=meters,
         )
         self._settles = Batcher[Ending, Settlement](
             ledger.settle_calls,
@@ -133,15 +151,36 @@ class Calls:
             rows_max=batch.settle_rows,
             delay_ms=batch.settle_delay_ms,
             queue_max=batch.queue_rows,
+            meters=meters,
         )
         self._corrections = Corrections(
             keeper or database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
         )
         self._live: dict[UUID, LiveCall] = {}
+        self._show_gauges(meters)
         self._endings = TrackedTasks()
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def _show_gauges(self, meters: Meters) -> None:
+        batches: dict[str, Batcher[Any, Any]] = {
+            "open": self._opens,
+            "extend": self._extends,
+            "settle": self._settles,
+        }
+        flight = Metric("tuma_calls_in_flight", "gauge", "Calls between their hold and their settlement.")
+        waiting = Metric("tuma_batch_waiting", "gauge", "Rows that wait for a commit.", ("batch",))
+        away = Metric(
+            "tuma_batch_away",
+            "gauge",
+            "Whether Postgres did not take the latest batch.",
+            ("batch",),
+            of_all=True,
+        )
+        meters.gauge(flight, lambda: [((), len(self._live))])
+        meters.gauge(waiting, lambda: [((name,), len(batch)) for name, batch in batches.items()])
+        meters.gauge(away, lambda: [((name,), int(batch.away)) for name, batch in batches.items()])
 
     async def register_worker(self, *, host: str, pid: int) -> None:
         """Make this worker known, with a lease.
@@ -278,6 +317,11 @@ class Calls:
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
         """Enlarge the hold, in Redis and in Postgres; False when wallet or quota cannot bear it, or nobody can tell."""
+        extended = await self._extend(call, hold_nano=hold_nano, hold_nanousd=hold_nanousd)
+        self._meters.extensions.add(1, "extended" if extended else "refused")
+        return extended
+
+    async def _extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
         if hold_nano <= call.hold.amount_nano:
             return True
         async with call.turn:
@@ -306,14 +350,46 @@ class Calls:
             the task; its result is None where nothing had to be settled.
         """
         if call.ended is None:
+            call.ending = ending
+            call.stages.mark("relay")
             call.ended = self._endings.start(self._end(call, ending), name=f"end {call.call_id}")
+            call.ended.add_done_callback(lambda _: self._tell_end(call, ending))
         return call.ended
 
+    def _tell_end(self, call: LiveCall, ending: Ending) -> None:
+        self._count(call, ending)
+        if call.on_ended is not None:
+            call.on_ended()
+
+    def _count(self, call: LiveCall, ending: Ending) -> None:
+        """Count a call; its money only if this settlement is the one that stands."""
+        meters, settlement = self._meters, call.settlement
+        model, how = meters.model(call.model), "yes" if call.stream else "no"
+        meters.calls.add(1, ending.outcome, model)
+        for stage, spent_s in call.stages.sums_s().items():
+            meters.stage.observe(spent_s, stage)
+        if ending.first_byte_ms is not None:
+            meters.first_byte.observe(ending.first_byte_ms / 1000, how)
+        if ending.duration_ms is not None:
+            meters.duration.observe(ending.duration_ms / 1000, how)
+        if settlement is None or not settlement.won:
+            return
+        meters.settlements.add(1, settlement.state, ending.accuracy)
+        if settlement.state == "settled":
+            meters.tokens.add(ending.usage.prompt_tokens, model, "prompt")
+            meters.tokens.add(ending.usage.completion_tokens, model, "completion")
+            meters.cost.add(ending.cost_nanousd, model)
+            meters.charged.add(settlement.charge_nano, call.caller.currency)
+            meters.house.add(ending.house_nanousd)
+
     async def _end(self, call: LiveCall, ending: Ending) -> Settlement | None:
-        settlement = None
+        settlement, began_s = None, time.perf_counter()
         try:
             settlement = await self._settle(call, ending)
+            if settlement is not None:
+                self._meters.settle_lag.observe(time.perf_counter() - began_s)
         finally:
+            call.stages.mark("settle")
             self._live.pop(call.call_id, None)
             spent_nanousd = 0 if settlement is None else ending.cost_nanousd
             self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
@@ -339,6 +415,8 @@ class Calls:
                 )
         except RedisUnavailableError as error:
             _log.warning("hold.left_to_lease", call_id=str(call.call_id), error=str(error))
+        finally:
+            call.stages.mark("release")
 
     async def _settle(self, call: LiveCall, ending: Ending) -> Settlement | None:
         if call.opened is None:

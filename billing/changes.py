@@ -16,6 +16,16 @@ _log = structlog.get_logger("tuma.changes")
 Listener = Callable[[str], Awaitable[None]]
 
 
+async def announce(database: Database, kind: str, detail: str) -> None:
+    """Tell every process that follows the channel of a change.
+
+    Raises:
+        PostgresUnavailableError: nobody was told.
+    """
+    async with database.connection() as connection:
+        await connection.execute("SELECT pg_notify('tuma', $1)", f"{kind}:{detail}")
+
+
 class ChangeFeed:
     """Follows the channel and calls the listener of each kind of change: ``key``, ``wallet``, ``prices``, ``fx``.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import asyncpg
 from billing.access import Role, login_of
 from billing.acting import find_acting
 from billing.errors import InputError, PostgresUnavailableError
+from billing.meters import Meters
 from config.settings import PostgresSettings
 
 # What a connection raises when the server is away, restarting, or has cut us off (SQLSTATE classes 08, 53, 57P).
@@ -53,6 +55,7 @@ class Database:
         name: shown in ``pg_stat_activity``.
         role: what is done as; the DSN's own user, without one.
         connections_max: at once; the settings' ``pool_max``, without one.
+        meters: where waiting for a connection is counted.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Database:
         name: str = "tuma",
         role: Role | None = None,
         connections_max: int | None = None,
+        meters: Meters | None = None,
     ) -> None:
+        self._meters = meters or Meters()
         self.settings = self._settings = settings
         self.role = role
         self._login = {"dsn": settings.dsn.get_secret_value()} if role is None else login_of(settings, role)
@@ -110,7 +115,9 @@ class Database:
         """
         try:
             pool = await self._get_pool()
+            began_s = time.perf_counter()
             async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
+                self._meters.pool_wait.observe(time.perf_counter() - began_s, self.role or "owner")
                 yield connection
         except (asyncpg.CharacterNotInRepertoireError, asyncpg.DataError) as error:
             if isinstance(error, asyncpg.CharacterNotInRepertoireError) or "surrogates" in str(error):

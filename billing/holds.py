@@ -34,6 +34,7 @@ from billing.errors import (
     WalletFrozenError,
 )
 from billing.ids import minted_at
+from billing.meters import Meters
 from billing.money import format_amount
 from billing.redis_pipe import RedisPipe, decode_map, load_script
 from config.settings import HoldSettings
@@ -139,9 +140,17 @@ class Holds:
         pipe: the way to Redis.
         settings: leases and mirrors.
         read_mirror: reads the truth of one user, for a cold mirror.
+        meters: where rebuilt mirrors are counted.
     """
 
-    def __init__(self, pipe: RedisPipe, settings: HoldSettings, read_mirror: ReadMirror) -> None:
+    def __init__(
+        self,
+        pipe: RedisPipe,
+        settings: HoldSettings,
+        read_mirror: ReadMirror,
+        meters: Meters | None = None,
+    ) -> None:
+        self._meters = meters or Meters()
         self._pipe = pipe
         self._read_mirror = read_mirror
         self._lease_ms = int(settings.lease_s * 1000)
@@ -258,6 +267,7 @@ class Holds:
         for name, value in fields.items():
             args += [name, value]
         await self._pipe.call(self._fill, _mirror_keys(hold.user_id), args)
+        self._meters.rebuilds.add(1)
 
     async def extend(self, hold: Hold, amount_nano: int, amount_nanousd: int = 0) -> bool:
         """Enlarge a hold to these amounts; False when the wallet or a cap cannot bear it.

@@ -23,6 +23,7 @@ from billing.errors import (
     TumaError,
     UnavailableError,
 )
+from billing.meters import Meters
 from billing.payment_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
 from billing.payments import (
     TAKEN,
@@ -52,12 +53,17 @@ class PaymentDesk:
         database: by the webhook role.
         apis: those providers that are configured.
         settings: its pace.
+        meters: where webhooks are counted.
     """
 
     def __init__(
-        self, database: Database, apis: Mapping[PaymentProvider, PaymentApi], settings: PaymentSettings
+        self,
+        database: Database,
+        apis: Mapping[PaymentProvider, PaymentApi],
+        settings: PaymentSettings,
+        meters: Meters | None = None,
     ) -> None:
-        self.payments = Payments(database)
+        self.payments = Payments(database, meters)
         self._apis = apis
         self._settings = settings
         self._rung = asyncio.Event()

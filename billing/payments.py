@@ -25,6 +25,7 @@ from billing.errors import (
     RateLimitError,
 )
 from billing.ids import new_id
+from billing.meters import Meters
 from billing.money import format_amount, get_currency
 from billing.payunits import PaymentProvider, get_payment_unit, minor_units
 
@@ -265,10 +266,12 @@ class Payments:
 
     Args:
         database: by the role that may do that and nothing else.
+        meters: where webhooks are counted.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, meters: Meters | None = None) -> None:
         self._database = database
+        self._meters = meters or Meters()
 
     async def receive(self, provider: PaymentProvider, key: str, body: str) -> bool:
         """Keep a webhook whose signature was checked; False where it is there already.
@@ -282,6 +285,7 @@ class Payments:
             new: bool = await connection.fetchval(
                 "SELECT receive_webhook($1, $2, $3, $4)", new_id(), provider, key, body
             )
+        self._meters.webhooks.add(1, provider, "received" if new else "repeated")
         return new
 
     async def take_events(self, limit: int = TAKEN) -> list[WebhookEvent]:
@@ -298,6 +302,7 @@ class Payments:
         """Note what became of an event."""
         async with self._database.transaction() as connection:
             await connection.execute("SELECT end_webhook($1, $2, $3)", event_id, state, note)
+        self._meters.webhook_ends.add(1, state)
 
     async def find(self, intent_id: UUID) -> Intent | None:
         """Return anybody's intent."""

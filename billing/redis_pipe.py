@@ -8,8 +8,9 @@ is dropped: what the server did with them is unknown, and callers treat it so.
 import asyncio
 import hashlib
 import ssl
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
+from billing.meters import Meters
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
@@ -48,6 +50,7 @@ class _Item:
     command: tuple[Argument, ...]
     script: Script | None
     answer: asyncio.Future[Any]
+    since_s: float = field(default_factory=time.perf_counter)
 
 
 class RedisPipe:
@@ -55,9 +58,11 @@ class RedisPipe:
 
     Args:
         settings: URL, timeout, connections and commands per pipeline.
+        meters: where pipelines are counted.
     """
 
-    def __init__(self, settings: RedisSettings) -> None:
+    def __init__(self, settings: RedisSettings, meters: Meters | None = None) -> None:
+        self._meters = meters or Meters()
         self._settings = settings
         self._redis: Redis | None = None
         self._queue: list[_Item] = []
@@ -111,6 +116,8 @@ class RedisPipe:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 connection = await self._connect()
+                self._meters.redis_wait.observe(time.perf_counter() - batch[0].since_s)
+                self._meters.redis_rows.observe(len(batch))
                 replies = await self._exchange(connection, [item.command for item in batch])
                 again = [
                     index

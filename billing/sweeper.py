@@ -30,6 +30,7 @@ from billing.fx import FxQuote
 from billing.holds import ExpiredLease, Holds
 from billing.ids import minted_at, new_id
 from billing.ledger import Ending, Ledger, Settlement
+from billing.meters import Meters
 from billing.pricing import Price, Usage
 from billing.provider import Provider
 from billing.quota import return_slabs
@@ -74,9 +75,18 @@ class Sweeper:
         holds: where their holds and notes are.
         provider: whose records tell what they cost.
         settings: pace and limits.
+        meters: where sweeps are counted.
     """
 
-    def __init__(self, database: Database, holds: Holds, provider: Provider, settings: SweepSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        holds: Holds,
+        provider: Provider,
+        settings: SweepSettings,
+        meters: Meters | None = None,
+    ) -> None:
+        self._meters = meters or Meters()
         self._database = database
         self._holds = holds
         self._provider = provider
@@ -92,7 +102,13 @@ class Sweeper:
                 counts = await self.sweep()
             except TumaError as error:
                 _log.warning("sweep.failed", error=str(error))
+                self._meters.sweeps.add(1, "failed")
                 continue
+            if counts is not None:
+                self._meters.sweeps.add(1, "completed")
+                for result, count in counts.as_json().items():
+                    if result != "waiting":  # it is waiting at every sweep
+                        self._meters.swept.add(count, result)
             if counts is not None and any(counts.as_json().values()):
                 _log.info("sweep.completed", **counts.as_json())
 

@@ -6,6 +6,7 @@ secrets are ``SecretStr`` and never printed. This module alone reads the environ
 """
 
 import json
+import os
 import re
 from collections.abc import Collection
 from decimal import Decimal
@@ -30,7 +31,15 @@ Bound = Annotated[int, Field(ge=0)]  # 0: none
 MarkupBps = Annotated[int, Field(ge=0, le=100_000)]
 Usd = Annotated[Decimal, Field(ge=0, lt=10**9)]
 SECRET_MIN = 16  # characters of a secret that signs
+LogLevel = Literal["debug", "info", "warning", "error"]
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def wants_traces() -> bool:
+    """Return whether OpenTelemetry's standard variables name somewhere to send traces to."""
+    read = os.environ.get
+    off = read("OTEL_SDK_DISABLED", "").lower() == "true" or read("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
+    return not off and bool(read("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or read("OTEL_EXPORTER_OTLP_ENDPOINT"))
 
 
 class SettingsError(ValueError):
@@ -286,8 +295,27 @@ class PaymentSettings(_Section):
 class LogSettings(_Section):
     """What is logged, to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: LogLevel = "info"
     format: Literal["json", "console"] = "json"
+
+
+class MetricSettings(_Section):
+    """``GET /metrics``: who may read it, and what it costs."""
+
+    token: SecretStr = SecretStr("")  # whoever sends it may scrape; empty: only the networks below
+    networks: str = (
+        "127.0.0.0/8,::1/128"  # who may scrape without a token, unless one is set; comma separated
+    )
+    cache_s: Positive = 5.0  # how long what was read from Postgres is shown
+    timeout_s: Positive = 3.0  # for reading it
+    publish_s: Positive = 1.0  # how often a worker shows its numbers to the others
+    models_max: Count = 100  # with series of their own, per worker; the rest is "other"
+
+    @field_validator("networks")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        read_networks(value)
+        return value
 
 
 class LimitSettings(_Section):
@@ -463,6 +491,9 @@ class Settings(BaseSettings):
     flutterwave: FlutterwaveSettings = FlutterwaveSettings()
     payments: PaymentSettings = PaymentSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricSettings = MetricSettings()
+    # Whether traces are sent: as OpenTelemetry's own variables say, unless it is set.
+    tracing: bool = Field(default_factory=wants_traces)
     limits: LimitSettings = LimitSettings()
     http: HttpSettings = HttpSettings()
     cors: CorsSettings = CorsSettings()

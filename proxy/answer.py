@@ -10,13 +10,11 @@ import time
 from collections.abc import Mapping
 
 import aiohttp
-import structlog
 
 from billing.assessment import Evidence, assess
 from billing.calls import LiveCall
 from billing.errors import ProviderUnavailableError
 from billing.ledger import Ending, Settlement
-from billing.money import format_amount, format_usd
 from billing.pricing import Usage, reported_cost_usd, usage_from_openai
 from billing.provider import Bill
 from proxy.ask import Ask
@@ -34,7 +32,6 @@ _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
-_log = structlog.get_logger("tuma.calls")
 
 
 class Answer:
@@ -68,7 +65,9 @@ class Answer:
             UpstreamRefusedError, UpstreamError, UpstreamTimeoutError, UpstreamBusyError, UpstreamRefusesUsError.
         """
         try:
-            self.response = await self.services.upstream.send(self.ask, call_id=self.call.call_id)
+            self.response = await self.services.upstream.send(
+                self.ask, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
+            )
             if self.response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True
                 body = await self.response.content.read(_ERROR_BYTES_MAX)
@@ -84,7 +83,10 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
+        finally:
+            self.call.stages.mark("upstream")
         await self.note_id(self.services.upstream.generation_id(self.response))
+        self.call.stages.mark("note")
 
     def accept(self) -> None:
         """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
@@ -237,7 +239,6 @@ class Answer:
             duration_ms=self._elapsed_ms(),
         )
         self.ending = ending
-        self._log_end(ending)
         return self.services.calls.end(self.call, ending)
 
     def _release_connection(self) -> None:
@@ -246,23 +247,3 @@ class Answer:
                 self.response.release()
             else:
                 self.response.close()
-
-    def _log_end(self, ending: Ending) -> None:
-        _log.info(
-            "call.ended",
-            call_id=str(self.call.call_id),
-            key_id=None if self.call.caller.key_id is None else str(self.call.caller.key_id),
-            wallet_id=str(self.call.caller.wallet_id),
-            model=self.ask.model,
-            stream=self.ask.stream,
-            outcome=ending.outcome,
-            state=ending.state,
-            accuracy=ending.accuracy,
-            source=ending.source,
-            cost_usd=format_usd(ending.cost_nanousd),
-            charge=f"{format_amount(ending.charge_nano)} {self.call.caller.currency}",
-            tokens_prompt=ending.usage.prompt_tokens,
-            tokens_completion=ending.usage.completion_tokens,
-            first_byte_ms=ending.first_byte_ms,
-            duration_ms=ending.duration_ms,
-        )

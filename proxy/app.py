@@ -11,7 +11,9 @@ from billing.errors import TumaError
 from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
 from proxy.admin import ADMIN, guard_admin
-from proxy.context import RATES, RateMemory, standard_headers
+from proxy.board import Seat
+from proxy.completed import REFUSAL, Refusal, tell_requests
+from proxy.context import RATES, RateMemory, call_id_of, standard_headers
 from proxy.cors import Cors
 from proxy.endpoints import ENDPOINTS
 from proxy.errors import error_response, http_error_response, shape_of
@@ -30,21 +32,22 @@ _hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def init_app(settings: Settings) -> web.Application:
+def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     """Return the application; servers are reached when it starts, not before.
 
     Args:
         settings: everything configurable.
+        seat: of this worker at its master's board; None for a worker that is alone.
     """
     app = web.Application(
-        client_max_size=settings.limits.body_bytes, middlewares=[answer_errors, guard_admin]
+        client_max_size=settings.limits.body_bytes, middlewares=[tell_requests, answer_errors, guard_admin]
     )
     app[RATES] = RateMemory()
     app[LIMITS] = settings.limits
     app[USUAL] = UsualHeaders(settings.http)
     app[CORS] = Cors(settings.cors)
     app[DRAINING] = asyncio.Event()
-    app.cleanup_ctx.append(_services(settings))
+    app.cleanup_ctx.append(_services(settings, seat))
     app.on_response_prepare.append(_finish_head)
     endpoints = (*ENDPOINTS, *ADMIN)
     app[DOCUMENT] = make_document(endpoints)
@@ -52,9 +55,9 @@ def init_app(settings: Settings) -> web.Application:
     return app
 
 
-def _services(settings: Settings) -> Callable[[web.Application], AsyncIterator[None]]:
+def _services(settings: Settings, seat: Seat | None) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with open_services(settings) as services:
+        async with open_services(settings, seat) as services:
             app[SERVICES] = services
             yield
 
@@ -80,15 +83,7 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         request[_HEAD_CHECKED] = True
         return await handler(request)
     except TumaError as error:
-        status = shape_of(error).status
-        log = _log.error if status == 500 else _log.warning if status > 500 else _log.info  # noqa: PLR2004 - HTTP
-        log(
-            "request.refused",
-            path=request.path,
-            error=type(error).__name__,
-            message=str(error),
-            status=status,
-        )
+        request[REFUSAL] = Refusal(type(error).__name__, str(shape_of(error).code), str(error))
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:
         if isinstance(error, web.HTTPMethodNotAllowed):
@@ -105,5 +100,6 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
             },
         )
     except Exception as error:  # noqa: BLE001 - the last resort: logged whole, answered without detail
-        _log.exception("request.failed", path=request.path, error=repr(error))
+        _log.exception("request.failed", request_id=str(call_id_of(request)), error=repr(error))
+        request[REFUSAL] = Refusal(type(error).__name__, "internal", "")
         return error_response(TumaError(), headers=standard_headers(request))

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from billing.quote import Output
 from config.settings import LimitSettings
+from proxy.context import stages_of
 from proxy.dialects import Dialect
 from proxy.errors import BadRequestError, BodyTimeoutError, BodyTooLargeError
 from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
@@ -67,6 +68,7 @@ async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect
     fields = {member.key: member.value for member in members}
     dialect.check(fields)
     options = fields.get("stream_options")
+    stages_of(request).mark("read")
     return Ask(
         dialect=dialect,
         text=text,

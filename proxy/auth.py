@@ -1,5 +1,7 @@
 """Who calls: ``Authorization: Bearer`` with an API key, or with the token of somebody who signed in."""
 
+import hashlib
+import hmac
 from contextlib import AbstractContextManager
 from uuid import UUID
 
@@ -11,7 +13,7 @@ from billing.errors import InvalidKeyError, NotPermittedError
 from billing.keys import PREFIX, Owner
 from billing.wallets import parse_id
 from proxy.addresses import client_address, network_of
-from proxy.context import CALLER, call_id_of
+from proxy.context import CALLER, call_id_of, stages_of
 from proxy.services import SERVICES, Services
 
 _TOKEN_DOTS = 2  # of a JWS in compact form, RFC 7515
@@ -43,6 +45,7 @@ async def authenticate(request: web.Request) -> Caller:
     if caller.networks is not None:
         caller.require_address(client_address(request, services.settings.auth.trusted_networks))
     request[CALLER] = caller
+    stages_of(request).mark("authenticate")
     return caller
 
 
@@ -64,6 +67,18 @@ async def _recognise(request: web.Request, services: Services) -> Caller:
 def _read_wallet(request: web.Request) -> UUID | None:
     named = request.headers.get("x-tuma-wallet")
     return None if named is None else parse_id(named, "wallet")
+
+
+def bears(request: web.Request, token: str) -> bool:
+    """Whether the request carries a token of ours, which is no caller's key."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Digests, so that not even the length can be told from the time that a comparison takes.
+    same = hmac.compare_digest(_digest(token), _digest(given.strip()))
+    return scheme.lower() == "bearer" and same
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 async def count_failure(request: web.Request, services: Services) -> None:

@@ -6,11 +6,15 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.callers import Caller
+from billing.calls import LiveCall
 from billing.holds import RateState
 from billing.ids import new_id
+from billing.stages import Stages
 
 CALL_ID = web.RequestKey("call_id", UUID)
 CALLER = web.RequestKey("caller", Caller)
+CALL = web.RequestKey("call", LiveCall)
+STAGES = web.RequestKey("stages", Stages)
 
 
 class RateMemory:
@@ -48,6 +52,20 @@ def call_id_of(request: web.Request) -> UUID:
     if call_id is None:
         call_id = request[CALL_ID] = new_id()
     return call_id
+
+
+def stages_of(request: web.Request) -> Stages:
+    """Return the stages of the request, which began when it was first asked for them."""
+    stages = request.get(STAGES)
+    if stages is None:
+        stages = request[STAGES] = Stages()
+    return stages
+
+
+def attach_call(request: web.Request, call: LiveCall) -> None:
+    """Let a call be told of, and timed, as what the request was about."""
+    request[CALL] = call
+    call.stages = stages_of(request)
 
 
 def standard_headers(request: web.Request) -> dict[str, str]:

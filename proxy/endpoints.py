@@ -22,6 +22,7 @@ from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
 from proxy.models import get_model, list_models
 from proxy.openapi import Endpoint, show_document
+from proxy.scrape import show_metrics
 from proxy.topups import create_topup, get_topup
 from proxy.transactions import get_statement, list_transactions
 from proxy.usage import get_usage
@@ -204,5 +205,15 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/keys/{key}/rotate", rotate_key, "NewKey", "keys", form=RotateForm, errors=(415,)),
     Endpoint("GET", "/healthz", healthz, "Health", "house", secured=False),
     Endpoint("GET", "/readyz", readyz, "Readiness", "house", secured=False, errors=(503,)),
+    Endpoint(
+        "GET",
+        "/metrics",
+        show_metrics,
+        "Object",
+        "house",
+        secured=False,
+        also=("text/plain",),
+        errors=(401, 403, 429, 503),
+    ),
     Endpoint("GET", "/openapi.json", show_document, "Object", "house", secured=False),
 )

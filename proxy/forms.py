@@ -15,7 +15,7 @@ from billing.caps import PERIODS
 from billing.errors import InputError
 from billing.keys import KeyRules
 from billing.money import AMOUNT_MAX_NANO, NANO, parse_amount
-from config.settings import LimitSettings
+from config.settings import LimitSettings, LogLevel
 from proxy.ask import read_body
 from proxy.errors import BadRequestError
 
@@ -165,6 +165,12 @@ class ReasonForm(Form):
     """Why; operators see it, and the audit log."""
 
     reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class LogLevelForm(Form):
+    """How much is logged."""
+
+    level: LogLevel
 
 
 class CreditForm(Form):

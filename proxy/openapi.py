@@ -23,6 +23,7 @@ _NAMED: dict[str, Schema] = {
 }
 _MEDIA: dict[str, Schema] = {
     "text/event-stream": {"description": "OpenAI's chunks, then `[DONE]`; of a response its typed events."},
+    "text/plain": {"type": "string"},
     "text/csv": {"type": "string"},
     "text/html": {"type": "string"},
 }

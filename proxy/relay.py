@@ -84,12 +84,15 @@ async def _read_answer(answer: Answer) -> bytes:
 
 
 async def _confirm_open(answer: Answer) -> None:
+    answer.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
     try:
         await answer.services.calls.confirm_open(answer.call)
     except TumaError as error:
         answer.house = True
         answer.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
         raise
+    finally:
+        answer.call.stages.mark("open")
 
 
 async def _settled(answer: Answer) -> Settlement | None:

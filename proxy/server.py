@@ -11,6 +11,7 @@ from aiohttp import web
 from billing.errors import InputError
 from config.settings import Settings
 from proxy.app import init_app
+from proxy.board import Seat
 from proxy.connection import ClientRunner, ClientServer
 from proxy.health import DRAINING
 from proxy.services import SERVICES
@@ -51,6 +52,7 @@ async def serve_worker(
     *,
     on_ready: Callable[[], None],
     stop: asyncio.Event | None = None,
+    seat: Seat | None = None,
 ) -> None:
     """Accept calls on ``listener`` until SIGTERM or SIGINT, then finish: streams within ``shutdown_s``, settlements all.
 
@@ -59,12 +61,13 @@ async def serve_worker(
         listener: bound and listening; shared between workers.
         on_ready: called once calls are accepted.
         stop: another way to ask for the end.
+        seat: of this worker at its master's board; None for a worker that is alone.
     """
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = init_app(settings)
+    app = init_app(settings, seat)
     runner = ClientRunner(
         app,
         limits=settings.limits,

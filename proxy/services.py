@@ -29,7 +29,9 @@ from billing.holds import Holds
 from billing.ids import new_id
 from billing.keys import Keys
 from billing.ledger import Ledger
+from billing.meters import Meters
 from billing.migrate import require_current
+from billing.observer import Observer
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
 from billing.payment_looks import PaymentLooks
@@ -49,9 +51,12 @@ from billing.usage import UsageBook
 from billing.wallets import Wallets, parse_id
 from config.settings import Settings
 from proxy.alerthook import make_messenger
+from proxy.board import Seat
 from proxy.fxsources import make_sources
 from proxy.jwt import JwtVerifier
+from proxy.metrics import Metrics
 from proxy.payments.making import make_payment_apis
+from proxy.tracing import Tracing, open_tracing
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
@@ -101,6 +106,8 @@ class Services:
     upstream: Upstream
     sweeper: Sweeper
     alerts: Alerts
+    metrics: Metrics
+    tracing: Tracing | None  # where nobody traces, nothing of it is there
     tasks: TrackedTasks  # loops that run as long as the worker
     conclusions: TrackedTasks  # ends of calls, which the worker waits for
 
@@ -130,8 +137,12 @@ def make_upstream(settings: Settings) -> Upstream:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIterator[Services]:
     """Make the rooms, warm what a first call would wait for, and close everything in order afterwards.
+
+    Args:
+        settings: everything configurable.
+        seat: of this worker at its master's board; None for a worker that is alone.
 
     Raises:
         MigrationError: the schema is not this version's.
@@ -139,21 +150,39 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         InputError: a setting is missing.
     """
     worker_id = new_id()
+    meters = Meters(models_max=settings.metrics.models_max)
     # One pool per role: nothing on the way of a call may do more than that way needs (billing/access.py).
-    database = Database(settings.postgres, name="tuma serve", role="proxy")
-    settler = Database(settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX)
-    keeper = Database(settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX)
-    people = Database(settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX)
-    webhook = Database(settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX)
-    operator = Database(settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX)
-    pipe = RedisPipe(settings.redis)
-    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror)
+    database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)
+    settler = Database(
+        settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX, meters=meters
+    )
+    keeper = Database(
+        settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX, meters=meters
+    )
+    people = Database(
+        settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX, meters=meters
+    )
+    webhook = Database(
+        settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX, meters=meters
+    )
+    operator = Database(
+        settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX, meters=meters
+    )
+    pipe = RedisPipe(settings.redis, meters)
+    holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
     calls = Calls(
-        database, holds, quota, worker_id=worker_id, settings=settings, settler=settler, keeper=keeper
+        database,
+        holds,
+        quota,
+        worker_id=worker_id,
+        settings=settings,
+        settler=settler,
+        keeper=keeper,
+        meters=meters,
     )
-    payments = PaymentDesk(webhook, make_payment_apis(settings), settings.payments)
+    payments = PaymentDesk(webhook, make_payment_apis(settings), settings.payments, meters)
     services = Services(
         settings=settings,
         worker_id=worker_id,
@@ -194,8 +223,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         fx_sources=make_sources(settings.fx),
         counter=TokenCounter(),
         upstream=upstream,
-        sweeper=Sweeper(keeper, holds, upstream, settings.sweep),
+        sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
+        metrics=Metrics(meters, Observer(operator, settings.metrics, settings.fx), settings.metrics, seat),
+        tracing=open_tracing(settings),
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
@@ -217,6 +248,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await services.payments.close()
         for pool in (database, settler, keeper, people, webhook, operator):
             await pool.close()
+        services.metrics.publish()
+        if services.tracing is not None:
+            await services.tracing.close()
 
 
 async def _start(services: Services) -> None:
@@ -236,6 +270,7 @@ async def _start(services: Services) -> None:
             "prices": services.prices.load,
             "fx": services.fx.load,
             "quota": services.quota.load,
+            "log": services.metrics.hear_level,
         },
     )
     with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
@@ -244,6 +279,7 @@ async def _start(services: Services) -> None:
     await routines[0].take_turn()  # the quota, before the first call is admitted by it
     await services.quota.load()
     services.tasks.keep(feed.run, name="changes")
+    services.tasks.keep(services.metrics.run, name="metrics")
     services.tasks.keep(services.calls.run, name="leases")
     services.tasks.keep(services.calls.run_notes, name="notes")
     services.tasks.keep(services.quota.run, name="quota")

@@ -33,6 +33,7 @@ async def receive_webhook(request: web.Request) -> web.Response:
         "flutterwave": settings.flutterwave.webhook_secret,
     }[provider].get_secret_value()
     if not is_signed(provider, body, request.headers, secret, now_s=time.time()):
+        services.metrics.meters.webhooks.add(1, provider, "refused")
         _log.warning("webhook.refused", provider=provider, secret_set=bool(secret))
         raise InvalidSignatureError("This is not signed by the payment provider.")
     try:

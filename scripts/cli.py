@@ -12,6 +12,7 @@ from billing.alerts import Alerts, describe_alerts, describe_in_words
 from billing.audit import Audit, describe_row
 from billing.books import Books
 from billing.callbook import describe_call
+from billing.changes import announce
 from billing.corrections import Corrections
 from billing.errors import InputError, TumaError
 from billing.fxbook import FxBook
@@ -23,8 +24,8 @@ from billing.reconcile import Reconciler
 from billing.revenue import describe_revenue
 from billing.sweeper import SweepCounts, Sweeper
 from billing.wallets import parse_id
-from config.logging import configure_logging
-from config.settings import SettingsError, load_settings
+from config.logging import LEVELS, configure_logging
+from config.settings import LogLevel, SettingsError, load_settings
 from proxy.alerthook import make_messenger
 from proxy.fxsources import make_sources
 from proxy.upstream.listing import read_listing
@@ -360,6 +361,14 @@ async def audit_list(
         limit=limit,
     )
     return {"report": "\n".join(map(describe_row, rows)), "rows": rows}
+
+
+@office_command(main, "log-level")
+@click.argument("level", type=click.Choice(LEVELS))
+async def log_level(office: Office, *, level: LogLevel) -> dict[str, Any]:
+    """Change how much every running server logs, until it is started anew."""
+    await announce(office.database, "log", level)
+    return {"level": level}
 
 
 @main.command()

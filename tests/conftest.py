@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    for name in [name for name in os.environ if name.startswith("TUMA_")]:
+    for name in [name for name in os.environ if name.startswith(("TUMA_", "OTEL_"))]:
         del os.environ[name]
     # Machines are shared: an example may take its time; pytest's own timeout ends what hangs.
     hypothesis.settings.register_profile("tuma", deadline=None)

@@ -38,6 +38,63 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a scrape shows only what was published before",
+        "proxy/metrics.py",
+        "readings = [self.publish(),",
+        "readings = [self.meters.take(),",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a worker's replacement goes on from its counters",
+        "proxy/metrics.py",
+        "            meters.carry(seat.before())\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a worker that died has nothing open",
+        "proxy/board.py",
+        "return reading if taken else Reading(reading.counters, reading.histograms)",
+        "return reading",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a torn write is not read",
+        "proxy/board.py",
+        "if turn and zlib.crc32(text) == checksum:",
+        "if turn:",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "money is not shown through a proxy that nobody trusts",
+        "proxy/scrape.py",
+        '    if not trusted and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):\n'
+        "        return False\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "models beyond the bound share a label",
+        "billing/meters.py",
+        "        if len(self._models) >= self._models_max:\n            return OTHER\n",
+        "",
+        "tests/proxy/test_metrics.py",
+    ),
+    Mutation(
+        "a call's line waits for its settlement",
+        "proxy/completed.py",
+        "            call.on_ended = done.tell\n",
+        "            done.tell()\n",
+        "tests/proxy/test_completed.py",
+    ),
+    Mutation(
+        "the provider is told of a trace only where there is one",
+        "proxy/upstream/adapter.py",
+        "**(trace or {})",
+        "",
+        "tests/proxy/test_tracing.py",
+    ),
+    Mutation(
         "an alert's end does not overtake its beginning",
         "billing/alerts.py",
         "e.alert_id = d.alert_id AND e.id < d.id",
@@ -642,9 +699,9 @@ MUTATIONS = (
     Mutation(
         "a call is settled before its hold is released",
         "billing/calls.py",
-        "            settlement = await self._settle(call, ending)\n        finally:",
+        "            settlement = await self._settle(call, ending)\n            if settlement is not None:",
         "            await self._release(call, charge_nano=ending.charge_nano)\n"
-        "            settlement = await self._settle(call, ending)\n        finally:",
+        "            settlement = await self._settle(call, ending)\n            if settlement is not None:",
         "tests/stateful/test_crashes.py",
     ),
     Mutation(
@@ -930,9 +987,8 @@ MUTATIONS = (
     Mutation(
         "an error inside a 200 is no sign of being served",
         "proxy/answer.py",
-        "        await self.note_id(self.services.upstream.generation_id(self.response))\n\n    def accept",
-        "        self.accept()\n"
-        "        await self.note_id(self.services.upstream.generation_id(self.response))\n\n    def accept",
+        "        await self.note_id(self.services.upstream.generation_id(self.response))\n",
+        "        self.accept()\n        await self.note_id(self.services.upstream.generation_id(self.response))\n",
         "tests/proxy/test_provider_quota.py",
     ),
     Mutation(
@@ -994,8 +1050,8 @@ MUTATIONS = (
     Mutation(
         "a stop is heard while a worker is replaced",
         "scripts/serve.py",
-        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers.add(pid)",
-        "        if pid := os.fork():\n            self._workers.add(pid)",
+        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers[pid] = seat",
+        "        if pid := os.fork():\n            self._workers[pid] = seat",
         "tests/faults/test_kill.py",
     ),
     Mutation(
@@ -1436,15 +1492,15 @@ MUTATIONS = (
     Mutation(
         "the proxy logs in as its role",
         "proxy/services.py",
-        'database = Database(settings.postgres, name="tuma serve", role="proxy")',
-        'database = Database(settings.postgres, name="tuma serve")',
+        'database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)',
+        'database = Database(settings.postgres, name="tuma serve", meters=meters)',
         "tests/billing/test_access.py",
     ),
     Mutation(
         "nobody to the operator's desk without the token",
-        "proxy/admin.py",
-        'if scheme.lower() != "bearer" or not same:',
-        'if scheme.lower() != "bearer":',
+        "proxy/auth.py",
+        'return scheme.lower() == "bearer" and same',
+        'return scheme.lower() == "bearer"',
         "tests/proxy/test_admin.py",
     ),
     Mutation(

@@ -72,8 +72,15 @@ class Upstream:
         options = {**(ask.stream_options or {}), "include_usage": True}
         return {"stream_options": json.dumps(options)}
 
-    async def send(self, ask: Ask, *, call_id: UUID) -> aiohttp.ClientResponse:
+    async def send(
+        self, ask: Ask, *, call_id: UUID, trace: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
         """Send the request once; a paid POST is never repeated by itself.
+
+        Args:
+            ask: what was asked.
+            call_id: sent along as the request's id.
+            trace: headers of a trace that the call is part of.
 
         Returns:
             the response, headers read, body not; the caller closes it.
@@ -86,7 +93,7 @@ class Upstream:
         return await self._session.post(
             f"{self._base_url}{ask.dialect.path}",
             data=ask.body_with(self.request_changes(ask)),
-            headers={**self._headers, "X-Request-Id": str(call_id)},
+            headers={**self._headers, "X-Request-Id": str(call_id), **(trace or {})},
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self._settings.connect_timeout_s, sock_read=idle_s
             ),

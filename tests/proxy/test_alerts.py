@@ -158,6 +158,7 @@ async def set_low(office: Office, wallet_id: UUID, low_nano: int | None) -> None
 
 async def run_sql(office: Office, *statements: str) -> None:
     async with office.database.transaction() as connection:
+        await connection.execute("SELECT set_config('tuma.usage_kept', 'yes', true)")
         for statement in statements:
             await connection.execute(statement)
 
