@@ -20,6 +20,7 @@ from billing.wallets import Wallet, parse_id
 from proxy.auth import count_failure
 from proxy.context import call_id_of, standard_headers
 from proxy.errors import BadRequestError
+from proxy.feed import stream_wallet_events
 from proxy.forms import (
     CapsForm,
     CreditForm,
@@ -432,6 +433,16 @@ ADMIN = (
     _endpoint("POST", "/admin/wallets/{wallet}/freeze", freeze_wallet, form=ReasonForm),
     _endpoint("POST", "/admin/wallets/{wallet}/unfreeze", unfreeze_wallet, form=ReasonForm),
     _endpoint("POST", "/admin/wallets/{wallet}/credits", credit_wallet, form=CreditForm, status=201),
+    Endpoint(
+        "GET",
+        "/admin/wallets/{wallet}/events",
+        stream_wallet_events,
+        "WalletEvent",
+        "operator",
+        query=_query("last_event_id"),
+        streams=True,
+        operator=True,
+    ),
     _endpoint("GET", "/admin/wallets/{wallet}/caps", get_wallet_caps),
     _endpoint("PUT", "/admin/wallets/{wallet}/caps", put_wallet_caps, form=CapsForm),
     _endpoint("GET", "/admin/keys", list_keys, query=_query("wallet", "user", "revoked", "limit", "after")),

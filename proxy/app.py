@@ -46,6 +46,7 @@ def init_app(settings: Settings) -> web.Application:
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings))
     app.on_response_prepare.append(_finish_head)
+    app.on_shutdown.append(_end_feeds)
     endpoints = (*ENDPOINTS, *ADMIN)
     app[DOCUMENT] = make_document(endpoints)
     app.add_routes([endpoint.route for endpoint in endpoints])
@@ -59,6 +60,10 @@ def _services(settings: Settings) -> Callable[[web.Application], AsyncIterator[N
             yield
 
     return context
+
+
+async def _end_feeds(app: web.Application) -> None:
+    app[SERVICES].watchers.close()
 
 
 async def _finish_head(request: web.Request, response: web.StreamResponse) -> None:

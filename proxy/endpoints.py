@@ -5,6 +5,7 @@ from typing import Any
 from billing.statement import KINDS
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions
+from proxy.feed import open_socket, stream_events
 from proxy.forms import CapsForm, KeyForm, RotateForm, TopupForm
 from proxy.health import healthz, readyz
 from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
@@ -30,6 +31,10 @@ _TRANSACTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("since", {"type": "string", "format": "date-time"}),
     ("until", {"type": "string", "format": "date-time"}),
     ("format", {"type": "string", "enum": ["json", "csv"]}),
+)
+
+_FEED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("last_event_id", {"type": "string", "description": "As `Last-Event-ID`, for who cannot set headers."}),
 )
 
 ENDPOINTS = (
@@ -65,6 +70,10 @@ ENDPOINTS = (
         "wallet",
         query=(("format", {"type": "string", "enum": ["html", "csv"]}),),
         also=("text/html", "text/csv"),
+    ),
+    Endpoint("GET", "/v1/wallet/events", stream_events, "WalletEvent", "wallet", query=_FEED, streams=True),
+    Endpoint(
+        "GET", "/v1/wallet/ws", open_socket, "WalletEvent", "wallet", status=101, query=_FEED, streams=True
     ),
     Endpoint(
         "POST",
