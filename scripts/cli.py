@@ -30,6 +30,7 @@ from scripts.command import office_command, run_command
 from scripts.doctor import examine
 from scripts.office import Office
 from scripts.serve import run_server
+from scripts.watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,8 +41,8 @@ def main(context: click.Context, *, as_json: bool) -> None:
     context.obj = as_json
 
 
-for accounts in (users, wallets, keys):
-    main.add_command(accounts)
+for made_elsewhere in (users, wallets, keys, watch):
+    main.add_command(made_elsewhere)
 
 
 @main.command()
