@@ -108,6 +108,27 @@ async def test_everything_is_told(house: Running, office: Office, ledger: Ledger
         assert await connection.fetchval("SELECT count(DISTINCT wallet_id) FROM feed_events") == 1
 
 
+async def test_a_users_cap_is_told_to_all_their_wallets(
+    house: Running, office: Office, ledger: Ledger
+) -> None:
+    payer = await make_payer(office)
+    second = await office.wallets.create_wallet(str(payer.user_id), currency="USD")
+    keys = Keys(office.database, office.settings.auth, office.settings.limits)
+    other = (await keys.create(second)).secret
+    await Caps(office.database).set_caps("user", payer.user_id, {"day": 2 * NANO})
+    async with (
+        watching(house.base_url, payer.secret) as here,
+        watching(house.base_url, other) as there,
+    ):
+        await here.take(1)
+        await there.take(1)
+        await pay(ledger, payer, NANO)
+        assert [event["type"] for event in await here.take(3)] == ["hold", "settlement", "cap"]
+        (cap,) = await there.take(1)
+        assert (cap["type"], cap["wallet_id"], cap["cap"]["percent"]) == ("cap", str(second), 50)
+        assert (cap["posted"], cap["posted_change"]) == ("0", "0")
+
+
 async def test_payments_are_told(house: Running, office: Office) -> None:
     """What a payment provider says was paid, refunded and disputed, as the payments' own functions post it."""
     payer = await make_payer(office, amount="0", currency="NGN")
