@@ -45,6 +45,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "note_keys_used",
         "open_batch",
         "pause_provider",
+        "read_feeds",
         "read_mirror",
         "read_pause",
         "read_schema",
@@ -54,6 +55,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "return_slab",
         "sign_in",
         "sign_off_worker",
+        "watch_wallets",
     ),
     "settler": ("settle_batch",),
     "keeper": (
@@ -62,6 +64,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "confirm_fx",
         "ensure_partitions",
         "forget_cap_windows",
+        "forget_feeds",
         "last_rate",
         "list_fx_quotes",
         "lock_fx",

@@ -24,7 +24,11 @@ _RETRY_AFTER_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and which wallet pays; what bounds them, where anything does."""
+    """Who calls, and which wallet pays; what bounds them, where anything does.
+
+    Args:
+        good_until_s: when what they came with ends, by the monotonic clock.
+    """
 
     user_id: UUID
     wallet_id: UUID
@@ -35,6 +39,7 @@ class Caller:
     models: tuple[str, ...] | None = None
     networks: tuple[Network, ...] | None = None
     manages: bool = False
+    good_until_s: float = math.inf
 
     def allows_model(self, model: str) -> bool:
         """Tell whether this caller may call a model."""

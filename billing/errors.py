@@ -24,6 +24,7 @@
     - ProviderUnavailableError
     - ProviderQuotaError
     - PaymentsUnavailableError
+    - FeedFullError
     - JwksUnavailableError
     - AlertNotTakenError
   * BrokenInvariantError: the books would stop being right; nothing was written
@@ -153,6 +154,10 @@ class ProviderQuotaError(UnavailableError):
 
 class PaymentsUnavailableError(UnavailableError):
     """A payment provider does not answer now, or not as it should: nothing is known, so it is asked again."""
+
+
+class FeedFullError(UnavailableError):
+    """No more watchers are taken here: there are too many, or the worker stops."""
 
 
 class JwksUnavailableError(UnavailableError):

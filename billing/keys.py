@@ -7,8 +7,10 @@ mistyped is refused without a question to Postgres, and a scanner for leaked sec
 import asyncio
 import hashlib
 import hmac
+import math
 import secrets
 import string
+import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -399,6 +401,7 @@ class Keys:
         return caller
 
     async def _find(self, digests: list[bytes]) -> FoundCaller | None:
+        asked_s = time.monotonic()
         async with self._database.connection() as connection:
             row = await connection.fetchrow("SELECT * FROM find_key($1)", digests)
             if row is None or not any(hmac.compare_digest(row["digest"], digest) for digest in digests):
@@ -421,6 +424,7 @@ class Keys:
             models=None if row["models"] is None else tuple(row["models"]),
             networks=None if row["networks"] is None else tuple(row["networks"]),
             manages=row["manages"],
+            good_until_s=math.inf if row["valid_s"] is None else asked_s + row["valid_s"],
         )
         return FoundCaller(caller, row["valid_s"])
 

@@ -413,6 +413,22 @@ class SweepSettings(_Section):
     review_after_s: Positive = 120.0  # an id that the provider denies for so long goes to review
 
 
+class FeedSettings(_Section):
+    """The live feed of a wallet."""
+
+    keep_s: Positive = 3_600.0  # who was away for no longer than this goes on where they were
+    forget_s: Positive = 60.0  # how often older events are removed
+    watchers: Count = 10_000  # per worker
+    watchers_per_caller: Count = 50  # per worker and key, or user who signed in
+    queue_events: Count = 256  # waiting for one watcher; one more, and the watcher is dropped
+    page_events: Count = 200  # of one wallet, read at once
+    wallets: Count = 100  # read at once
+    heartbeat_s: Positive = 15.0
+    write_timeout_s: Positive = 10.0  # a watcher that takes no byte for so long is dropped
+    recheck_s: Positive = 300.0  # how often a watcher's key is looked at, should nobody tell of a change
+    retry_s: Positive = 1.0  # how soon a watcher shall come back; spread when a worker stops
+
+
 class QuotaSettings(_Section):
     """How the provider's quota is shared by the workers, and watched."""
 
@@ -500,6 +516,7 @@ class Settings(BaseSettings):
     holds: HoldSettings = HoldSettings()
     batch: BatchSettings = BatchSettings()
     sweep: SweepSettings = SweepSettings()
+    feed: FeedSettings = FeedSettings()
     quota: QuotaSettings = QuotaSettings()
     reconcile: ReconcileSettings = ReconcileSettings()
     alerts: AlertSettings = AlertSettings()

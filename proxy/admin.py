@@ -31,6 +31,7 @@ from proxy.admin_payments import ADMIN_PAYMENTS
 from proxy.auth import bears, count_failure
 from proxy.context import call_id_of
 from proxy.errors import BadRequestError
+from proxy.feed import stream_wallet_events
 from proxy.forms import (
     CapsForm,
     CreditForm,
@@ -47,6 +48,7 @@ from proxy.forms import (
     read_moment,
     read_query,
 )
+from proxy.openapi import Endpoint
 from proxy.services import SERVICES, cool_user
 
 
@@ -397,6 +399,16 @@ ADMIN = (
     endpoint("POST", "/admin/wallets/{wallet}/freeze", freeze_wallet, form=ReasonForm),
     endpoint("POST", "/admin/wallets/{wallet}/unfreeze", unfreeze_wallet, form=ReasonForm),
     endpoint("POST", "/admin/wallets/{wallet}/credits", credit_wallet, form=CreditForm, status=201),
+    Endpoint(
+        "GET",
+        "/admin/wallets/{wallet}/events",
+        stream_wallet_events,
+        "WalletEvent",
+        "operator",
+        query=query("last_event_id"),
+        streams=True,
+        operator=True,
+    ),
     endpoint("GET", "/admin/wallets/{wallet}/caps", get_wallet_caps),
     endpoint("PUT", "/admin/wallets/{wallet}/caps", put_wallet_caps, form=CapsForm),
     endpoint("GET", "/admin/keys", list_keys, query=query("wallet", "user", "revoked", "limit", "after")),

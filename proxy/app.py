@@ -49,6 +49,7 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     app[DRAINING] = asyncio.Event()
     app.cleanup_ctx.append(_services(settings, seat))
     app.on_response_prepare.append(_finish_head)
+    app.on_shutdown.append(_end_feeds)
     endpoints = (*ENDPOINTS, *ADMIN)
     app[DOCUMENT] = make_document(endpoints)
     app.add_routes([endpoint.route for endpoint in endpoints])
@@ -62,6 +63,10 @@ def _services(settings: Settings, seat: Seat | None) -> Callable[[web.Applicatio
             yield
 
     return context
+
+
+async def _end_feeds(app: web.Application) -> None:
+    app[SERVICES].watchers.close()
 
 
 async def _finish_head(request: web.Request, response: web.StreamResponse) -> None:

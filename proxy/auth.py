@@ -2,10 +2,13 @@
 
 import hashlib
 import hmac
+import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from billing.acting import acting
 from billing.callers import Caller
@@ -17,6 +20,9 @@ from proxy.context import CALLER, call_id_of, stages_of
 from proxy.services import SERVICES, Services
 
 _TOKEN_DOTS = 2  # of a JWS in compact form, RFC 7515
+# A page cannot give a WebSocket headers; what it offers as protocols is sent as one, and is in no URL.
+_BEARER_PROTOCOL = "tuma.bearer."
+_WALLET_PROTOCOL = "tuma.wallet."
 
 
 async def authenticate(request: web.Request) -> Caller:
@@ -42,30 +48,64 @@ async def authenticate(request: web.Request) -> Caller:
     except InvalidKeyError:
         await count_failure(request, services)
         raise
-    if caller.networks is not None:
-        caller.require_address(client_address(request, services.settings.auth.trusted_networks))
+    _require_address(caller, request, services)
     request[CALLER] = caller
     stages_of(request).mark("authenticate")
     return caller
 
 
+async def recognise_again(request: web.Request) -> Caller:
+    """Look once more whether the caller of a request that lasts may do what it does; a refusal is nobody's failure.
+
+    Raises:
+        RefusalError: they may not, any more.
+        UnavailableError: that cannot be told just now.
+    """
+    services = request.app[SERVICES]
+    caller = await _recognise(request, services)
+    _require_address(caller, request, services)
+    return caller
+
+
+def _require_address(caller: Caller, request: web.Request, services: Services) -> None:
+    if caller.networks is not None:
+        caller.require_address(client_address(request, services.settings.auth.trusted_networks))
+
+
 async def _recognise(request: web.Request, services: Services) -> Caller:
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
+    secret = _read_secret(request)
+    if not secret:
         raise InvalidKeyError("No API key was given: send it as 'Authorization: Bearer sk-tuma-…'.")
     wallet_id = _read_wallet(request)
-    secret = secret.strip()
     if services.tokens.configured and not secret.startswith(PREFIX) and secret.count(".") == _TOKEN_DOTS:
         claims = await services.tokens.verify(secret)
-        return await services.signed_in.sign_in(claims.subject, email=claims.email, wallet_id=wallet_id)
+        caller = await services.signed_in.sign_in(claims.subject, email=claims.email, wallet_id=wallet_id)
+        left_s = (claims.expires_at - datetime.now(UTC)).total_seconds() + services.settings.auth.leeway_s
+        return replace(caller, good_until_s=time.monotonic() + left_s)
     caller = await services.keys.authenticate(secret)
     if wallet_id not in (None, caller.wallet_id):
         raise NotPermittedError("This key pays from another wallet.")
     return caller
 
 
+def _read_secret(request: web.Request) -> str:
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return _find_protocol(request, _BEARER_PROTOCOL) or ""
+
+
+def _find_protocol(request: web.Request, prefix: str) -> str | None:
+    """Return what follows ``prefix`` in a protocol that a WebSocket's client offers."""
+    if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+        for offered in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(","):
+            if offered.strip().startswith(prefix):
+                return offered.strip().removeprefix(prefix)
+    return None
+
+
 def _read_wallet(request: web.Request) -> UUID | None:
-    named = request.headers.get("x-tuma-wallet")
+    named = request.headers.get("x-tuma-wallet", _find_protocol(request, _WALLET_PROTOCOL))
     return None if named is None else parse_id(named, "wallet")
 
 

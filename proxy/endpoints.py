@@ -9,6 +9,7 @@ from proxy.calls import get_own_call, list_calls
 from proxy.caps import get_caps, put_caps
 from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
 from proxy.estimate import estimate
+from proxy.feed import open_socket, stream_events
 from proxy.forms import (
     AutoTopupForm,
     CapsForm,
@@ -66,6 +67,9 @@ _CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("key", _ID),
     ("since", {"type": "string", "format": "date-time"}),
     ("until", {"type": "string", "format": "date-time"}),
+)
+_FEED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("last_event_id", {"type": "string", "description": "As `Last-Event-ID`, for who cannot set headers."}),
 )
 
 ENDPOINTS = (
@@ -155,6 +159,10 @@ ENDPOINTS = (
         also=("text/html", "text/csv"),
     ),
     Endpoint("GET", "/v1/usage", get_usage, "UsageList", "wallet", query=_USAGE, also=("text/csv",)),
+    Endpoint("GET", "/v1/wallet/events", stream_events, "WalletEvent", "wallet", query=_FEED, streams=True),
+    Endpoint(
+        "GET", "/v1/wallet/ws", open_socket, "WalletEvent", "wallet", status=101, query=_FEED, streams=True
+    ),
     Endpoint(
         "POST",
         "/v1/wallet/topups",

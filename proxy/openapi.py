@@ -58,6 +58,7 @@ class Endpoint:
         query: names of query parameters, and their schemas.
         required: those of them that must be there.
         also: media types that it may answer with, beside JSON.
+        streams: it answers with events of that shape, without an end; with status 101, over a WebSocket.
         secured: whether a key or a token is needed.
         operator: whether it needs the operator's token.
         errors: statuses that it may answer beside the usual ones.
@@ -75,6 +76,7 @@ class Endpoint:
     query: tuple[tuple[str, Schema], ...] = ()
     required: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    streams: bool = False
     secured: bool = True
     operator: bool = False
     errors: tuple[int, ...] = ()
@@ -156,6 +158,10 @@ def _parameters(item: Endpoint) -> list[dict[str, Any]]:
         {"name": name, "in": "query", "required": name in item.required, "schema": schema}
         for name, schema in item.query
     ]
+    if item.streams:
+        found.append(
+            {"name": "Last-Event-ID", "in": "header", "required": False, "schema": {"type": "string"}}
+        )
     if item.secured and not item.operator:
         found.append(
             {
@@ -169,7 +175,9 @@ def _parameters(item: Endpoint) -> list[dict[str, Any]]:
 
 
 def _responses(item: Endpoint) -> dict[str, Any]:
-    good: dict[str, Any] = {"application/json": {"schema": _ref(item.answer)}}
+    good: dict[str, Any] = {
+        "text/event-stream" if item.streams else "application/json": {"schema": _ref(item.answer)}
+    }
     good.update({media: {"schema": _MEDIA[media]} for media in item.also})
     responses = {
         str(status): {"description": "Done.", "headers": _headers(item), "content": good}

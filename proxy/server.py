@@ -83,6 +83,7 @@ async def serve_worker(
         await stop.wait()
         _log.info("server.stopping", calls=len(app[SERVICES].calls))
         app[DRAINING].set()
+        app[SERVICES].watchers.close()
         await site.stop()
         runner.server.pre_shutdown()  # connections that are kept alive end: idle ones now, others with their answer
         await _drain(app, settings.shutdown_s)

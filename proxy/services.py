@@ -23,6 +23,7 @@ from billing.daybook import DayBook
 from billing.db import Database
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.failures import AuthFailures
+from billing.feed import Feeds
 from billing.fxbook import FxBook
 from billing.fxfeed import FxFeed, RateSource
 from billing.holds import Holds
@@ -60,6 +61,7 @@ from proxy.tracing import Tracing, open_tracing
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
+from proxy.watchers import Watchers
 
 _COOL_AGAIN_S = 1.0
 # Connections of a worker, beside those of the proxy's own role (TUMA_POSTGRES__POOL_MAX).
@@ -108,6 +110,7 @@ class Services:
     alerts: Alerts
     metrics: Metrics
     tracing: Tracing | None  # where nobody traces, nothing of it is there
+    watchers: Watchers
     tasks: TrackedTasks  # loops that run as long as the worker
     conclusions: TrackedTasks  # ends of calls, which the worker waits for
 
@@ -227,6 +230,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
         metrics=Metrics(meters, Observer(operator, settings.metrics, settings.fx), settings.metrics, seat),
         tracing=open_tracing(settings),
+        watchers=Watchers(Feeds(database, settings.feed), settings.feed),
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
@@ -264,7 +268,8 @@ async def _start(services: Services) -> None:
     feed = ChangeFeed(
         services.database,
         {
-            "key": services.keys.forget,
+            "feed": services.watchers.hear,
+            "key": lambda key_id: changed_key(services, key_id),
             "wallet": lambda wallet_id: cool_wallet(services, wallet_id),
             "user": lambda user_id: changed_user(services, user_id),
             "prices": services.prices.load,
@@ -280,6 +285,9 @@ async def _start(services: Services) -> None:
     await services.quota.load()
     services.tasks.keep(feed.run, name="changes")
     services.tasks.keep(services.metrics.run, name="metrics")
+    services.tasks.keep(services.watchers.run, name="feed")
+    services.tasks.keep(services.watchers.run_upkeep, name="feed's upkeep")
+    services.tasks.keep(services.watchers.run_checks, name="feed's checks")
     services.tasks.keep(services.calls.run, name="leases")
     services.tasks.keep(services.calls.run_notes, name="notes")
     services.tasks.keep(services.quota.run, name="quota")
@@ -301,6 +309,9 @@ def make_routines(services: Services) -> list[Routine]:
         Routine(database, "quota", period_s=settings.quota.observe_s, work=watch.observe),
         Routine(database, "reconcile", period_s=settings.reconcile.period_s, work=reconciler.run_quietly),
         Routine(database, "caps", period_s=_DAYS_PERIOD_S, work=Caps(database).forget_windows),
+        Routine(
+            database, "feed", period_s=settings.feed.forget_s, work=Feeds(database, settings.feed).forget
+        ),
         Routine(database, "days", period_s=_DAYS_PERIOD_S, work=DayBook(database).verify_all),
         Routine(database, "audit", period_s=_SEAL_PERIOD_S, work=Audit(database).seal),
         Routine(database, "alerts", period_s=settings.alerts.period_s, work=services.alerts.evaluate),
@@ -335,10 +346,17 @@ def cool_user(services: Services, user_id: UUID) -> None:
     services.tasks.start(_cool(services, user_id), name=f"cool {user_id}")
 
 
+async def changed_key(services: Services, key_id: str) -> None:
+    """Drop what is cached of a key, and look whether it may still watch."""
+    await services.keys.forget(key_id)
+    services.watchers.doubt(None if key_id == "*" else lambda caller: str(caller.key_id) == key_id)
+
+
 async def changed_user(services: Services, user_id: str) -> None:
-    """Drop what is cached of a user: their keys and their mirror."""
+    """Drop what is cached of a user, their keys and their mirror, and look whether they may still watch."""
     services.keys.callers.drop_user(user_id)
     services.signed_in.callers.drop_user(user_id)
+    services.watchers.doubt(None if user_id == "*" else lambda caller: str(caller.user_id) == user_id)
     if user_id != "*":
         cool_user(services, parse_id(user_id, "user"))
 

@@ -260,6 +260,47 @@ SHAPES: dict[str, Schema] = {
         group_by={"type": "array", "items": _TEXT},
         totals=_object(**_SUMS),
     ),
+    "WalletEvent": {
+        **_object(
+            object={"const": "wallet.event"},
+            type={
+                "enum": [
+                    *("balance", "reset", "hold", "settlement", "topup", "grant", "refund", "correction"),
+                    *("reversal", "dispute", "cap", "wallet", "end"),
+                ]
+            },
+        ),
+        "description": (
+            "`balance` comes first, `reset` where events are missing, `end` last, with a `reason` and nothing else; each of"
+            " the others is something that was committed, with the balance after it."
+        ),
+        "properties": {
+            "object": {"const": "wallet.event"},
+            "type": _TEXT,
+            "id": {**_TEXT, "description": "For `Last-Event-ID`."},
+            "wallet_id": _ID,
+            "currency": _TEXT,
+            "posted": _AMOUNT,
+            "held": _AMOUNT,
+            "available": _AMOUNT,
+            "overdraft": _AMOUNT,
+            "status": {"enum": ["active", "frozen"]},
+            "posted_change": _AMOUNT,
+            "held_change": _AMOUNT,
+            "created_at": _MOMENT,
+            "call_id": _ID,
+            "model": _TEXT,
+            "state": {"enum": ["settled", "void"]},
+            "outcome": _TEXT,
+            "accuracy": {"enum": ["exact", "estimated"]},
+            "cost_usd": _AMOUNT,
+            "charge": _AMOUNT,
+            "transaction_id": _ID,
+            "description": _TEXT,
+            "cap": {"type": "object"},
+            "reason": _TEXT,
+        },
+    },
     "Topup": _object(
         object={"const": "topup"},
         id=_ID,

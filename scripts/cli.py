@@ -36,6 +36,7 @@ from scripts.office import Office
 from scripts.payments import payments
 from scripts.serve import run_server
 from scripts.usage import show_usage, usage_options
+from scripts.watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +47,7 @@ def main(context: click.Context, *, as_json: bool) -> None:
     context.obj = as_json
 
 
-for rooms in (users, wallets, keys, payments):
+for rooms in (users, wallets, keys, payments, watch):
     main.add_command(rooms)
 
 

@@ -39,6 +39,8 @@ HOUSE = {
     "alerts": "what the operator is told",
     "audit_blocks": "everybody's doings",
     "audit_log": "everybody's doings",
+    "feed_events": "read by the proxy, for whoever may watch the wallet",
+    "feeds": "the house's clockwork",
     "late_postings": "proofs of days",
     "posting_keys": "idempotency keys of everybody",
     "provider_openings": "the provider's account",

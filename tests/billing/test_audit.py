@@ -49,6 +49,8 @@ UNAUDITED = {
     "calls": "a settlement is its own record: append-only in the journal, and counted by the invariants",
     "cap_windows": "counted from calls",
     "events": "what a user was told",
+    "feed_events": "what somebody who watches was told",
+    "feeds": "counts what somebody who watches was told",
     "fx_rates": "append-only; what calls are priced with is the quote, which is audited",
     "journal_entry": "append-only; in the row of its transaction",
     "late_postings": "derived from postings",
