@@ -20,6 +20,7 @@ from config.settings import FeedSettings
 
 _FORGET_ROWS = 10_000
 _LEASE_PER_KEEP = 1.5  # renewed at every quarter: who stays away for `keep_s` misses nothing
+_APART = ("cap", "low", "auto_topup")  # told in a member of their own: theirs may have names of the others'
 _ID = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 
 
@@ -73,8 +74,8 @@ class FeedEvent:
         }
         if self.call_id is not None:
             told["call_id"] = str(self.call_id)
-        if self.kind == "cap":
-            told["cap"] = self.body
+        if self.kind in _APART:
+            told[self.kind] = self.body
         else:
             told.update(self.body)
         return told

@@ -266,7 +266,7 @@ SHAPES: dict[str, Schema] = {
             type={
                 "enum": [
                     *("balance", "reset", "hold", "settlement", "topup", "grant", "refund", "correction"),
-                    *("reversal", "dispute", "cap", "wallet", "end"),
+                    *("reversal", "dispute", "cap", "low", "auto_topup", "wallet", "end"),
                 ]
             },
         ),
@@ -298,6 +298,8 @@ SHAPES: dict[str, Schema] = {
             "transaction_id": _ID,
             "description": _TEXT,
             "cap": {"type": "object"},
+            "low": {"type": "object"},
+            "auto_topup": {"type": "object"},
             "reason": _TEXT,
         },
     },

@@ -155,6 +155,10 @@ def _about(event: dict[str, Any]) -> str:
     if event["type"] == "cap":
         cap = event["cap"]
         return f"{cap['percent']} % of the cap per {cap['period']} on the {cap['scope']} is spent"
+    if event["type"] == "low":
+        return f"the balance is below {event['low']['low']} {event['low']['currency']}"
+    if event["type"] == "auto_topup":
+        return f"the automatic top-up did not succeed: {event['auto_topup']['note']}"
     parts = [event.get("model", ""), event.get("description", "")]
     if "cost_usd" in event:
         parts.append(f"{event['cost_usd']} USD")

@@ -16,7 +16,7 @@ CREATE TABLE feed_events (
     wallet_id      uuid NOT NULL,
     seq            bigint NOT NULL,
     kind           text NOT NULL CHECK (kind IN ('hold', 'settlement', 'grant', 'topup', 'refund', 'correction', 'reversal',
-                                                 'dispute', 'cap', 'wallet')),
+                                                 'dispute', 'cap', 'low', 'auto_topup', 'wallet')),
     moved_nano     bigint NOT NULL, -- by how much the posted balance changed
     holds_nano     bigint NOT NULL, -- by how much what is held changed
     posted_nano    bigint NOT NULL, -- the balance after it
@@ -142,17 +142,18 @@ END $$;
 CREATE TRIGGER wallets_told AFTER UPDATE OF status, overdraft_nano ON wallets FOR EACH ROW
     WHEN (OLD.status <> NEW.status OR OLD.overdraft_nano <> NEW.overdraft_nano) EXECUTE FUNCTION tell_wallet();
 
--- A cap of the user's own concerns all their wallets.
-CREATE FUNCTION tell_cap() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- What a user is told besides. A cap of the user's own concerns all their wallets.
+CREATE FUNCTION tell_event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    PERFORM add_to_feeds(array_agg(w.id), array_agg('cap'::text), array_agg(0::bigint), array_agg(0::bigint), array_agg(NULL::uuid),
+    PERFORM add_to_feeds(array_agg(w.id), array_agg(CASE NEW.kind WHEN 'cap.spent' THEN 'cap' WHEN 'wallet.low' THEN 'low' ELSE 'auto_topup' END), array_agg(0::bigint), array_agg(0::bigint), array_agg(NULL::uuid),
                          array_agg(NEW.body))
     FROM wallets w WHERE w.user_id = NEW.user_id AND (NEW.wallet_id IS NULL OR w.id = NEW.wallet_id)
     HAVING count(*) > 0;
     RETURN NULL;
 END $$;
-CREATE TRIGGER events_told AFTER INSERT ON events FOR EACH ROW WHEN (NEW.kind = 'cap.spent') EXECUTE FUNCTION tell_cap();
-REVOKE EXECUTE ON FUNCTION tell_opened, tell_moved, tell_posted, tell_wallet, tell_cap FROM PUBLIC;
+CREATE TRIGGER events_told AFTER INSERT ON events FOR EACH ROW
+    WHEN (NEW.kind IN ('cap.spent', 'wallet.low', 'auto_topup.failed')) EXECUTE FUNCTION tell_event();
+REVOKE EXECUTE ON FUNCTION tell_opened, tell_moved, tell_posted, tell_wallet, tell_event FROM PUBLIC;
 
 -- Watching.
 

@@ -129,6 +129,24 @@ async def test_a_users_cap_is_told_to_all_their_wallets(
         assert (cap["posted"], cap["posted_change"]) == ("0", "0")
 
 
+async def test_what_its_owner_is_told_besides(house: Running, office: Office) -> None:
+    payer = await make_payer(office)
+    async with watching(house.base_url, payer.secret) as stream:
+        await stream.take(1)
+        for kind in ("wallet.low", "auto_topup.failed", "something.else"):
+            async with office.database.connection() as connection:
+                await connection.execute(
+                    'INSERT INTO events (user_id, wallet_id, kind, body) VALUES ($1, $2, $3, \'{"note": "n"}\')',
+                    payer.user_id,
+                    payer.wallet_id,
+                    kind,
+                )
+        low, failed = await stream.take(2)
+        assert (low["type"], low["low"]["note"]) == ("low", "n")
+        assert (failed["type"], failed["auto_topup"]["note"]) == ("auto_topup", "n")
+        assert (low["posted_change"], low["posted"]) == ("0", "10")
+
+
 async def test_payments_are_told(house: Running, office: Office) -> None:
     """What a payment provider says was paid, refunded and disputed, as the payments' own functions post it."""
     payer = await make_payer(office, amount="0", currency="NGN")
