@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -180,6 +180,7 @@ def _choose(model: str) -> EncodingChoice:
     return EncodingChoice("o200k_base", _FAMILY_SAFETY.get(vendor, _UNKNOWN_SAFETY))
 
 
+@cache  # it takes half a second of a processor, never changes, and threads may share it
 def _load_encoding(name: str) -> tiktoken.Encoding:
     file_name, digest = _VOCABULARIES[name]
     data = files("config").joinpath("data", "encodings", file_name).read_bytes()
