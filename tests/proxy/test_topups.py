@@ -123,6 +123,20 @@ async def test_a_webhook_that_never_comes(shop: Shop, provider: Provider) -> Non
     await shop.agree()
 
 
+async def test_a_payment_that_contradicts_the_books_hides_no_other(shop: Shop) -> None:
+    first, second = await shop.begin("paystack"), await shop.begin("flutterwave")
+    shop.psp.till.pay(shop.checkout(first))
+    await shop.quiet()
+    shop.psp.webhooks.hold()
+    odd = shop.psp.till.refund(shop.psp.till.find_payment(first["reference"]), 1000_00)
+    await shop.proxy.services.payments.sweep()
+    assert await shop.balance() == "4000"
+    odd.amount_minor += 1  # it was posted otherwise
+    shop.psp.till.pay(shop.checkout(second))
+    await shop.proxy.services.payments.sweep()
+    assert await shop.balance() == "9000"
+
+
 @pytest.mark.parametrize("provider", OFFERED)
 async def test_what_is_forged_is_refused(shop: Shop, provider: Provider) -> None:
     topup = await shop.begin(provider)
