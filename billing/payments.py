@@ -571,7 +571,7 @@ class PaymentOffice:
                 FROM payment_credits c LEFT JOIN LATERAL (
                     SELECT sum(t.suspense_nano)::bigint AS suspense_nano FROM payment_reversals t
                     WHERE (t.provider, t.provider_txn_id) = (c.provider, c.provider_txn_id) AND t.state <> 'undone') r ON true
-                WHERE c.state = 'review' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
+                WHERE c.state <> 'credited' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
                 ORDER BY c.created_at LIMIT 1000
                 """
             )

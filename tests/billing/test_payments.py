@@ -230,6 +230,19 @@ async def test_a_refund_may_take_a_wallet_below_zero_and_come_back(desk: Desk) -
     await desk.check()
 
 
+async def test_what_comes_back_after_the_rest_was_accepted_waits_for_a_decision(desk: Desk) -> None:
+    await desk.payments.apply(paid(await desk.wish(), 4000))
+    part = await desk.operator.begin_refund("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
+    await desk.operator.accept("paystack", "4099260516", reason="the rest is theirs")
+    assert await desk.operator.list_reviews() == []
+    await desk.payments.apply(paid(await desk.wish(), 4000, reversals=[refund(1000, "undone", ours=part.id)]))
+    assert (await desk.posted(), await desk.suspense()) == (3000, 1000)
+    assert [row["suspense_nano"] // NANO for row in await desk.operator.list_reviews()] == [1000]
+    await desk.operator.accept("paystack", "4099260516", reason="so is that")
+    assert (await desk.posted(), await desk.operator.list_reviews()) == (4000, [])
+    await desk.check()
+
+
 async def test_a_dispute_freezes_and_a_won_one_lets_go(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent, reversals=[dispute(5000, "open")]))
