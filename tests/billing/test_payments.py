@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
+from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError, RateLimitError
 from billing.money import NANO
 from billing.opening import record_openings
 from billing.payment_views import PaymentFilter, PaymentViews
@@ -360,6 +360,12 @@ async def test_an_intent_is_repeated_by_its_key_and_refused_with_another_input(d
         await desk.wish(5001, key="once")
     with pytest.raises(InputError, match="another input"):
         await desk.wish(key="once", provider="flutterwave")
+
+
+async def test_no_more_wait_to_be_paid_however_many_ask_at_once(desk: Desk) -> None:
+    asked = await asyncio.gather(*(desk.wish(live_max=3) for _ in range(12)), return_exceptions=True)
+    assert sum(isinstance(item, Intent) for item in asked) == 3
+    assert sum(isinstance(item, RateLimitError) for item in asked) == 9
 
 
 async def test_intents_are_ones_own(desk: Desk) -> None:
