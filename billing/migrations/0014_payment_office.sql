@@ -74,3 +74,14 @@ BEGIN
     PERFORM pg_notify('tuma', 'wallet:' || coalesce(p_wallet, paid.wallet_id));
     RETURN rest;
 END $$;
+
+-- A dispute that was lost before anybody looked freezes as one that was seen while it was open; an operator's word comes after.
+CREATE FUNCTION freeze_for_lost_dispute() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE wallets w SET status = 'frozen', frozen_by = 'dispute', status_reason = 'a payment was disputed, and the dispute lost'
+    FROM payment_credits c
+    WHERE (c.provider, c.provider_txn_id) = (NEW.provider, NEW.provider_txn_id) AND w.id = c.wallet_id AND w.status = 'active';
+    RETURN NULL;
+END $$;
+CREATE TRIGGER payment_reversals_lost AFTER INSERT ON payment_reversals FOR EACH ROW
+    WHEN (NEW.kind = 'dispute' AND NEW.state = 'final') EXECUTE FUNCTION freeze_for_lost_dispute();

@@ -262,6 +262,15 @@ async def test_a_lost_dispute_stays_frozen(desk: Desk) -> None:
     await desk.check()
 
 
+async def test_a_dispute_that_is_lost_before_it_is_seen_freezes_too(desk: Desk) -> None:
+    intent = await desk.wish()
+    await desk.payments.apply(paid(intent, reversals=[dispute(5000, "final")]))
+    assert (await desk.posted(), await desk.status()) == (0, "frozen")
+    await desk.office.wallets.set_wallet(desk.wallet_id, status="active", reason="they paid")
+    await desk.payments.apply(paid(intent, reversals=[dispute(5000, "final")]))
+    assert await desk.status() == "active"
+
+
 async def test_an_operators_freeze_outlives_a_dispute(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent, reversals=[dispute(5000, "open")]))
