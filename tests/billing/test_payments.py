@@ -11,7 +11,13 @@ from uuid import UUID
 import pytest
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError, RateLimitError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    InsufficientFundsError,
+    NotFoundError,
+    RateLimitError,
+)
 from billing.money import NANO
 from billing.opening import record_openings
 from billing.payment_views import PaymentFilter, PaymentViews
@@ -232,7 +238,9 @@ async def test_a_refund_may_take_a_wallet_below_zero_and_come_back(desk: Desk) -
 
 async def test_what_comes_back_after_the_rest_was_accepted_waits_for_a_decision(desk: Desk) -> None:
     await desk.payments.apply(paid(await desk.wish(), 4000))
-    part = await desk.operator.begin_refund("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
+    part = await desk.operator.begin_refund(
+        "paystack", "4099260516", amount_nano=1000 * NANO, reason="a part"
+    )
     await desk.operator.accept("paystack", "4099260516", reason="the rest is theirs")
     assert await desk.operator.list_reviews() == []
     await desk.payments.apply(paid(await desk.wish(), 4000, reversals=[refund(1000, "undone", ours=part.id)]))
