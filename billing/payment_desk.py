@@ -307,8 +307,8 @@ class PaymentDesk:
         if api is None or payment is None:
             return ""
         await self.payments.apply(payment, takes_more=api.takes_more)
-        if item.state != "requested" or any(told.ours == item.id for told in payment.reversals):
-            return ""
+        if item.state != "requested" or not await self.payments.is_refund_requested(item.id):
+            return ""  # it was sent before: found by its id, or by its amount where that is not handed back
         refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
         try:
             await api.refund(refund, payment.currency)

@@ -386,6 +386,12 @@ class Payments:
             )
         return None if row is None else OpenReversal(**row)
 
+    async def is_refund_requested(self, refund_id: UUID) -> bool:
+        """Return whether a refund of ours is still one that the provider has not told of."""
+        async with self._database.connection() as connection:
+            requested: bool = await connection.fetchval("SELECT is_refund_requested($1)", refund_id)
+        return requested
+
     async def undo_refund(self, item: OpenReversal) -> None:
         """Give back what was set aside for a refund of ours that the provider refuses."""
         with acting(f"payment:{item.provider}"):

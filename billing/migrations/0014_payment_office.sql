@@ -33,6 +33,11 @@ CREATE FUNCTION take_reversal(p_id uuid, p_lease interval) RETURNS SETOF payment
     WHERE r.id = p_id AND r.poll_at <= now() AND r.state IN ('requested', 'open') RETURNING r.*
 $$;
 
+-- Whether a refund of ours is still one that the provider has not told of.
+CREATE FUNCTION is_refund_requested(p_id uuid) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM payment_reversals r WHERE r.id = p_id AND r.state = 'requested')
+$$;
+
 -- A webhook that ended without effect is due again, as if it had just come. False: it has not ended so, or is none.
 CREATE FUNCTION retry_webhook(p_id uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
