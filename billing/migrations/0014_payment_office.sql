@@ -75,6 +75,9 @@ BEGIN
     INSERT INTO journal_tx (id, kind, wallet_id, memo) VALUES (p_tx, 'topup', coalesce(p_wallet, paid.wallet_id), 'Paid by ' || p_provider);
     PERFORM post_entries(ARRAY[p_tx, p_tx], ARRAY[1, 2]::smallint[], ARRAY['wallet', 'suspense'],
                          ARRAY[coalesce(p_wallet, paid.wallet_id), NULL], ARRAY[coin, coin], ARRAY[rest, -rest]);
+    IF paid.wallet_id IS DISTINCT FROM coalesce(p_wallet, paid.wallet_id) THEN -- its disputes are about the other's money now
+        PERFORM freeze_for_disputes(paid.wallet_id), freeze_for_disputes(p_wallet);
+    END IF;
     UPDATE payment_intents SET state = 'paid' WHERE id = paid.intent_id AND state = 'review' AND wallet_id = coalesce(p_wallet, paid.wallet_id);
     PERFORM pg_notify('tuma', 'wallet:' || coalesce(p_wallet, paid.wallet_id));
     RETURN rest;

@@ -294,6 +294,18 @@ async def test_a_dispute_about_money_in_suspense_freezes_its_wallet_too(desk: De
     await desk.check()
 
 
+async def test_a_dispute_follows_money_that_another_wallet_is_given(desk: Desk) -> None:
+    intent = await desk.wish()
+    await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "open")]))
+    assert await desk.status() == "frozen"
+    other = await make_payer(desk.office, amount="0", currency="NGN")
+    await desk.operator.accept("paystack", "4099260516", wallet_id=other.wallet_id, reason="theirs")
+    assert await desk.status() == "active"
+    assert (await desk.office.wallets.get_wallet(other.wallet_id)).status == "frozen"
+    await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "undone")]))
+    assert (await desk.office.wallets.get_wallet(other.wallet_id)).status == "active"
+
+
 async def test_a_reversal_that_changes_its_amount_stops_loudly(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent, reversals=[refund(1000, "open")]))

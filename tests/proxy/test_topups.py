@@ -101,8 +101,8 @@ async def test_our_own_refund(shop: Shop, provider: Provider, lost: bool) -> Non
 async def test_a_refund_is_sent_once_though_nobody_hands_its_note_back(
     shop: Shop, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    voice: Any = shop.psp.apis[provider].voice  # type: ignore[attr-defined] - these two have one
-    shown = voice.refund
+    api: Any = shop.psp.apis[provider]
+    voice, shown = api.voice, api.voice.refund
     monkeypatch.setattr(
         voice, "refund", lambda *of: {**shown(*of), "merchant_note": None, "comments": None}, raising=True
     )
