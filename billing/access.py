@@ -97,6 +97,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "end_webhook",
         "find_auto_topups",
         "find_intent",
+        "is_refund_requested",
         "note_method",
         "note_page",
         "note_payment_fee",

@@ -81,8 +81,8 @@ WITH posted AS (
     WHERE e.account = 'psp_clearing' AND t.kind NOT IN ('topup', 'reversal', 'dispute', 'payment_fee') GROUP BY e.currency
 ), said AS (
     SELECT p.currency, sum(p.amount) AS paid, count(*) FILTER (WHERE p.review) AS review
-    FROM (SELECT c.currency, c.paid_nano AS amount, c.state = 'review' AND c.paid_nano > coalesce((
-              SELECT sum(r.amount_nano) FROM payment_reversals r
+    FROM (SELECT c.currency, c.paid_nano AS amount, c.state <> 'credited' AND c.paid_nano - c.credited_nano > coalesce((
+              SELECT sum(r.suspense_nano) FROM payment_reversals r
               WHERE r.state <> 'undone' AND (r.provider, r.provider_txn_id) = (c.provider, c.provider_txn_id)), 0) AS review
           FROM payment_credits c
           UNION ALL

@@ -42,6 +42,7 @@ from billing.payunits import PaymentProvider
 from config.settings import PaymentSettings
 
 _PAGE_TRIES = 3
+_SWEEP_MISSES = 3  # payments about which a provider says nothing; then it is away
 _EVENT_TRIES = 8  # with pauses of a minute, two, four…: two hours
 _log = structlog.get_logger("tuma.payments")
 
@@ -312,8 +313,8 @@ class PaymentDesk:
         if api is None or payment is None:
             return ""
         await self.payments.apply(payment, takes_more=api.takes_more)
-        if item.state != "requested" or any(told.ours == item.id for told in payment.reversals):
-            return ""
+        if item.state != "requested" or not await self.payments.is_refund_requested(item.id):
+            return ""  # it was sent before: found by its id, or by its amount where that is not handed back
         refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
         try:
             await api.refund(refund, payment.currency)
@@ -329,22 +330,38 @@ class PaymentDesk:
     async def sweep(self) -> int:
         """Look at everything that was paid or taken back lately, whoever told of it; return how many payments.
 
+        One that contradicts the books, or cannot be read, hides no other.
+
         Raises:
             PaymentsUnavailableError: a provider does not answer; the others were swept.
         """
         since, seen, away = datetime.now(UTC) - timedelta(seconds=self._settings.sweep_back_s), 0, ""
         for provider, api in self._apis.items():
+            misses = 0
             try:
                 txn_ids = {txn_id async for txn_id in api.list_recent(since)}
-                for payment in await self._find(api, sorted(txn_ids), ()):
-                    if parse_reference(payment.reference) is not None:
-                        await self.payments.apply(payment, takes_more=api.takes_more)
-                        seen += 1
+                for txn_id in sorted(txn_ids):
+                    try:
+                        seen += await self._sweep_one(api, txn_id)
+                    except PaymentsUnavailableError as error:
+                        misses, away = misses + 1, f"{provider}: {error}"
+                        if misses >= _SWEEP_MISSES:
+                            break
             except PaymentsUnavailableError as error:
                 away = f"{provider}: {error}"
         if away:
             raise PaymentsUnavailableError(away)
         return seen
+
+    async def _sweep_one(self, api: PaymentApi, txn_id: str) -> int:
+        payment = await api.look(txn_id)
+        if payment is None or parse_reference(payment.reference) is None:
+            return 0
+        try:
+            await self.payments.apply(payment, takes_more=api.takes_more)
+        except BrokenInvariantError as error:
+            _log.error("payments.broken", provider=api.provider, error=str(error))
+        return 1
 
     async def close(self) -> None:
         """Close the connections to the providers."""

@@ -18,7 +18,7 @@ EVENT_STATES = ("new", "review", "ignored", "done")
 _ABOUT_MAX = 50  # webhooks that are shown with a payment
 # A payment's state is what an operator has to know of it. returned: it was in review, and all that no wallet got went back.
 _STATE = """
-    CASE WHEN c.state = 'review' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0) THEN 'review'
+    CASE WHEN c.state <> 'credited' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0) THEN 'review'
          WHEN c.state = 'review' THEN 'returned'
          WHEN c.state = 'resolved' THEN 'resolved'
          ELSE coalesce(i.state, 'paid') END

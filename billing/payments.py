@@ -391,6 +391,12 @@ class Payments:
             )
         return None if row is None else OpenReversal(**row)
 
+    async def is_refund_requested(self, refund_id: UUID) -> bool:
+        """Return whether a refund of ours is still one that the provider has not told of."""
+        async with self._database.connection() as connection:
+            requested: bool = await connection.fetchval("SELECT is_refund_requested($1)", refund_id)
+        return requested
+
     async def undo_refund(self, item: OpenReversal) -> None:
         """Give back what was set aside for a refund of ours that the provider refuses."""
         with acting(f"payment:{item.provider}"):
@@ -576,7 +582,7 @@ class PaymentOffice:
                 FROM payment_credits c LEFT JOIN LATERAL (
                     SELECT sum(t.suspense_nano)::bigint AS suspense_nano FROM payment_reversals t
                     WHERE (t.provider, t.provider_txn_id) = (c.provider, c.provider_txn_id) AND t.state <> 'undone') r ON true
-                WHERE c.state = 'review' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
+                WHERE c.state <> 'credited' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
                 ORDER BY c.created_at LIMIT 1000
                 """
             )

@@ -41,7 +41,7 @@ DECLARE
     purse wallets;
     made  payment_intents;
 BEGIN
-    SELECT * INTO purse FROM wallets w WHERE w.id = p_wallet AND w.user_id = require_person();
+    SELECT * INTO purse FROM wallets w WHERE w.id = p_wallet AND w.user_id = require_person() FOR NO KEY UPDATE; -- counted one by one
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no wallet %', p_wallet USING ERRCODE = 'no_data_found';
     END IF;

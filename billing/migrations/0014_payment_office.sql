@@ -33,6 +33,11 @@ CREATE FUNCTION take_reversal(p_id uuid, p_lease interval) RETURNS SETOF payment
     WHERE r.id = p_id AND r.poll_at <= now() AND r.state IN ('requested', 'open') RETURNING r.*
 $$;
 
+-- Whether a refund of ours is still one that the provider has not told of.
+CREATE FUNCTION is_refund_requested(p_id uuid) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM payment_reversals r WHERE r.id = p_id AND r.state = 'requested')
+$$;
+
 -- A webhook that ended without effect is due again, as if it had just come. False: it has not ended so, or is none.
 CREATE FUNCTION retry_webhook(p_id uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
@@ -70,7 +75,21 @@ BEGIN
     INSERT INTO journal_tx (id, kind, wallet_id, memo) VALUES (p_tx, 'topup', coalesce(p_wallet, paid.wallet_id), 'Paid by ' || p_provider);
     PERFORM post_entries(ARRAY[p_tx, p_tx], ARRAY[1, 2]::smallint[], ARRAY['wallet', 'suspense'],
                          ARRAY[coalesce(p_wallet, paid.wallet_id), NULL], ARRAY[coin, coin], ARRAY[rest, -rest]);
+    IF paid.wallet_id IS DISTINCT FROM coalesce(p_wallet, paid.wallet_id) THEN -- its disputes are about the other's money now
+        PERFORM freeze_for_disputes(paid.wallet_id), freeze_for_disputes(p_wallet);
+    END IF;
     UPDATE payment_intents SET state = 'paid' WHERE id = paid.intent_id AND state = 'review' AND wallet_id = coalesce(p_wallet, paid.wallet_id);
     PERFORM pg_notify('tuma', 'wallet:' || coalesce(p_wallet, paid.wallet_id));
     RETURN rest;
 END $$;
+
+-- A dispute that was lost before anybody looked freezes as one that was seen while it was open; an operator's word comes after.
+CREATE FUNCTION freeze_for_lost_dispute() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE wallets w SET status = 'frozen', frozen_by = 'dispute', status_reason = 'a payment was disputed, and the dispute lost'
+    FROM payment_credits c
+    WHERE (c.provider, c.provider_txn_id) = (NEW.provider, NEW.provider_txn_id) AND w.id = c.wallet_id AND w.status = 'active';
+    RETURN NULL;
+END $$;
+CREATE TRIGGER payment_reversals_lost AFTER INSERT ON payment_reversals FOR EACH ROW
+    WHEN (NEW.kind = 'dispute' AND NEW.state = 'final') EXECUTE FUNCTION freeze_for_lost_dispute();

@@ -132,6 +132,9 @@ class PaystackApi:
                 return payment
             refunds = await self._refunds_of(payment.id)
             disputes = await self._list("/dispute", transaction=payment.id)
+            # A dispute that we lose is paid out by a refund that names it: the same money.
+            counted = {item["id"] for item in disputes}
+            refunds = [item for item in refunds if item.get("dispute") not in counted]
             reversals = [self._read_refund(item, payment.currency) for item in refunds]
             reversals += [self._read_dispute(item, payment) for item in disputes]
             return dataclasses.replace(payment, reversals=reversals)

@@ -11,7 +11,13 @@ from uuid import UUID
 import pytest
 
 from billing.db import Database
-from billing.errors import BrokenInvariantError, InputError, InsufficientFundsError, NotFoundError
+from billing.errors import (
+    BrokenInvariantError,
+    InputError,
+    InsufficientFundsError,
+    NotFoundError,
+    RateLimitError,
+)
 from billing.money import NANO
 from billing.opening import record_openings
 from billing.payment_views import PaymentFilter, PaymentViews
@@ -230,6 +236,21 @@ async def test_a_refund_may_take_a_wallet_below_zero_and_come_back(desk: Desk) -
     await desk.check()
 
 
+async def test_what_comes_back_after_the_rest_was_accepted_waits_for_a_decision(desk: Desk) -> None:
+    await desk.payments.apply(paid(await desk.wish(), 4000))
+    part = await desk.operator.begin_refund(
+        "paystack", "4099260516", amount_nano=1000 * NANO, reason="a part"
+    )
+    await desk.operator.accept("paystack", "4099260516", reason="the rest is theirs")
+    assert await desk.operator.list_reviews() == []
+    await desk.payments.apply(paid(await desk.wish(), 4000, reversals=[refund(1000, "undone", ours=part.id)]))
+    assert (await desk.posted(), await desk.suspense()) == (3000, 1000)
+    assert [row["suspense_nano"] // NANO for row in await desk.operator.list_reviews()] == [1000]
+    await desk.operator.accept("paystack", "4099260516", reason="so is that")
+    assert (await desk.posted(), await desk.operator.list_reviews()) == (4000, [])
+    await desk.check()
+
+
 async def test_a_dispute_freezes_and_a_won_one_lets_go(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent, reversals=[dispute(5000, "open")]))
@@ -249,6 +270,15 @@ async def test_a_lost_dispute_stays_frozen(desk: Desk) -> None:
     await desk.check()
 
 
+async def test_a_dispute_that_is_lost_before_it_is_seen_freezes_too(desk: Desk) -> None:
+    intent = await desk.wish()
+    await desk.payments.apply(paid(intent, reversals=[dispute(5000, "final")]))
+    assert (await desk.posted(), await desk.status()) == (0, "frozen")
+    await desk.office.wallets.set_wallet(desk.wallet_id, status="active", reason="they paid")
+    await desk.payments.apply(paid(intent, reversals=[dispute(5000, "final")]))
+    assert await desk.status() == "active"
+
+
 async def test_an_operators_freeze_outlives_a_dispute(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent, reversals=[dispute(5000, "open")]))
@@ -262,6 +292,18 @@ async def test_a_dispute_about_money_in_suspense_freezes_its_wallet_too(desk: De
     await desk.payments.apply(paid(intent, 100, reversals=[dispute(100, "open")]))
     assert (await desk.posted(), await desk.suspense(), await desk.status()) == (0, 0, "frozen")
     await desk.check()
+
+
+async def test_a_dispute_follows_money_that_another_wallet_is_given(desk: Desk) -> None:
+    intent = await desk.wish()
+    await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "open")]))
+    assert await desk.status() == "frozen"
+    other = await make_payer(desk.office, amount="0", currency="NGN")
+    await desk.operator.accept("paystack", "4099260516", wallet_id=other.wallet_id, reason="theirs")
+    assert await desk.status() == "active"
+    assert (await desk.office.wallets.get_wallet(other.wallet_id)).status == "frozen"
+    await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "undone")]))
+    assert (await desk.office.wallets.get_wallet(other.wallet_id)).status == "active"
 
 
 async def test_a_reversal_that_changes_its_amount_stops_loudly(desk: Desk) -> None:
@@ -347,6 +389,12 @@ async def test_an_intent_is_repeated_by_its_key_and_refused_with_another_input(d
         await desk.wish(5001, key="once")
     with pytest.raises(InputError, match="another input"):
         await desk.wish(key="once", provider="flutterwave")
+
+
+async def test_no_more_wait_to_be_paid_however_many_ask_at_once(desk: Desk) -> None:
+    asked = await asyncio.gather(*(desk.wish(live_max=3) for _ in range(12)), return_exceptions=True)
+    assert sum(isinstance(item, Intent) for item in asked) == 3
+    assert sum(isinstance(item, RateLimitError) for item in asked) == 9
 
 
 async def test_intents_are_ones_own(desk: Desk) -> None:

@@ -97,6 +97,32 @@ async def test_our_own_refund(shop: Shop, provider: Provider, lost: bool) -> Non
     await shop.agree()
 
 
+@pytest.mark.parametrize("provider", ["paystack", "flutterwave"])
+async def test_a_refund_is_sent_once_though_nobody_hands_its_note_back(
+    shop: Shop, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api: Any = shop.psp.apis[provider]
+    voice, shown = api.voice, api.voice.refund
+    monkeypatch.setattr(
+        voice, "refund", lambda *of: {**shown(*of), "merchant_note": None, "comments": None}, raising=True
+    )
+    payment = shop.psp.till.pay(shop.checkout(await shop.begin(provider)))
+    await shop.quiet()
+    shop.psp.webhooks.hold()
+    shop.psp.faults.tell(Fault(provider, "lost", times=1, path="refund", method="POST"))
+    operator = PaymentOffice(shop.office.database)
+    await operator.begin_refund(provider, str(payment.number), amount_nano=2000 * 10**9, reason="asked")
+    async with asyncio.timeout(20):
+        while not shop.psp.books.refunds or await reversal_state(shop) == "requested":
+            await due(shop)
+            await asyncio.sleep(0.05)
+    await due(shop)
+    await shop.proxy.services.payments.work()
+    assert len(shop.psp.books.refunds) == 1
+    assert await shop.balance() == "3000"
+    await shop.agree()
+
+
 async def reversal_state(shop: Shop) -> str:
     async with shop.office.database.connection() as connection:
         return str(await connection.fetchval("SELECT state FROM payment_reversals"))
@@ -121,6 +147,20 @@ async def test_a_webhook_that_never_comes(shop: Shop, provider: Provider) -> Non
             await asyncio.sleep(0.05)
     assert (await shop.see(topup))["state"] == "paid"
     await shop.agree()
+
+
+async def test_a_payment_that_contradicts_the_books_hides_no_other(shop: Shop) -> None:
+    first, second = await shop.begin("paystack"), await shop.begin("flutterwave")
+    shop.psp.till.pay(shop.checkout(first))
+    await shop.quiet()
+    shop.psp.webhooks.hold()
+    odd = shop.psp.till.refund(shop.psp.till.find_payment(first["reference"]), 1000_00)
+    await shop.proxy.services.payments.sweep()
+    assert await shop.balance() == "4000"
+    odd.amount_minor += 1  # it was posted otherwise
+    shop.psp.till.pay(shop.checkout(second))
+    await shop.proxy.services.payments.sweep()
+    assert await shop.balance() == "9000"
 
 
 @pytest.mark.parametrize("provider", OFFERED)

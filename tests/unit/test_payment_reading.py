@@ -98,6 +98,51 @@ def test_answers_are_judged(status: int, raw: bytes, expected: type[Exception]) 
     assert "sk-secret" not in str(raised.value)
 
 
+class Disputed(Canned):
+    """Paystack, when a dispute was accepted: the refund that it made of it names it."""
+
+    async def ask(self, method: str, path: str, **more: Any) -> Any:
+        rows = {
+            "/dispute": [
+                {
+                    "id": 7,
+                    "transaction": PAYSTACK["id"],
+                    "status": "resolved",
+                    "resolution": "merchant-accepted",
+                }
+            ],
+            "/refund": [
+                {
+                    "id": 1,
+                    "transaction": PAYSTACK["id"],
+                    "dispute": 7,
+                    "amount": 500000,
+                    "status": "processed",
+                },
+                {
+                    "id": 2,
+                    "transaction": PAYSTACK["id"],
+                    "dispute": None,
+                    "amount": 100,
+                    "status": "processed",
+                },
+                {"id": 3, "transaction": PAYSTACK["id"], "dispute": 8, "amount": 200, "status": "processed"},
+            ],
+        }
+        found = await super().ask(method, path, **more)
+        return {**found, "data": rows.get(path, found["data"])}
+
+
+async def test_a_refund_that_ends_a_dispute_takes_the_money_once() -> None:
+    payment = await PaystackApi(Disputed(PAYSTACK)).look("1")
+    assert payment is not None
+    assert [(item.kind, item.id) for item in payment.reversals] == [
+        ("refund", "2"),
+        ("refund", "3"),
+        ("dispute", "7"),
+    ]
+
+
 def test_webhooks_only_say_where_to_look() -> None:
     paystack, flutterwave = PaystackApi(Canned(PAYSTACK)), FlutterwaveApi(Canned(FLUTTERWAVE))
     hint = paystack.read_webhook(json.dumps({"event": "charge.success", "data": PAYSTACK}).encode())
