@@ -10,6 +10,7 @@ import asyncpg
 from billing.db import Database
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
+from billing.payunits import PaymentProvider
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class AutoTopup:
     threshold_nano: int | None = None
     amount_nano: int | None = None
     pause_s: int | None = None
-    provider: str | None = None
+    provider: PaymentProvider | None = None
     method: str | None = None
     failures: int = 0
     note: str = ""
@@ -82,17 +83,13 @@ class AutoTopups:
             raise NotFoundError(f"there is no wallet {wallet_id}")
         return AutoTopup(**row)
 
-    async def set(
-        self,
-        owner: UUID,
-        wallet_id: UUID,
-        *,
-        enabled: bool,
-        threshold_nano: int,
-        amount_nano: int,
-        pause_s: float,
-    ) -> None:
+    async def set(self, owner: UUID, wallet_id: UUID, wanted: AutoTopup) -> None:
         """Set it; failures are forgotten, and what was begun and not asked of the provider yet is let go when it is off.
+
+        Args:
+            owner: whose wallet.
+            wallet_id: which.
+            wanted: of it whether it is on, the threshold, the amount and the pause; without amounts nothing is kept.
 
         Raises:
             InputError: it is to be on, and nothing is kept to pay with.
@@ -103,10 +100,10 @@ class AutoTopups:
                 await connection.execute(
                     "SELECT own_set_auto_topup($1, $2, $3, $4, $5)",
                     wallet_id,
-                    enabled,
-                    threshold_nano,
-                    amount_nano,
-                    timedelta(seconds=pause_s),
+                    wanted.enabled,
+                    wanted.threshold_nano,
+                    wanted.amount_nano,
+                    timedelta(seconds=wanted.pause_s or 0),
                 )
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no wallet {wallet_id}") from None

@@ -2,7 +2,9 @@
 
 from aiohttp import web
 
+from billing.auto_topups import AutoTopup
 from billing.callers import Caller
+from billing.payunits import minor_units
 from billing.topup_limits import check_topup
 from proxy.auth import acting_as, authenticate, owner_of
 from proxy.context import standard_headers
@@ -22,20 +24,39 @@ async def put_auto_topup(request: web.Request) -> web.Response:
     services, caller = request.app[SERVICES], await authenticate(request)
     owner_of(caller)
     form = await read_form(request, AutoTopupForm, services.settings.limits)
-    least_s = services.settings.payments.auto_pause_s
-    if form.pause_s is not None and form.pause_s < least_s:
-        raise BadRequestError(f"'pause_s' must be at least {least_s:g}.", param="pause_s")
-    check_topup(form.amount, caller.currency, services.settings.payments)
+    wanted = await _complete(services, caller, form)
     with acting_as(request):
-        await services.auto_topups.set(
-            caller.user_id,
-            caller.wallet_id,
-            enabled=form.enabled,
-            threshold_nano=form.threshold,
-            amount_nano=form.amount,
-            pause_s=form.pause_s or least_s,
-        )
+        await services.auto_topups.set(caller.user_id, caller.wallet_id, wanted)
     return await _show(request, services, caller)
+
+
+async def _complete(services: Services, caller: Caller, form: AutoTopupForm) -> AutoTopup:
+    """Return what is wanted, with what the form does not name as it was.
+
+    Raises:
+        InputError: an amount that cannot be topped up, or that the provider cannot take.
+        BadRequestError: it is to be on, and an amount was never named; or the pause is too short.
+    """
+    least_s = int(services.settings.payments.auto_pause_s)
+    if form.pause_s is not None and form.pause_s < least_s:
+        raise BadRequestError(f"'pause_s' must be at least {least_s}.", param="pause_s")
+    before = await services.auto_topups.get(caller.user_id, caller.wallet_id)
+    threshold_nano = before.threshold_nano if form.threshold is None else form.threshold
+    amount_nano = before.amount_nano if form.amount is None else form.amount
+    for name, value in (("threshold", threshold_nano), ("amount", amount_nano)):
+        if value is None and form.enabled:
+            raise BadRequestError(f"{name!r} is not named, and was not before.", param=name)
+    if form.enabled or form.amount is not None:
+        assert amount_nano is not None
+        check_topup(amount_nano, caller.currency, services.settings.payments)
+        if before.provider is not None:
+            minor_units(amount_nano, caller.currency, before.provider)
+    return AutoTopup(
+        enabled=form.enabled,
+        threshold_nano=threshold_nano,
+        amount_nano=amount_nano,
+        pause_s=form.pause_s or before.pause_s or least_s,
+    )
 
 
 async def delete_payment_method(request: web.Request) -> web.Response:

@@ -223,12 +223,12 @@ class TopupForm(Form):
 class AutoTopupForm(Form):
     """When and how a wallet tops itself up, in major units of its currency.
 
-    Below `threshold` so much is charged as `amount` says, at most once in `pause_s` seconds.
+    Below `threshold` so much is charged as `amount` says, at most once in `pause_s` seconds. What is not named stays as it was.
     """
 
     enabled: Annotated[bool, Field(strict=True)]
-    threshold: Amount
-    amount: Amount
+    threshold: Amount | None = None
+    amount: Amount | None = None
     pause_s: Annotated[int, Field(gt=0, le=366 * 86_400, strict=True)] | None = None
 
 

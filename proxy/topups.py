@@ -6,7 +6,8 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.callers import Caller
-from billing.money import format_amount
+from billing.errors import InputError
+from billing.money import format_amount, get_currency
 from billing.payments import Intent
 from billing.topup_limits import check_topup
 from billing.wallets import parse_id
@@ -51,6 +52,8 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
     if form.save_method:
         desk.saver_of(form.provider)
     currency = form.currency or caller.currency
+    if currency != caller.currency:
+        raise InputError(f"this wallet is in {caller.currency}, not {get_currency(currency).code}")
     check_topup(form.amount, currency, settings)
     email = form.email or await services.statements.find_email(caller.user_id)
     if not email:

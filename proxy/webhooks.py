@@ -16,6 +16,7 @@ from proxy.payments.signatures import is_signed
 from proxy.services import SERVICES
 
 _log = structlog.get_logger("tuma.payments")
+_KEY_LENGTH_MAX = 255  # of an event's id
 
 
 async def receive_webhook(request: web.Request) -> web.Response:
@@ -41,7 +42,9 @@ async def receive_webhook(request: web.Request) -> web.Response:
         key = services.payments.api_of(provider).read_webhook(body).key
     except (UnicodeDecodeError, InputError) as error:
         raise InputError(f"this is no event of {provider}: {error}") from None
-    new = await services.payments.payments.receive(provider, key or hashlib.sha256(body).hexdigest(), text)
+    if not 0 < len(key) <= _KEY_LENGTH_MAX:
+        key = hashlib.sha256(body).hexdigest()
+    new = await services.payments.payments.receive(provider, key, text)
     if new:
         services.payments.ring()
     return web.json_response({"received": True}, headers=standard_headers(request))

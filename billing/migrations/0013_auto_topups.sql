@@ -19,13 +19,14 @@ CREATE TABLE payment_methods (
 CREATE TABLE auto_topups (
     wallet_id      uuid PRIMARY KEY REFERENCES wallets,
     enabled        boolean NOT NULL,
-    threshold_nano bigint NOT NULL CHECK (threshold_nano >= 0),
-    amount_nano    bigint NOT NULL CHECK (amount_nano > 0),
+    threshold_nano bigint CHECK (threshold_nano >= 0),
+    amount_nano    bigint CHECK (amount_nano > 0),
     pause          interval NOT NULL, -- from one to the next, at least
     failures       integer NOT NULL DEFAULT 0,
     note           text NOT NULL DEFAULT '',
     last_at        timestamptz,
-    last_intent_id uuid REFERENCES payment_intents
+    last_intent_id uuid REFERENCES payment_intents,
+    CHECK (NOT enabled OR (threshold_nano IS NOT NULL AND amount_nano IS NOT NULL))
 );
 SELECT audit_table('payment_methods', '{wallet_id}'),
        audit_table('auto_topups', '{wallet_id}');

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from billing.auto_topups import AutoTopups
+from billing.auto_topups import AutoTopup, AutoTopups
 from billing.db import Database
 from billing.errors import InputError, NotFoundError, RateLimitError
 from billing.money import NANO
@@ -54,8 +54,8 @@ class Purse:
         return intent
 
     async def switch_on(self, **changes: Any) -> None:
-        wanted = {"enabled": True, "threshold_nano": 100 * NANO, "amount_nano": 50 * NANO, "pause_s": 3600}
-        await self.autos.set(self.owner, self.wallet_id, **{**wanted, **changes})
+        wanted = AutoTopup(enabled=True, threshold_nano=100 * NANO, amount_nano=50 * NANO, pause_s=3600)
+        await self.autos.set(self.owner, self.wallet_id, dataclasses.replace(wanted, **changes))
 
     async def begin(self) -> list[Intent]:
         return await self.payments.begin_auto_topups(expires_after_s=3600)
@@ -214,7 +214,9 @@ async def test_ones_own_only(purse: Purse) -> None:
         await purse.autos.forget_method(stranger.user_id, purse.wallet_id)
     with pytest.raises(NotFoundError):
         await purse.autos.set(
-            stranger.user_id, purse.wallet_id, enabled=True, threshold_nano=1, amount_nano=1, pause_s=60
+            stranger.user_id,
+            purse.wallet_id,
+            AutoTopup(enabled=True, threshold_nano=1, amount_nano=1, pause_s=60),
         )
 
 

@@ -105,6 +105,21 @@ async def test_a_card_that_is_declined_three_times_switches_it_off(shop: Shop) -
     assert await shop.balance() == "25000"
 
 
+async def test_it_is_switched_off_without_a_word_about_amounts(shop: Shop) -> None:
+    status, shown = await shop.ask("PUT", "/v1/wallet/auto-topup", json={"enabled": False})
+    assert (status, shown["enabled"], shown["amount"]) == (200, False, None)
+    await save_card(shop)
+    status, answer = await shop.ask("PUT", "/v1/wallet/auto-topup", json={"enabled": True, "amount": "20000"})
+    assert (status, answer["error"]["param"]) == (400, "threshold")
+    await shop.ask("PUT", "/v1/wallet/auto-topup", json={**ON, "threshold": "1", "pause_s": 7200})
+    status, shown = await shop.ask("PUT", "/v1/wallet/auto-topup", json={"enabled": False})
+    assert (shown["enabled"], shown["threshold"], shown["amount"], shown["pause_s"]) == (
+        *(False, "1", "20000"),
+        7200,
+    )
+    assert not charges(shop)
+
+
 async def test_forgotten_is_not_charged(shop: Shop) -> None:
     await save_card(shop)
     status, shown = await shop.ask("DELETE", "/v1/wallet/payment-method")
