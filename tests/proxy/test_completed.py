@@ -12,6 +12,7 @@ import structlog
 
 from config.logging import change_level, configure_logging
 from config.settings import LogSettings
+from proxy import completed
 from scripts.office import Office
 from tests.conftest import Payer, Running, check_books, make_payer
 
@@ -21,8 +22,9 @@ HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content"
 
 
 @pytest.fixture
-def lines() -> Iterator[list[dict[str, Any]]]:
-    """What is logged, at every level."""
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What is logged, at every level; also where an earlier test let loggers be kept as they were then."""
+    monkeypatch.setattr(completed, "_log", structlog.get_logger("tuma.requests"))
     heard: list[dict[str, Any]] = []
 
     def keep(_logger: object, method: str, event: Any) -> Any:

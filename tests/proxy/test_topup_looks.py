@@ -18,7 +18,8 @@ _MANY = 1_000
 
 @pytest.fixture
 async def shop(settings: Settings, office: Office) -> AsyncIterator[Shop]:
-    async with open_shop(settings, office) as opened:
+    # Nobody but those who wait makes Tuma ask, here neither.
+    async with open_shop(settings, office, poll_s=3600) as opened:
         yield opened
 
 
