@@ -117,6 +117,11 @@ def _explain_cost(call: CallFacts) -> Iterator[str]:
         yield from _explain_tokens(call.usage, call.price)
     elif cost is not None:
         yield f"Cost: {_exact(cost, ATTO_DECIMALS)} USD, for {_tokens(call.usage)}."
+        if call.price is not None and (parts := _parts(call.usage, call.price)):
+            told = " + ".join(
+                f"{count} {name} {_TIMES} {_exact(each, ATTO_DECIMALS)}" for count, name, each in parts
+            )
+            yield f"By our price book: {told} = {_exact(cost_attousd(call.price, call.usage), ATTO_DECIMALS)} USD."
     if cost is None or call.fx is None:
         yield f"Settled at {format_amount(call.settled_nano)} {call.currency}; what it was computed from was corrected since."
         return
@@ -140,7 +145,8 @@ def _find_cost(call: CallFacts) -> int | None:
     return None if corrected or call.cost_nanousd is None else call.cost_nanousd * ATTO_PER_NANO
 
 
-def _explain_tokens(usage: Usage, price: Price) -> Iterator[str]:
+def _parts(usage: Usage, price: Price) -> list[tuple[int, str, int]]:
+    """Return what is priced: how many, of what, and the price of each in atto-dollars."""
     rates = price.rates
     apart = usage.cached_read_tokens + usage.cached_write_tokens + usage.audio_tokens
     parts = (
@@ -153,11 +159,14 @@ def _explain_tokens(usage: Usage, price: Price) -> Iterator[str]:
         ("images", usage.images, rates.image),
         ("request", 1 if rates.request else 0, rates.request),
     )
-    for name, count, each in parts:
-        if count:
-            yield (
-                f"{count} {name} {_TIMES} {_exact(each, ATTO_DECIMALS)} USD = {_exact(count * each, ATTO_DECIMALS)} USD"
-            )
+    return [(count, name, each) for name, count, each in parts if count]
+
+
+def _explain_tokens(usage: Usage, price: Price) -> Iterator[str]:
+    for count, name, each in _parts(usage, price):
+        yield (
+            f"{count} {name} {_TIMES} {_exact(each, ATTO_DECIMALS)} USD = {_exact(count * each, ATTO_DECIMALS)} USD"
+        )
     yield f"Cost: {_exact(cost_attousd(price, usage), ATTO_DECIMALS)} USD."
 
 

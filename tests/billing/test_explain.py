@@ -59,6 +59,12 @@ def follow(lines: list[str]) -> Decimal:
             if part := re.fullmatch(rf"([0-9]+) [a-z ]+ × {_NUMBER} USD = {_NUMBER} USD", line):
                 assert Decimal(part[1]) * Decimal(part[2]) == Decimal(part[3]), line
                 parts.append(Decimal(part[3]))
+            elif compared := re.fullmatch(rf"By our price book: (.*) = {_NUMBER} USD\.", line):
+                products = [
+                    re.fullmatch(rf"([0-9]+) [a-z ]+ × {_NUMBER}", item) for item in compared[1].split(" + ")
+                ]
+                total = sum(Decimal(item[1]) * Decimal(item[2]) for item in products if item is not None)
+                assert None not in products and total == Decimal(compared[2]), line
             elif named := re.match(rf"Cost: {_NUMBER} USD", line):
                 cost = Decimal(named[1])
                 assert not parts or sum(parts) == cost, line
