@@ -340,10 +340,11 @@ async def test_the_rest_has_one_meaning(
             sim.requests.clear()
             answer, closed = await send(proxy, data, split=split)
             assert closed, (name, split, answer)
-            assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200", b"HTTP/1.1 100", b"HTTP/1.1 405")), (
-                name,
-                answer,
-            )
+            # As above: where the second request is not read, the reset may be quicker than the first one's answer.
+            if answer or len(wanted) > 1:
+                assert answer.startswith(
+                    (b"HTTP/1.1 200", b"HTTP/1.0 200", b"HTTP/1.1 100", b"HTTP/1.1 405")
+                ), (name, answer)
             await proxy.quiet()
             assert asked(sim) == wanted, (name, split)
     wallet = await office.wallets.get_wallet(payer.wallet_id)
