@@ -27,6 +27,7 @@ from proxy.errors import (
 )
 from proxy.meter import PlainAnswer, StreamMeter
 from proxy.services import Services
+from proxy.sse import EventTooLargeError
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
@@ -163,10 +164,10 @@ class Answer:
 
     async def _let_the_provider_end(self) -> None:
         """Read on to the end, or only until the answer's id is known and then hang up: as this provider bills."""
-        if self.complete or self.response is None:
-            return
+        if self.complete or self.response is None or self.meter is None:
+            return  # of an answer that is not streamed the rest tells nothing without what came before
         drain = self.services.upstream.on_client_gone == "drain" and self.outcome != "upstream_timeout"
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError):
             async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
                 while drain or self.call.generation_id is None:
                     chunk = await self.response.content.readany()
