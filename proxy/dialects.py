@@ -99,7 +99,7 @@ def _check_response(fields: Fields) -> None:
                 f"{name!r} is not served: what the provider has stored cannot be priced. Send the whole input.",
                 param=name,
             )
-    if isinstance(given, list) and any(item.get("type") == "item_reference" for item in given):
+    if isinstance(given, list) and any(_is_reference(item) for item in given):
         raise BadRequestError("An 'item_reference' is not served: send the item itself.", param="input")
     tools = fields.get("tools")
     if not isinstance(tools, list | None) or not all(isinstance(tool, dict) for tool in tools or ()):
@@ -110,6 +110,12 @@ def _check_response(fields: Fields) -> None:
                 "Only tools of type 'function' and 'custom' are served: the provider bills its own apart from tokens.",
                 param="tools",
             )
+
+
+def _is_reference(item: Fields) -> bool:
+    """Tell whether an item is one that the provider has stored; its type may be left out, as a message's may."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and not {"role", "content"} <= item.keys())
 
 
 def _check_common(fields: Fields) -> None:

@@ -217,6 +217,8 @@ async def test_what_would_escape_the_meter_is_refused(
         ("conversation", "conv_1"),
         ("prompt", {"id": "pmpt_1"}),
         ("input", [{"type": "item_reference", "id": "msg_1"}]),
+        ("input", [{"id": "msg_1"}]),  # the same: the type may be left out
+        ("input", [{"type": None, "id": "msg_1", "role": "user"}]),
         ("input", []),
         ("tools", [{"type": "web_search"}]),
         ("max_output_tokens", 0),
