@@ -57,7 +57,9 @@ def _check_chat(fields: Fields) -> None:
 
 
 def _chat_output(fields: Fields) -> Output:
-    return Output(fields.get("max_completion_tokens") or fields.get("max_tokens"), _choices(fields))
+    """Of two bounds the larger one counts: servers differ in which of them they know."""
+    bounds = (fields.get("max_completion_tokens"), fields.get("max_tokens"))
+    return Output(max((bound for bound in bounds if bound), default=None), _choices(fields))
 
 
 def _check_completion(fields: Fields) -> None:
