@@ -144,11 +144,15 @@ class Answer:
 
     def _from_answer(self) -> Evidence:
         source = self.meter or self.plain
-        usage = source.usage if source is not None else None
+        said = source.usage if source is not None else None
+        billed_usd = reported_cost_usd(said) if said is not None else None
+        usage = usage_from_openai(said) if said is not None else None
+        if usage == Usage() and billed_usd is None and (self._count() or not self.ask.output.choices):
+            usage = None  # some servers send zeros where they did not count
         return Evidence(
             generation_id=self.call.generation_id,
-            billed_usd=reported_cost_usd(usage) if usage is not None else None,
-            usage=usage_from_openai(usage) if usage is not None else None,
+            billed_usd=billed_usd,
+            usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
         )
 

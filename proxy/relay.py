@@ -113,10 +113,11 @@ def _price_usage(answer: Answer) -> Any:
     if not answer.services.upstream.bills_by_price_book:
         return None
 
-    def price(usage: Mapping[str, Any]) -> str:
-        return format_usd(
-            nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage_from_openai(usage)))
-        )
+    def price(said: Mapping[str, Any]) -> str | None:
+        usage = usage_from_openai(said)
+        if usage == Usage():
+            return None  # it may be counted here, at the end
+        return format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
 
     return price
 
