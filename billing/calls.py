@@ -212,6 +212,9 @@ class Calls:
         taken_nanousd = 0
         try:
             await self._wait_for_postgres()
+            if not self.quota.covers(quote.hold_nanousd):
+                # No slab is leased, and no quota called used up, for a call that its wallet cannot bear anyway.
+                await self.holds.look(_hold_of(caller, quote, call_id))
             taken_nanousd = await self.quota.take(quote.hold_nanousd)
             return await self._reserve(
                 caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
@@ -230,7 +233,7 @@ class Calls:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError, ProviderQuotaError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell, and a call would be refused, too.
         """
-        self.quota.look()
+        self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
         return await self.holds.look(_hold_of(caller, quote, call_id))
 

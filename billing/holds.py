@@ -41,6 +41,7 @@ from config.settings import HoldSettings
 
 SHARDS = 64
 _NOTES_TTL_MS = 7 * 24 * 3600 * 1000
+_AMOUNT_MAX = 2**62  # nano units; no wallet has as much, and Redis and Postgres count in 64 bits
 _FILL_TRIES = 40
 _PER = {"day": "per day", "week": "per week", "month": "per month", "total": "in total"}
 _FILL_PAUSE_S = 0.025
@@ -176,6 +177,8 @@ class Holds:
             RedisUnavailableError: Redis is away; a hold that it made all the same expires with its lease.
             PostgresUnavailableError: the mirror is cold and Postgres is away.
         """
+        if max(hold.amount_nano, hold.amount_nanousd) > _AMOUNT_MAX:
+            raise _not_covered(hold)
         prefix = _prefix(hold.user_id)
         keys = [*_mirror_keys(hold.user_id), f"{prefix}leases"]
         args: list[str | int] = [
@@ -231,10 +234,7 @@ class Holds:
             case "granted":
                 return _rate_state(reply, hold)
             case "insufficient_funds":
-                raise InsufficientFundsError(
-                    f"The wallet does not cover this call: {format_amount(hold.amount_nano)} {hold.currency} would have to be set"
-                    " aside. Top up, or ask for fewer tokens (max_tokens)."
-                )
+                raise _not_covered(hold)
             case "cap_exceeded":
                 scope, period, ends, limit, left = (part.decode() for part in reply[8:13])
                 raise CapExceededError(
@@ -471,3 +471,10 @@ def _describe_cap(hold: Hold, scope: str, period: str, *, ends_ms: int, limit: i
     if period == "total":
         return f"{text}."
     return f"{text} until {datetime.fromtimestamp(ends_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}."
+
+
+def _not_covered(hold: Hold) -> InsufficientFundsError:
+    return InsufficientFundsError(
+        f"The wallet does not cover this call: {format_amount(hold.amount_nano)} {hold.currency} would have to be set"
+        " aside. Top up, or ask for fewer tokens (max_tokens)."
+    )

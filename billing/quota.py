@@ -79,7 +79,14 @@ class Quota:
         now_s = time.monotonic()
         if self._pause is not None and self._pause.until_s > now_s:
             return self._pause.reason
-        return "the provider's quota is used up" if self._refused_until_s > now_s else "ok"
+        used_up = self._refused_until_s > now_s and self._refused_nanousd <= self._slab_nanousd
+        return (
+            "the provider's quota is used up" if used_up else "ok"
+        )  # a call larger than a slab tells of itself alone
+
+    def covers(self, nanousd: int) -> bool:
+        """Whether a hold can be taken of what is leased already."""
+        return self._unlimited or self._free_nanousd >= nanousd
 
     async def take(self, nanousd: int) -> int:
         """Set a hold aside, in nano-dollars; return what was taken, to be given back: 0 where there is no limit.
@@ -89,9 +96,9 @@ class Quota:
             PostgresUnavailableError: a slab is needed and Postgres is away.
         """
         self._taken_s = time.monotonic()
-        if not self._unlimited and self._free_nanousd < nanousd:
+        if not self.covers(nanousd):
             async with self._leasing:
-                while not self._unlimited and self._free_nanousd < nanousd:
+                while not self.covers(nanousd):
                     await self._lease(nanousd - self._free_nanousd)
         if self._unlimited:
             return 0
@@ -100,8 +107,7 @@ class Quota:
         return nanousd
 
     async def _lease(self, need: int) -> None:
-        if need >= self._refused_nanousd and time.monotonic() < self._refused_until_s:
-            raise _used_up()
+        self._require_not_refused(need)
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 "SELECT given, free FROM lease_quota($1, $2, $3, $4)",
@@ -141,16 +147,20 @@ class Quota:
         self._require_no_pause(self._pause)
         self._trying = call_id
 
-    def look(self) -> None:
-        """Raise what a call would be refused with just now; nothing is leased, and nobody is let pass.
+    def _require_not_refused(self, need: int) -> None:
+        if need >= self._refused_nanousd and time.monotonic() < self._refused_until_s:
+            raise _used_up()
+
+    def look(self, nanousd: int) -> None:
+        """Raise what a hold would be refused with just now, as far as is known; nothing is leased, and nobody is let pass.
 
         Raises:
             ProviderQuotaError: nothing is sent now.
         """
         if self._pause is not None:
             self._require_no_pause(self._pause)
-        if self._refused_until_s > time.monotonic():
-            raise _used_up()
+        if not self.covers(nanousd):
+            self._require_not_refused(nanousd - self._free_nanousd)
 
     def _require_no_pause(self, pause: _Pause) -> None:
         left_s = pause.until_s - time.monotonic()

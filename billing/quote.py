@@ -37,7 +37,7 @@ class Output:
 class Quote:
     """An upward estimate with price and exchange rate pinned; hold amounts in USD and in the wallet's currency.
 
-    ``completion_tokens`` is the bound over all choices.
+    ``completion_tokens`` is the bound over all choices. ``others`` are the prices of further models that may answer.
     """
 
     price: Price
@@ -47,6 +47,17 @@ class Quote:
     hold_attousd: int
     hold_nanousd: int
     hold_nano: int
+    others: tuple[Price, ...] = ()
+
+    def grown_to(self, completion_tokens: int) -> "Quote":
+        """Quote the same call at another output bound: at the dearest of the models that may answer."""
+        return max(
+            (
+                quote_call(price, self.fx, prompt=self.prompt, completion_tokens=completion_tokens)
+                for price in (self.price, *self.others)
+            ),
+            key=lambda quote: quote.hold_attousd,
+        )
 
 
 def quote_call(price: Price, fx: FxQuote, *, prompt: PromptCount, completion_tokens: int) -> Quote:

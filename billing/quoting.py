@@ -68,4 +68,5 @@ async def quote_ask(
         hold_attousd=dearest.hold_attousd,
         hold_nanousd=dearest.hold_nanousd,
         hold_nano=dearest.hold_nano,
+        others=tuple(model.price for model in found[1:]),
     )

@@ -91,6 +91,9 @@ _AUDIO_BYTES_PER_TOKEN = 200  # 10 tokens a second (OpenAI), at the 16 kbit/s of
 _FILE_BYTES_PER_TOKEN = 3
 _UNKNOWN_PART_TOKENS = 1_445
 _DEPTH_MAX = 40
+_TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
+_IMAGES = ("image_url", "input_image", "image")
+_VIDEOS = ("video_url", "input_video")
 # Items of the Responses API that are no messages.
 _ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 
@@ -254,10 +257,15 @@ class _Tally:
             yield _as_json(content)
 
     def _part(self, part: Mapping[str, Any], depth: int) -> Iterator[str]:
-        kind = part.get("type")
-        if isinstance(part.get("text"), str):
-            yield part["text"]
-        elif kind in ("image_url", "input_image"):
+        kind, text = part.get("type"), part.get("text")
+        if isinstance(text, str):
+            yield text
+            if kind in _TEXTS or (kind is None and "content" not in part):
+                return  # beside anything else a text says nothing of what that costs
+        yield from self._other_part(part, kind, depth)
+
+    def _other_part(self, part: Mapping[str, Any], kind: object, depth: int) -> Iterator[str]:
+        if kind in _IMAGES:
             image = part.get("image_url")
             detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
             self.images += 1
@@ -266,6 +274,10 @@ class _Tally:
             )
         elif kind == "input_audio":
             self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
+        elif kind in _VIDEOS:
+            self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
+        elif kind == "refusal" and isinstance(part.get("refusal"), str):
+            yield part["refusal"]
         elif kind in ("file", "input_file"):
             self.fixed_tokens += _payload_bytes(part) // _FILE_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
         elif kind in _ITEMS:
@@ -276,7 +288,11 @@ class _Tally:
             yield from self._message(part, depth)
         else:
             self.fixed_tokens += _UNKNOWN_PART_TOKENS
-            yield _as_json(part) if _payload_bytes(part) < _PIECE_CHARS else ""
+            written = _as_json(part)
+            if len(written) < _PIECE_CHARS:
+                yield written
+            else:
+                self.fixed_tokens += len(written.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND
 
 
 def _payload_bytes(part: object, depth: int = 0) -> int:

@@ -27,6 +27,7 @@ from proxy.errors import (
 )
 from proxy.meter import PlainAnswer, StreamMeter
 from proxy.services import Services
+from proxy.sse import EventTooLargeError
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
@@ -143,11 +144,15 @@ class Answer:
 
     def _from_answer(self) -> Evidence:
         source = self.meter or self.plain
-        usage = source.usage if source is not None else None
+        said = source.usage if source is not None else None
+        billed_usd = reported_cost_usd(said) if said is not None else None
+        usage = usage_from_openai(said) if said is not None else None
+        if usage == Usage() and billed_usd is None and (self._count() or not self.ask.output.choices):
+            usage = None  # some servers send zeros where they did not count
         return Evidence(
             generation_id=self.call.generation_id,
-            billed_usd=reported_cost_usd(usage) if usage is not None else None,
-            usage=usage_from_openai(usage) if usage is not None else None,
+            billed_usd=billed_usd,
+            usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
         )
 
@@ -163,10 +168,10 @@ class Answer:
 
     async def _let_the_provider_end(self) -> None:
         """Read on to the end, or only until the answer's id is known and then hang up: as this provider bills."""
-        if self.complete or self.response is None:
-            return
+        if self.complete or self.response is None or self.meter is None:
+            return  # of an answer that is not streamed the rest tells nothing without what came before
         drain = self.services.upstream.on_client_gone == "drain" and self.outcome != "upstream_timeout"
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError):
             async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
                 while drain or self.call.generation_id is None:
                     chunk = await self.response.content.readany()

@@ -16,7 +16,7 @@ from proxy.completed import REFUSAL, Refusal, tell_requests
 from proxy.context import RATES, RateMemory, call_id_of, standard_headers
 from proxy.cors import Cors
 from proxy.endpoints import ENDPOINTS
-from proxy.errors import error_response, http_error_response, shape_of
+from proxy.errors import UpstreamRefusedError, error_response, http_error_response, shape_of
 from proxy.framing import check_head, ends_connection
 from proxy.headers import UsualHeaders
 from proxy.health import DRAINING
@@ -28,6 +28,7 @@ LIMITS = web.AppKey("limits", LimitSettings)
 USUAL = web.AppKey("usual headers", UsualHeaders)
 CORS = web.AppKey("cors", Cors)
 _HEAD_CHECKED = web.RequestKey("head_checked", bool)
+_LOGGED_CHARS_MAX = 300  # of why a request was refused
 _hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -88,7 +89,9 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         request[_HEAD_CHECKED] = True
         return await handler(request)
     except TumaError as error:
-        request[REFUSAL] = Refusal(type(error).__name__, str(shape_of(error).code), str(error))
+        # A provider's own words may quote the prompt.
+        words = "" if isinstance(error, UpstreamRefusedError) else str(error)[:_LOGGED_CHARS_MAX]
+        request[REFUSAL] = Refusal(type(error).__name__, str(shape_of(error).code), words)
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:
         if isinstance(error, web.HTTPMethodNotAllowed):

@@ -50,6 +50,7 @@ def _check_chat(fields: Fields) -> None:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
         raise BadRequestError("'messages' must be a non-empty array of objects.", param="messages")
+    _check_no_files(messages, "messages")
     for name in ("max_tokens", "max_completion_tokens"):
         _check_count(fields, name, TOKENS_MAX)
     for name in ("n", "best_of"):
@@ -57,7 +58,9 @@ def _check_chat(fields: Fields) -> None:
 
 
 def _chat_output(fields: Fields) -> Output:
-    return Output(fields.get("max_completion_tokens") or fields.get("max_tokens"), _choices(fields))
+    """Of two bounds the larger one counts: servers differ in which of them they know."""
+    bounds = (fields.get("max_completion_tokens"), fields.get("max_tokens"))
+    return Output(max((bound for bound in bounds if bound), default=None), _choices(fields))
 
 
 def _check_completion(fields: Fields) -> None:
@@ -99,8 +102,9 @@ def _check_response(fields: Fields) -> None:
                 f"{name!r} is not served: what the provider has stored cannot be priced. Send the whole input.",
                 param=name,
             )
-    if isinstance(given, list) and any(item.get("type") == "item_reference" for item in given):
+    if isinstance(given, list) and any(_is_reference(item) for item in given):
         raise BadRequestError("An 'item_reference' is not served: send the item itself.", param="input")
+    _check_no_files(given, "input")
     tools = fields.get("tools")
     if not isinstance(tools, list | None) or not all(isinstance(tool, dict) for tool in tools or ()):
         raise BadRequestError("'tools' must be an array of objects.", param="tools")
@@ -110,6 +114,24 @@ def _check_response(fields: Fields) -> None:
                 "Only tools of type 'function' and 'custom' are served: the provider bills its own apart from tokens.",
                 param="tools",
             )
+
+
+def _is_reference(item: Fields) -> bool:
+    """Tell whether an item is one that the provider has stored; its type may be left out, as a message's may."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and not {"role", "content"} <= item.keys())
+
+
+def _check_no_files(items: object, name: str) -> None:
+    """Refuse files that the provider has stored: they are the account's, which all share, and their size is not known here."""
+    for item in items if isinstance(items, list) else ():
+        for parts in (item.get("content"), item.get("output")):
+            for part in parts if isinstance(parts, list) else ():
+                if isinstance(part, dict) and any(
+                    isinstance(place, dict) and place.get("file_id") is not None
+                    for place in (part, part.get("file"))
+                ):
+                    raise BadRequestError("A 'file_id' is not served: send the file itself.", param=name)
 
 
 def _check_common(fields: Fields) -> None:

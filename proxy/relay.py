@@ -13,7 +13,6 @@ from billing.errors import InsufficientFundsError, TumaError, WalletFrozenError
 from billing.ledger import Settlement
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing import Usage, cost_attousd, usage_from_openai
-from billing.quote import quote_call
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
@@ -114,10 +113,11 @@ def _price_usage(answer: Answer) -> Any:
     if not answer.services.upstream.bills_by_price_book:
         return None
 
-    def price(usage: Mapping[str, Any]) -> str:
-        return format_usd(
-            nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage_from_openai(usage)))
-        )
+    def price(said: Mapping[str, Any]) -> str | None:
+        usage = usage_from_openai(said)
+        if usage == Usage():
+            return None  # it may be counted here, at the end
+        return format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
 
     return price
 
@@ -269,10 +269,7 @@ class _StreamRelay:
         answer = self._answer
         if self._meter.fold(answer.count_text) < self._check_at:
             return True  # the cheap estimate ran ahead of the exact count
-        quote = answer.call.quote
-        more = quote_call(
-            quote.price, quote.fx, prompt=quote.prompt, completion_tokens=self._completion_tokens * _GROWTH
-        )
+        more = answer.call.quote.grown_to(self._completion_tokens * _GROWTH)
         if not await answer.services.calls.extend(
             answer.call, hold_nano=more.hold_nano, hold_nanousd=more.hold_nanousd
         ):

@@ -38,6 +38,62 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a call ends whose answer is too large",
+        "proxy/answer.py",
+        "if self.complete or self.response is None or self.meter is None:",
+        "if self.complete or self.response is None:",
+        "tests/proxy/test_unreadable.py",
+    ),
+    Mutation(
+        "a call ends that has an event too large",
+        "proxy/answer.py",
+        "OSError, TimeoutError, EventTooLargeError):",
+        "OSError, TimeoutError):",
+        "tests/proxy/test_unreadable.py",
+    ),
+    Mutation(
+        "a text beside something else hides nothing",
+        "billing/tokens.py",
+        '            if kind in _TEXTS or (kind is None and "content" not in part):\n                return',
+        "            if True:\n                return",
+        "tests/unit/test_tokens.py",
+    ),
+    Mutation(
+        "a hold grows at the dearest price",
+        "billing/quote.py",
+        "for price in (self.price, *self.others)",
+        "for price in (self.price,)",
+        "tests/proxy/test_relay.py::test_the_hold_grows_at_the_price_of_the_dearest_that_may_answer",
+    ),
+    Mutation(
+        "the wallet is asked before the provider's quota",
+        "billing/calls.py",
+        "            if not self.quota.covers(quote.hold_nanousd):\n",
+        "            if False:\n",
+        "tests/proxy/test_provider_quota.py::test_who_asks_for_more_than_they_have_uses_up_no_quota",
+    ),
+    Mutation(
+        "an item reference without its type is one",
+        "proxy/dialects.py",
+        ' or (kind is None and not {"role", "content"} <= item.keys())',
+        "",
+        "tests/proxy/test_kinds.py::test_what_would_escape_the_meter_is_refused",
+    ),
+    Mutation(
+        "usage of zeros is no usage",
+        "proxy/answer.py",
+        "            usage = None  # some servers send zeros where they did not count\n",
+        "            pass\n",
+        "tests/proxy/test_openai_kind.py::test_usage_of_nothing_for_something_is_no_usage",
+    ),
+    Mutation(
+        "a provider's words are not logged",
+        "proxy/app.py",
+        'words = "" if isinstance(error, UpstreamRefusedError) else str(error)[:_LOGGED_CHARS_MAX]',
+        "words = str(error)[:_LOGGED_CHARS_MAX]",
+        "tests/proxy/test_completed.py::test_what_a_provider_quotes_of_a_prompt_is_not_logged",
+    ),
+    Mutation(
         "who comes waits for a transaction that found the wallet unwatched",
         "billing/migrations/0017_feed.sql",
         "        ORDER BY w.id FOR NO KEY UPDATE OF w\n",

@@ -240,7 +240,7 @@ class Answer:
         if self.plan.ending == "error":
             return [self._error_event()]
         events = [self._finish_event(choice) for choice in range(self._choices)]
-        if self.behaviour.usage in ("after_finish", "every_chunk_null"):
+        if self.behaviour.usage in ("after_finish", "every_chunk_null", "zeros"):
             events.append(self._framed(f"{self._chunk_head}{self._usage_tail}{self._usage()}}}"))
         if self.behaviour.done:
             events.append(self._framed("data: [DONE]"))
@@ -271,11 +271,13 @@ class Answer:
         return f'"usage":{dumps(self._usage_object())}'
 
     def _usage_object(self) -> dict[str, Any]:
-        prompt_tokens = self._generation.prompt_tokens
+        zeros = self.behaviour.usage == "zeros"  # as some servers send where they did not count
+        prompt_tokens = 0 if zeros else self._generation.prompt_tokens
+        tokens = 0 if zeros else self.tokens
         usage: dict[str, Any] = {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": self.tokens,
-            "total_tokens": prompt_tokens + self.tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
             "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens, "image_tokens": 0},
         }

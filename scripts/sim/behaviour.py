@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, cast, get_args
 
-UsagePlace = Literal["after_finish", "beside_choices", "missing", "every_chunk_null"]
+UsagePlace = Literal["after_finish", "beside_choices", "missing", "every_chunk_null", "zeros"]
 
 _COUNT_MAX = 1_000_000
 _TIME_MAX = 86_400_000

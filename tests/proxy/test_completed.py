@@ -109,6 +109,26 @@ async def test_each_request_leaves_one_line(
     await check_books(office)
 
 
+async def test_what_a_provider_quotes_of_a_prompt_is_not_logged(
+    proxy: Running, office: Office, lines: list[dict[str, Any]]
+) -> None:
+    payer = await make_payer(office)
+    quoted = {"error": {"message": f"Invalid prompt: '{SECRET_TEXT}'", "code": 400}}
+    for stream in (False, True):
+        body = {**HELLO, "stream": stream, "sim": {"fail_status": 400, "fail_body": quoted}}
+        assert (await ask(proxy, "POST", "/v1/chat/completions", payer, body))[0] == 400
+    twice = f'{{"model": "{MODEL}", "{"k" * 10_000}": 1, "{"k" * 10_000}": 2}}'
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session:
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", data=twice) as response:
+            assert response.status == 400
+    await proxy.quiet()
+    errors = sorted(line["error"] for line in told(lines))
+    assert errors == ["BadRequestError", *["UpstreamRefusedError"] * 2]
+    text = json.dumps(lines, default=str)
+    assert SECRET_TEXT not in text
+    assert "k" * 1_000 not in text
+
+
 async def test_a_client_that_leaves_is_told_of_once(
     proxy: Running, office: Office, lines: list[dict[str, Any]]
 ) -> None:

@@ -11,6 +11,7 @@ from billing.estimate import PROMPT_LEAST, PROMPT_MOST
 from billing.holds import Hold, Limits
 from billing.ids import new_id
 from billing.money import NANO
+from billing.pricebook import ModelPrice, PriceBook
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, Running, check_books, make_payer, set_rate, sync_models
@@ -213,3 +214,33 @@ async def test_what_has_no_price_has_no_estimate(proxy: Running, office: Office)
     payer = await make_payer(office)
     assert (await ask(proxy, payer, status=404, model="no/such"))["error"]["code"] == "model_not_found"
     assert (await ask(proxy, payer, status=400, messages=[]))["error"]["param"] == "messages"
+
+
+async def test_what_no_wallet_could_hold_is_refused_for_its_funds(proxy: Running, office: Office) -> None:
+    """The amount is beyond 64 bits, as Redis and Postgres keep them."""
+    price = {"prompt_usd": Decimal("0.00015"), "completion_usd": Decimal("0.0006")}
+    dear = ModelPrice("dear/model", "dear", None, None, {**price})
+    await PriceBook(office.database).set_prices([dear], source="manual")
+    await set_rate(office, "VND", "26000")
+    await proxy.services.fx.load()
+    await proxy.services.prices.load()
+    payer = await make_payer(office, amount="500000", currency="VND")
+    body: dict[str, Any] = {"model": "dear/model", "n": 100, "max_tokens": 9_000_000}
+    estimate = await ask(proxy, payer, **body)
+    assert estimate["refusal"]["code"] == "insufficient_funds"
+    proxy.services.quota._unlimited = True  # nothing but the wallet refuses
+    refused = await post(proxy, payer, "/v1/chat/completions", status=402, **body)
+    assert refused["error"]["code"] == "insufficient_funds"
+    rest = await post(proxy, payer, "/v1/chat/completions")
+    assert rest["choices"]
+    await check_books(office)
+
+
+async def test_the_larger_of_two_bounds_is_held_for(proxy: Running, office: Office) -> None:
+    """Servers differ in which of the two they go by."""
+    payer = await make_payer(office)
+    for bounds in (
+        {"max_tokens": 9_000, "max_completion_tokens": 1},
+        {"max_tokens": 1, "max_completion_tokens": 9_000},
+    ):
+        assert (await ask(proxy, payer, **bounds))["tokens_completion"]["most"] == 9_000

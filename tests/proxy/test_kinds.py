@@ -23,6 +23,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "completions": {"model": MODEL, "prompt": "Count to twenty, slowly."},
     "responses": {"model": MODEL, "input": "Count to twenty, slowly."},
 }
+STORED = {"type": "file", "file": {"file_id": "file-1"}}
 KINDS = pytest.mark.parametrize("kind", ASKS)
 
 
@@ -217,6 +218,14 @@ async def test_what_would_escape_the_meter_is_refused(
         ("conversation", "conv_1"),
         ("prompt", {"id": "pmpt_1"}),
         ("input", [{"type": "item_reference", "id": "msg_1"}]),
+        ("input", [{"id": "msg_1"}]),  # the same: the type may be left out
+        ("input", [{"type": None, "id": "msg_1", "role": "user"}]),
+        ("input", [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]),
+        ("input", [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]),
+        (
+            "input",
+            [{"type": "function_call_output", "output": [{"type": "input_file", "file_id": "file-1"}]}],
+        ),
         ("input", []),
         ("tools", [{"type": "web_search"}]),
         ("max_output_tokens", 0),
@@ -240,6 +249,7 @@ async def test_bad_asks_are_refused(proxy: Running, payer: Payer, sim: Simulated
         ("completions", {"prompt": "x", "best_of": "9"}, "best_of"),
         ("completions", {"prompt": "x", "max_tokens": -1}, "max_tokens"),
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "best_of": "9"}, "best_of"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [STORED]}]}, "messages"),
         ("embeddings", {"input": "x", "stream": True}, "stream"),
         ("embeddings", {"input": [[]]}, "input"),
         ("embeddings", {}, "input"),

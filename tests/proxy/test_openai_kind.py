@@ -85,3 +85,26 @@ async def test_without_usage_the_tokens_are_counted(
     state, accuracy, source, charge = await last_call(office)
     assert (state, accuracy, source) == ("settled", "estimated", "counted")
     assert abs(charge - sim.books.total_nanousd) < sim.books.total_nanousd
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_of_nothing_for_something_is_no_usage(
+    proxy: Running, office: Office, payer: Payer, sim: SimulatedProvider, stream: bool
+) -> None:
+    sim.set_behaviour(usage="zeros", omit_cost=True)
+    body = {"model": MODEL, "messages": HELLO, "stream": stream}
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session:
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+            assert '"cost"' not in await response.text()
+        await proxy.quiet()
+        state, accuracy, source, charge = await last_call(office)
+        assert (state, accuracy, source) == ("settled", "estimated", "counted")
+        assert charge > 0
+        embedding = {"model": "openai/text-embedding-3-small", "input": "some words"}
+        async with session.post(f"{proxy.base_url}/v1/embeddings", json=embedding) as response:
+            assert response.status == 200
+    await proxy.quiet()
+    state, accuracy, source, charge = await last_call(office)
+    assert (state, accuracy, source) == ("settled", "estimated", "counted")
+    assert charge > 0

@@ -147,3 +147,25 @@ async def test_a_serving_house_reconciles_by_itself(
             charge = await connection.fetchval("SELECT charge_nano FROM calls")
         assert charge == sim.books.total_nanousd
         await check_books(office)
+
+
+async def test_who_asks_for_more_than_they_have_uses_up_no_quota(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
+    """Neither is the house called unready, nor is anybody else refused, as one wallet, or one call, is out of proportion."""
+    await sync_models(office)
+    sim.set_credits(Decimal(10))
+    large = {"model": "openai/gpt-4o", "n": 128, "max_tokens": 1_000_000}
+    poor, rich = await make_payer(office, amount="0.01"), await make_payer(office, amount="1000")
+    async with run_proxy(with_quota(settings)) as proxy:
+        assert (await call(proxy, poor, **large))[:2] == (402, "insufficient_funds")
+        assert (await call(proxy, rich))[0] == 200
+        assert (await call(proxy, rich, **large))[:2] == (503, "provider_quota_exhausted")
+        assert (await ready(proxy))["provider"] == "ok", "smaller calls are served"
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {rich.secret}"}) as session:
+            for told, code in (({}, None), (large, "provider_quota_exhausted")):
+                async with session.post(f"{proxy.base_url}/v1/estimate", json={**BODY, **told}) as response:
+                    refusal = (await response.json())["refusal"]
+                assert (refusal and refusal["code"]) == code
+        await proxy.quiet()
+        await check_books(office)

@@ -119,6 +119,24 @@ async def test_the_hold_grows_with_the_answer(proxy: Running, office: Office, si
     await check_books(office)
 
 
+async def test_the_hold_grows_at_the_price_of_the_dearest_that_may_answer(
+    proxy: Running, office: Office, sim: SimulatedProvider
+) -> None:
+    payer = await make_payer(office)
+    dear = "anthropic/claude-sonnet-4.5"
+    ask = {**body(chunks=3000, events_per_write=50), "model": "openai/gpt-4o-mini", "models": [dear]}
+    async with (
+        aiohttp.ClientSession(headers=auth(payer)) as session,
+        session.post(f"{proxy.base_url}/v1/chat/completions", json=ask) as response,
+    ):
+        assert "[DONE]" in await response.text()
+    await proxy.quiet()
+    async with office.database.connection() as connection:
+        held_nano = await connection.fetchval("SELECT hold_nano FROM calls")
+    assert held_nano >= 3000 * sim.models[dear].completion_femtousd // 10**6
+    await check_books(office)
+
+
 async def test_an_empty_wallet_ends_the_answer_cleanly(
     proxy: Running, office: Office, sim: SimulatedProvider
 ) -> None:

@@ -126,6 +126,32 @@ def test_images_audio_and_files_have_figures_and_are_not_read(counter: TokenCoun
     assert file.tokens > 50_000
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "text": "", "file": {"file_data": "data:application/pdf;base64," + "A" * 400_000}},
+        {"type": "image_url", "text": "", "image_url": {"url": "https://x/y.png"}},
+        {"type": "input_audio", "text": "", "input_audio": {"data": "A" * 400_000, "format": "mp3"}},
+        {"type": "refusal", "text": "", "refusal": "word " * 100_000},
+        {"type": "refusal", "refusal": "word " * 100_000},
+        {"type": "nobody_knows", "what": "word " * 100_000},
+    ],
+    ids=["file", "image", "audio", "refusal with text", "refusal", "unknown"],
+)
+def test_a_part_counts_as_what_it_is_whatever_stands_beside(
+    counter: TokenCounter, part: dict[str, Any]
+) -> None:
+    least = {"image_url": 1_445, "input_audio": 1_000}.get(part["type"], 90_000)
+    asks: list[dict[str, Any]] = [{"messages": [{"role": "assistant", "content": [part]}]}, {"input": [part]}]
+    for ask in asks:
+        assert counter.count_prompt(ask, "gpt-4o").tokens >= least
+
+
+def test_a_message_counts_whatever_stands_beside(counter: TokenCounter) -> None:
+    item = {"role": "user", "text": "", "content": "word " * 1_000}
+    assert counter.count_prompt({"input": [item]}, "gpt-4o").tokens > 1_000
+
+
 def test_long_texts_are_counted_in_bounded_time(counter: TokenCounter) -> None:
     assert counter.count_text("gpt-4o", "a" * 1_000_000) > 100_000
     assert counter.count_text("gpt-4o", "x" * 2_500_000) > 800_000
