@@ -121,6 +121,12 @@ async def test_the_numbers_are_those_of_the_books(proxy: Running, office: Office
     await check_books(office)
 
 
+def test_what_never_happened_shows_as_zero() -> None:
+    """A counter without labels that first shows with its first event never rose, for Prometheus: `increase` would not tell of it."""
+    counters = Meters().take().counters
+    assert counters["tuma_house_loss_usd"] == [[[], 0]]
+
+
 async def test_what_is_held_shows_and_so_does_that_postgres_is_away(
     settings: Settings, office: Office, sim: SimulatedProvider
 ) -> None:
