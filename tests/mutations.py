@@ -152,8 +152,7 @@ MUTATIONS = (
     Mutation(
         "money is not shown through a proxy that nobody trusts",
         "proxy/scrape.py",
-        '    if not trusted and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):\n'
-        "        return False\n",
+        "    if not told and any(name in request.headers for name in _PASSED_ON):\n        return False\n",
         "",
         "tests/proxy/test_metrics.py",
     ),

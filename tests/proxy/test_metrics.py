@@ -183,11 +183,15 @@ async def test_who_may_scrape(settings: Settings, office: Office) -> None:
         # Behind a proxy that nobody said is trusted, everybody seems to be this machine.
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "203.0.113.7"}) == 403
         assert await ask(proxy.base_url, Forwarded="for=203.0.113.7") == 403
+        assert await ask(proxy.base_url, **{"X-Real-IP": "203.0.113.7"}) == 403
+        assert await ask(proxy.base_url, Via="1.1 front") == 403
     async with run_proxy(make_settings(**base, metrics={"networks": "10.0.0.0/8"})) as proxy:
         assert await ask(proxy.base_url) == 403
     async with run_proxy(make_settings(**base, auth={"trusted_proxies": "127.0.0.0/8"})) as proxy:
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "203.0.113.7"}) == 403
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "127.0.0.1"}) == 200
+        assert await ask(proxy.base_url, Via="1.1 front") == 403  # it is trusted, and does not say for whom it speaks
+        assert await ask(proxy.base_url) == 200
     async with run_proxy(make_settings(**base, metrics={"token": "scrape me"})) as proxy:
         assert await ask(proxy.base_url) == 401
         assert await ask(proxy.base_url, Authorization="Bearer scrape you") == 401
