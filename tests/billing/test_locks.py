@@ -91,7 +91,9 @@ async def test_whoever_keeps_wallets_watched_holds_no_feed_and_waits(
         await batch.execute("SELECT FROM feeds WHERE wallet_id = $1 FOR NO KEY UPDATE", known)
     await watching
     async with office.database.connection() as observer, office.database.transaction() as batch:
-        await batch.execute("UPDATE feeds SET watched_until = now() + interval '5 min' WHERE wallet_id = $1", known)
+        await batch.execute(
+            "UPDATE feeds SET watched_until = now() + interval '5 min' WHERE wallet_id = $1", known
+        )
         await asyncio.wait_for(watch(known), 30)  # it is busy: the next time
     async with office.database.connection() as observer:
         left = "SELECT watched_until > now() + interval '50 min' FROM feeds WHERE wallet_id = $1"

@@ -190,7 +190,9 @@ async def test_who_may_scrape(settings: Settings, office: Office) -> None:
     async with run_proxy(make_settings(**base, auth={"trusted_proxies": "127.0.0.0/8"})) as proxy:
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "203.0.113.7"}) == 403
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "127.0.0.1"}) == 200
-        assert await ask(proxy.base_url, Via="1.1 front") == 403  # it is trusted, and does not say for whom it speaks
+        assert (
+            await ask(proxy.base_url, Via="1.1 front") == 403
+        )  # it is trusted, and does not say for whom it speaks
         assert await ask(proxy.base_url) == 200
     async with run_proxy(make_settings(**base, metrics={"token": "scrape me"})) as proxy:
         assert await ask(proxy.base_url) == 401
