@@ -222,6 +222,8 @@ BEGIN
         ORDER BY o.created_at LIMIT p_limit) old
     WHERE e.wallet_id = old.wallet_id AND e.seq = old.seq;
     GET DIAGNOSTICS gone = ROW_COUNT;
-    DELETE FROM feeds f WHERE f.watched_until < clock_timestamp() - p_keep;
+    DELETE FROM feeds f USING (
+        SELECT o.wallet_id FROM feeds o WHERE o.watched_until < clock_timestamp() - p_keep FOR UPDATE SKIP LOCKED) old
+    WHERE f.wallet_id = old.wallet_id;
     RETURN gone;
 END $$;

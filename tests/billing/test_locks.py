@@ -100,3 +100,21 @@ async def test_whoever_keeps_wallets_watched_holds_no_feed_and_waits(
         assert not await observer.fetchval(left, known)
         await watch(known)
         assert await observer.fetchval(left, known)
+
+
+async def test_forgetting_feeds_waits_for_nobody(office: Office, payers: list[Payer]) -> None:
+    """It takes them in no order: one that is held, by who has another, is forgotten the next time."""
+    held, free = (payer.wallet_id for payer in payers[:2])
+    async with office.database.connection() as connection:
+        await connection.execute(
+            "SELECT watch_wallets($1, $2, $3)", [held, free], timedelta(seconds=1), timedelta(seconds=10)
+        )
+        await connection.execute("UPDATE feeds SET watched_until = now() - interval '1 hour'")
+    forget = "SELECT forget_feeds(interval '1 minute', 100)"
+    async with office.database.transaction() as other, office.database.connection() as connection:
+        await other.execute("SELECT FROM feeds WHERE wallet_id = $1 FOR NO KEY UPDATE", held)
+        await connection.execute(forget)
+        assert [row["wallet_id"] for row in await connection.fetch("SELECT wallet_id FROM feeds")] == [held]
+    async with office.database.connection() as connection:
+        await connection.execute(forget)
+        assert await connection.fetchval("SELECT count(*) FROM feeds") == 0
