@@ -397,7 +397,8 @@ MUTATIONS = (
     Mutation(
         "what is switched off is not charged",
         "billing/migrations/0013_auto_topups.sql",
-        "    IF NOT p_enabled THEN\n        PERFORM drop_auto_intents(p_wallet);\n    END IF;\n",
+        "    IF NOT p_enabled THEN\n        PERFORM drop_auto_intents(p_wallet); -- intents are locked before the settings, as"
+        " where one ends\n    END IF;\n",
         "",
         "tests/billing/test_auto_topups.py",
     ),
