@@ -207,10 +207,12 @@ async def _look_at_rates(connection: Any, settings: Settings) -> list[Condition]
 
 
 async def _look_at_wallets(connection: Any, settings: Settings) -> list[Condition]:
-    """By the posted balance: what calls hold comes and goes."""
+    """By the posted balance: what calls hold comes and goes. All that are told of already, and so many more."""
     rows = await connection.fetch(
         "SELECT w.id, w.user_id, w.currency, w.posted_nano, w.low_nano FROM wallets w"
-        " WHERE w.low_nano IS NOT NULL AND w.posted_nano < w.low_nano ORDER BY w.id LIMIT $1",
+        " LEFT JOIN alerts a ON a.kind = 'wallet_low' AND a.subject = w.id::text AND a.state = 'firing'"
+        " WHERE w.low_nano IS NOT NULL AND w.posted_nano < w.low_nano ORDER BY a.id IS NULL, w.id"
+        " LIMIT $1 + (SELECT count(*) FROM alerts WHERE kind = 'wallet_low' AND state = 'firing')",
         settings.alerts.rows,
     )
     return [

@@ -170,6 +170,10 @@ class Meters:
 
     def _counter(self, name: str, text: str, *labels: str, nano: bool = False) -> Counter:
         made = Counter(Metric(name, "counter", text, labels, nano=nano))
+        if not labels:
+            made.add(
+                0
+            )  # shown from the start: of what first shows with its first event nobody sees that it rose
         self._counters.append(made)
         return made
 

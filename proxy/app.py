@@ -16,7 +16,7 @@ from proxy.completed import REFUSAL, Refusal, tell_requests
 from proxy.context import RATES, RateMemory, call_id_of, standard_headers
 from proxy.cors import Cors
 from proxy.endpoints import ENDPOINTS
-from proxy.errors import UpstreamRefusedError, error_response, http_error_response, shape_of
+from proxy.errors import error_response, http_error_response, shape_of
 from proxy.framing import check_head, ends_connection
 from proxy.headers import UsualHeaders
 from proxy.health import DRAINING
@@ -89,8 +89,7 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         request[_HEAD_CHECKED] = True
         return await handler(request)
     except TumaError as error:
-        # A provider's own words may quote the prompt.
-        words = "" if isinstance(error, UpstreamRefusedError) else str(error)[:_LOGGED_CHARS_MAX]
+        words = str(error)[:_LOGGED_CHARS_MAX]
         request[REFUSAL] = Refusal(type(error).__name__, str(shape_of(error).code), words)
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:

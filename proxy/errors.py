@@ -51,13 +51,15 @@ class BodyTimeoutError(ProxyError):
 class UpstreamRefusedError(ProxyError):
     """The provider refused the caller's input; its status and error pass through.
 
+    They may quote the input, so they are not in the exception's own text, which is logged.
+
     Args:
         status: the provider's 4xx.
         error: the provider's error object, in OpenAI's shape.
     """
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("message")))
+        super().__init__(f"The provider refused the request with status {status}.")
         self.status = status
         self.error = error
 

@@ -10,6 +10,8 @@ from proxy.context import standard_headers
 from proxy.services import SERVICES
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# What proxies add to a request that they pass on.
+_PASSED_ON = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
 
 
 async def show_metrics(request: web.Request) -> web.Response:
@@ -32,7 +34,8 @@ async def show_metrics(request: web.Request) -> web.Response:
 def _is_near(request: web.Request, settings: MetricSettings) -> bool:
     """Whether the client's address may scrape; one that a proxy speaks for, which is not trusted, is not known."""
     trusted = request.app[SERVICES].settings.auth.trusted_networks
-    if not trusted and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):
+    told = trusted and "X-Forwarded-For" in request.headers
+    if not told and any(name in request.headers for name in _PASSED_ON):
         return False
     address = client_address(request, trusted)
     return address is not None and any(address in network for network in read_networks(settings.networks))

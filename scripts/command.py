@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import click
+from rich.text import Text
 
 from billing.errors import TumaError
 from config.logging import configure_logging
@@ -83,3 +84,8 @@ def office_command(group: click.Group, name: str) -> Callable[[_Command], _Comma
         return work
 
     return decorate
+
+
+def plain_text(label: str) -> Text:
+    """Show what others have named as it is, no markup and no control characters."""
+    return Text("".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in label))

@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from billing.errors import InputError
 from billing.usage import GROUPS, Sums, UsageBook, UsageQuery, UsageReport, UsageRow, parse_bound
 from billing.wallets import parse_id
+from scripts.command import plain_text
 from scripts.office import Office
 
 _WIDTH = 320  # no line is folded or cut for the sake of a terminal that is not known
@@ -163,7 +163,7 @@ def render(report: UsageReport, wanted: UsageQuery, trends: _Trends) -> str:
     for row in report.rows:
         trend = trends.get(_group(row), ())
         table.add_row(
-            *(_text(_label(row, name)) for name in wanted.by),
+            *(plain_text(_label(row, name)) for name in wanted.by),
             *_cells(row.sums, row.currency),
             draw_bars(trend),
         )
@@ -181,11 +181,6 @@ def _label(row: UsageRow, name: str) -> str:
     if name == "key":
         return "(no key)" if row.key_id is None else row.key_name or str(row.key_id)
     return f"{row.period:%Y-%m-%d %H:%M %z}" if isinstance(row.period, datetime) else str(row.period)
-
-
-def _text(label: str) -> Text:
-    """Show what others have named as it is, no markup and no control characters."""
-    return Text("".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in label))
 
 
 def _cells(sums: Sums, currency: str) -> list[str]:

@@ -22,7 +22,7 @@ from rich.text import Text
 from billing.errors import InputError, InvalidKeyError, NotPermittedError
 from billing.wallets import parse_id
 from config.settings import Settings, load_settings
-from scripts.command import run_command
+from scripts.command import plain_text, run_command
 
 _PAUSE_FIRST_S = 0.25
 _PAUSE_MAX_S = 5.0
@@ -130,7 +130,7 @@ class Screen:
         for name in ("when", "what", "change", "held", "posted after", ""):
             table.add_column(name, justify="right" if name in {"change", "held", "posted after"} else "left")
         for event in self._events:
-            table.add_row(*_cells(event))
+            table.add_row(*map(plain_text, _cells(event)))
         return Group(head, Text(""), table)
 
 

@@ -88,9 +88,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a provider's words are not logged",
-        "proxy/app.py",
-        'words = "" if isinstance(error, UpstreamRefusedError) else str(error)[:_LOGGED_CHARS_MAX]',
-        "words = str(error)[:_LOGGED_CHARS_MAX]",
+        "proxy/errors.py",
+        'super().__init__(f"The provider refused the request with status {status}.")',
+        'super().__init__(str(error.get("message")))',
         "tests/proxy/test_completed.py::test_what_a_provider_quotes_of_a_prompt_is_not_logged",
     ),
     Mutation(
@@ -208,8 +208,7 @@ MUTATIONS = (
     Mutation(
         "money is not shown through a proxy that nobody trusts",
         "proxy/scrape.py",
-        '    if not trusted and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):\n'
-        "        return False\n",
+        "    if not told and any(name in request.headers for name in _PASSED_ON):\n        return False\n",
         "",
         "tests/proxy/test_metrics.py",
     ),
@@ -454,7 +453,8 @@ MUTATIONS = (
     Mutation(
         "what is switched off is not charged",
         "billing/migrations/0013_auto_topups.sql",
-        "    IF NOT p_enabled THEN\n        PERFORM drop_auto_intents(p_wallet);\n    END IF;\n",
+        "    IF NOT p_enabled THEN\n        PERFORM drop_auto_intents(p_wallet); -- intents are locked before the settings, as"
+        " where one ends\n    END IF;\n",
         "",
         "tests/billing/test_auto_topups.py",
     ),

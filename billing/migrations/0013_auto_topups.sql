@@ -123,14 +123,14 @@ BEGIN
     IF p_enabled AND NOT EXISTS (SELECT FROM payment_methods m WHERE m.wallet_id = p_wallet) THEN
         RAISE EXCEPTION 'no means of payment is kept' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF NOT p_enabled THEN
+        PERFORM drop_auto_intents(p_wallet); -- intents are locked before the settings, as where one ends
+    END IF;
     INSERT INTO auto_topups AS a (wallet_id, enabled, threshold_nano, amount_nano, pause)
     VALUES (p_wallet, p_enabled, p_threshold, p_amount, p_pause)
     ON CONFLICT (wallet_id) DO UPDATE SET enabled = excluded.enabled, threshold_nano = excluded.threshold_nano,
         amount_nano = excluded.amount_nano, pause = excluded.pause, failures = 0, note = ''
     RETURNING * INTO made;
-    IF NOT p_enabled THEN
-        PERFORM drop_auto_intents(p_wallet);
-    END IF;
     RETURN made;
 END $$;
 
@@ -141,9 +141,9 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no wallet %', p_wallet USING ERRCODE = 'no_data_found';
     END IF;
-    UPDATE auto_topups SET enabled = false, note = 'the means of payment was removed' WHERE wallet_id = p_wallet AND enabled;
     UPDATE payment_intents SET method_due = false WHERE wallet_id = p_wallet AND method_due;
     PERFORM drop_auto_intents(p_wallet);
+    UPDATE auto_topups SET enabled = false, note = 'the means of payment was removed' WHERE wallet_id = p_wallet AND enabled;
     DELETE FROM payment_methods WHERE wallet_id = p_wallet;
     RETURN FOUND;
 END $$;

@@ -166,12 +166,6 @@ CREATE FUNCTION watch_wallets(p_wallet uuid[], p_keep interval, p_sure interval)
 DECLARE
     purse wallets;
 BEGIN
-    UPDATE feeds f SET watched_until = clock_timestamp() + p_keep
-    FROM (SELECT l.wallet_id FROM feeds l
-          WHERE l.wallet_id = ANY (p_wallet) AND l.watched_until > clock_timestamp() + p_sure
-            AND l.watched_until < clock_timestamp() + p_keep * 0.9
-          ORDER BY l.wallet_id FOR NO KEY UPDATE) l
-    WHERE f.wallet_id = l.wallet_id;
     FOR purse IN
         SELECT w.* FROM wallets w
         WHERE w.id = ANY (p_wallet)
@@ -189,6 +183,14 @@ BEGIN
             posted_nano = excluded.posted_nano, held_nano = excluded.held_nano,
             overdraft_nano = excluded.overdraft_nano, status = excluded.status;
     END LOOP;
+    -- Whoever moves money holds the wallet, then asks for its feed: without the wallet nobody may hold a feed and wait. One that
+    -- is busy just now is prolonged the next time, or as above once it is no longer sure.
+    UPDATE feeds f SET watched_until = clock_timestamp() + p_keep
+    FROM (SELECT l.wallet_id FROM feeds l
+          WHERE l.wallet_id = ANY (p_wallet) AND l.watched_until > clock_timestamp() + p_sure
+            AND l.watched_until < clock_timestamp() + p_keep * 0.9
+          FOR NO KEY UPDATE SKIP LOCKED) l
+    WHERE f.wallet_id = l.wallet_id;
 END $$;
 
 -- How watched wallets stand, and their events after the numbers given (NULL: none), at most `p_limit` of each; in one
@@ -220,6 +222,8 @@ BEGIN
         ORDER BY o.created_at LIMIT p_limit) old
     WHERE e.wallet_id = old.wallet_id AND e.seq = old.seq;
     GET DIAGNOSTICS gone = ROW_COUNT;
-    DELETE FROM feeds f WHERE f.watched_until < clock_timestamp() - p_keep;
+    DELETE FROM feeds f USING (
+        SELECT o.wallet_id FROM feeds o WHERE o.watched_until < clock_timestamp() - p_keep FOR UPDATE SKIP LOCKED) old
+    WHERE f.wallet_id = old.wallet_id;
     RETURN gone;
 END $$;

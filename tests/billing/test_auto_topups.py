@@ -228,3 +228,27 @@ async def test_no_more_wait_to_be_paid_than_the_limit(purse: Purse) -> None:
     assert (await purse.wish(live_max=2, key="one")).id == first.id
     await purse.payments.end_intent(first.id, "expired", "nobody paid")
     await purse.wish(live_max=2)
+
+
+@pytest.mark.parametrize("word", ["off", "forget"])
+async def test_switching_off_while_one_fails_is_no_deadlock(purse: Purse, word: str) -> None:
+    """The end of an intent has the intent, and then wants the settings; so has whoever switches off."""
+    await purse.save()
+    await purse.switch_on()
+    (intent,) = await purse.begin()
+
+    async def switch_off() -> None:
+        if word == "off":
+            await purse.switch_on(enabled=False)
+        else:
+            await purse.autos.forget_method(purse.owner, purse.wallet_id)
+
+    async with purse.office.database.connection() as observer, purse.office.database.transaction() as ending:
+        await ending.execute("SELECT FROM payment_intents WHERE id = $1 FOR UPDATE", intent.id)
+        switching = asyncio.create_task(switch_off())
+        async with asyncio.timeout(30):
+            while not await observer.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        assert await ending.fetchval("SELECT end_intent($1, 'failed', 'declined')", intent.id)
+    await switching
+    assert not (await purse.autos.get(purse.owner, purse.wallet_id)).enabled

@@ -8,6 +8,7 @@ single postings move the wallets' rows about meanwhile.
 import asyncio
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -60,3 +61,60 @@ async def test_batches_over_the_same_wallets_never_deadlock(
             *(go(ledger, calls) for ledger, calls in zip(ledgers[1:], several, strict=True)),
             *(go(ledgers[0], calls) for calls in alone),
         )
+
+
+async def test_whoever_keeps_wallets_watched_holds_no_feed_and_waits(
+    office: Office, payers: list[Payer]
+) -> None:
+    """A batch has its wallets, and then wants their feeds; one of the wallets is watched already, the other is new."""
+    known, new = sorted(payer.wallet_id for payer in payers)[:2]
+
+    async def watch(*wallets: UUID) -> None:
+        async with office.database.connection() as connection:
+            await connection.execute(
+                "SELECT watch_wallets($1, $2, $3)", wallets, timedelta(hours=1), timedelta(seconds=10)
+            )
+
+    async with office.database.connection() as connection:
+        await connection.execute(
+            "SELECT watch_wallets($1, $2, $3)", [known], timedelta(minutes=5), timedelta(seconds=10)
+        )
+    async with office.database.connection() as observer, office.database.transaction() as batch:
+        await batch.execute("SELECT FROM wallets WHERE id = ANY ($1) FOR NO KEY UPDATE", [known, new])
+        watching = asyncio.create_task(watch(known, new))
+        async with asyncio.timeout(30):
+            while not await observer.fetchval(
+                "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+                " WHERE NOT l.granted AND a.query LIKE 'SELECT watch_wallets%'"
+            ):
+                await asyncio.sleep(0.01)
+        await batch.execute("SELECT FROM feeds WHERE wallet_id = $1 FOR NO KEY UPDATE", known)
+    await watching
+    async with office.database.connection() as observer, office.database.transaction() as batch:
+        await batch.execute(
+            "UPDATE feeds SET watched_until = now() + interval '5 min' WHERE wallet_id = $1", known
+        )
+        await asyncio.wait_for(watch(known), 30)  # it is busy: the next time
+    async with office.database.connection() as observer:
+        left = "SELECT watched_until > now() + interval '50 min' FROM feeds WHERE wallet_id = $1"
+        assert not await observer.fetchval(left, known)
+        await watch(known)
+        assert await observer.fetchval(left, known)
+
+
+async def test_forgetting_feeds_waits_for_nobody(office: Office, payers: list[Payer]) -> None:
+    """It takes them in no order: one that is held, by who has another, is forgotten the next time."""
+    held, free = (payer.wallet_id for payer in payers[:2])
+    async with office.database.connection() as connection:
+        await connection.execute(
+            "SELECT watch_wallets($1, $2, $3)", [held, free], timedelta(seconds=1), timedelta(seconds=10)
+        )
+        await connection.execute("UPDATE feeds SET watched_until = now() - interval '1 hour'")
+    forget = "SELECT forget_feeds(interval '1 minute', 100)"
+    async with office.database.transaction() as other, office.database.connection() as connection:
+        await other.execute("SELECT FROM feeds WHERE wallet_id = $1 FOR NO KEY UPDATE", held)
+        await connection.execute(forget)
+        assert [row["wallet_id"] for row in await connection.fetch("SELECT wallet_id FROM feeds")] == [held]
+    async with office.database.connection() as connection:
+        await connection.execute(forget)
+        assert await connection.fetchval("SELECT count(*) FROM feeds") == 0

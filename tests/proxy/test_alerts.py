@@ -384,6 +384,23 @@ async def test_each_condition_from_its_beginning_to_its_end(
         assert last["alert"]["resolved_at"] is not None
 
 
+async def test_more_low_wallets_than_are_looked_at_at_once(
+    receiver: Receiver, settings: Settings, office: Office
+) -> None:
+    """None ends while it lasts because another, of a smaller id, began; all are told of in the end."""
+    wallets = sorted([(await make_payer(office)).wallet_id for _ in range(3)])
+    async with alerts_of(told(settings, receiver, rows=1)) as alerts:
+        for wallet in reversed(wallets):
+            await run_sql(office, f"UPDATE wallets SET low_nano = {20 * NANO} WHERE id = '{wallet}'")
+            assert await alerts.evaluate() == Evaluation(fired=1)
+        await run_sql(office, "UPDATE wallets SET low_nano = NULL")
+        assert await alerts.evaluate() == Evaluation(resolved=3)
+        await run_sql(office, f"UPDATE wallets SET low_nano = {20 * NANO}")
+        for _ in wallets:
+            assert await alerts.evaluate() == Evaluation(fired=1)
+        assert await alerts.evaluate() == Evaluation()
+
+
 async def test_what_users_are_told_of_their_caps_is_passed_on_once(
     receiver: Receiver, settings: Settings, office: Office
 ) -> None:

@@ -129,6 +129,25 @@ async def test_what_a_provider_quotes_of_a_prompt_is_not_logged(
     assert "k" * 1_000 not in text
 
 
+async def test_what_the_provider_says_of_an_input_is_the_callers_alone(
+    proxy: Running, office: Office, lines: list[dict[str, Any]]
+) -> None:
+    """A provider's refusal may quote what it refuses: the caller has it, the log does not."""
+    payer = await make_payer(office)
+    async with aiohttp.ClientSession() as session:
+        async with session.post(
+            f"{proxy.base_url}/v1/chat/completions",
+            json={**HELLO, "sim": {"fail_status": 400}},
+            headers={"Authorization": f"Bearer {payer.secret}"},
+        ) as response:
+            said = (await response.json())["error"]["message"]
+    await proxy.quiet()
+    assert said == "Simulated failure"
+    (line,) = told(lines)
+    assert (line["status"], line["error"]) == (400, "UpstreamRefusedError")
+    assert said not in json.dumps(lines, default=str)
+
+
 async def test_a_client_that_leaves_is_told_of_once(
     proxy: Running, office: Office, lines: list[dict[str, Any]]
 ) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -321,6 +323,28 @@ async def test_a_gap_is_told(settings: Settings, office: Office, ledger: Ledger)
         async with office.database.connection() as connection:
             assert await connection.fetchval("SELECT count(*) FROM feeds") == 0
         assert (await first_of(house, payer, last))["type"] == "reset"
+
+
+async def test_numbers_that_a_restore_gives_again_are_not_gone_on_from(
+    house: Running, office: Office, ledger: Ledger
+) -> None:
+    """The backup knows a wallet as watched, and its number as it was: others follow that clients had from the lost hour."""
+    payer = await make_payer(office)
+    before = int((await first_of(house, payer))["id"].partition("-")[2])
+    await pay(ledger, payer, 5)
+    lost = (await committed(office, payer))[-1]
+    runbook = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    (step,) = re.findall(r"`(DELETE FROM feed[^`]*)`", runbook)
+    async with office.database.connection() as connection:
+        await connection.execute("DELETE FROM feed_events")
+        await connection.execute("UPDATE feeds SET seq = $1", before)
+        await connection.execute(step)
+    await first_of(house, payer)
+    await pay(ledger, payer, 5)
+    await pay(ledger, payer, 5)
+    event = await first_of(house, payer, lost)
+    assert event["type"] == "reset"
+    assert balance_of(event) == await shown(office, payer)
 
 
 async def test_a_watched_wallet_stays_watched(settings: Settings, office: Office, ledger: Ledger) -> None:

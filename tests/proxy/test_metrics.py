@@ -121,6 +121,12 @@ async def test_the_numbers_are_those_of_the_books(proxy: Running, office: Office
     await check_books(office)
 
 
+def test_what_never_happened_shows_as_zero() -> None:
+    """A counter without labels that first shows with its first event never rose, for Prometheus: `increase` would not tell of it."""
+    counters = Meters().take().counters
+    assert counters["tuma_house_loss_usd"] == [[[], 0]]
+
+
 async def test_what_is_held_shows_and_so_does_that_postgres_is_away(
     settings: Settings, office: Office, sim: SimulatedProvider
 ) -> None:
@@ -177,11 +183,17 @@ async def test_who_may_scrape(settings: Settings, office: Office) -> None:
         # Behind a proxy that nobody said is trusted, everybody seems to be this machine.
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "203.0.113.7"}) == 403
         assert await ask(proxy.base_url, Forwarded="for=203.0.113.7") == 403
+        assert await ask(proxy.base_url, **{"X-Real-IP": "203.0.113.7"}) == 403
+        assert await ask(proxy.base_url, Via="1.1 front") == 403
     async with run_proxy(make_settings(**base, metrics={"networks": "10.0.0.0/8"})) as proxy:
         assert await ask(proxy.base_url) == 403
     async with run_proxy(make_settings(**base, auth={"trusted_proxies": "127.0.0.0/8"})) as proxy:
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "203.0.113.7"}) == 403
         assert await ask(proxy.base_url, **{"X-Forwarded-For": "127.0.0.1"}) == 200
+        assert (
+            await ask(proxy.base_url, Via="1.1 front") == 403
+        )  # it is trusted, and does not say for whom it speaks
+        assert await ask(proxy.base_url) == 200
     async with run_proxy(make_settings(**base, metrics={"token": "scrape me"})) as proxy:
         assert await ask(proxy.base_url) == 401
         assert await ask(proxy.base_url, Authorization="Bearer scrape you") == 401

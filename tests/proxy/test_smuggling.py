@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from config.settings import Settings
+from proxy.endpoints import ENDPOINTS
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, Running, check_books, make_payer, run_proxy, sync_models
@@ -385,3 +386,29 @@ async def test_pipelined_requests_wait_in_the_socket(
         await asyncio.sleep(0.05)
         await proxy.quiet()
         assert len(sim.requests) < 40
+
+
+async def test_a_head_has_no_body_behind_it(settings: Settings, office: Office) -> None:
+    """What came behind the answer to a HEAD would be read as the answer to the next request on that connection."""
+    payer = await make_payer(office)
+    key = b"Authorization: Bearer " + payer.secret.encode() + b"\r\n"
+    paths = [item.path for item in ENDPOINTS if item.method == "GET"]
+    assert "/v1/wallet/events" in paths
+    async with run_proxy(settings) as proxy:
+        for path in paths:
+            for query in ("", "?format=csv"):
+                shown = path.replace("{month}", "2026-11") + query
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", int(proxy.base_url.rpartition(":")[2])
+                )
+                writer.write(b"HEAD " + shown.encode() + b" HTTP/1.1\r\n" + HOST + key + b"\r\n")
+                writer.write(b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+                async with asyncio.timeout(20):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    rest = await reader.read()
+                assert head.startswith(b"HTTP/1.1 "), shown
+                if b"connection: close" in head.lower():
+                    assert rest == b"", shown
+                else:
+                    assert rest.startswith(b"HTTP/1.1 200 OK\r\n"), shown
+                writer.close()

@@ -91,6 +91,13 @@ def test_every_metric_and_label_named_exists() -> None:
     assert unseen == {"tuma_settlements", "tuma_call_seconds", "tuma_build_info"}
 
 
+def test_what_every_machine_says_alike_is_not_added_up() -> None:
+    """What Postgres knows is on every machine's page: two of them would show twice the holds, and twice the money."""
+    alike = "|".join(metric.name for metric in OBSERVED)
+    summed = re.compile(rf"\bsum\s*(?:by\s*\([^)]*\)\s*)?\((?:\w+\()?(?:{alike})(?:_total)?\b")
+    assert [text for text in expressions() if summed.search(text)] == []
+
+
 def test_legends_name_labels_that_the_query_keeps() -> None:
     for panel in dashboard()["panels"]:
         assert panel["title"]
