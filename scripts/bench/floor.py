@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 
@@ -37,10 +38,11 @@ class _Floor:
                     status=answer.status, body=await answer.read(), content_type=answer.content_type
                 )
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": "text/event-stream"})
-            await response.prepare(request)
-            async for piece in answer.content.iter_any():
-                await response.write(piece)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionResetError):  # the client has gone
+                await response.prepare(request)
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
+                await response.write_eof()
             return response
 
     async def close(self, _app: web.Application) -> None:

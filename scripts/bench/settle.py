@@ -8,6 +8,7 @@ from billing.ids import new_id
 from billing.ledger import Ending, Ledger, Opening
 from billing.migrate import migrate
 from billing.money import NANO
+from billing.opening import record_openings
 from scripts.bench.books import compare, prove
 from scripts.bench.stand import SETTLE_KEY, Stand
 from scripts.office import Office, open_office
@@ -34,6 +35,7 @@ async def measure_settle(stand: Stand, *, rounds: int, batches: int) -> dict[str
     stand.add_database(_DATABASE)
     async with open_office(stand.settings(database=_DATABASE, upstream_key=SETTLE_KEY)) as office:
         await migrate(office.database)
+        await record_openings(office.database, office.upstream)
         payers = [await _make_payer(office, number) for number in range(_WALLETS + 1)]
         ways = {"many wallets": payers[1:], "one wallet": payers[:1]}
         ledger = Ledger(office.database, worker_id=new_id())
