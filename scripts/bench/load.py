@@ -162,7 +162,7 @@ class Load:
     async def calls(self, job: dict[str, Any]) -> dict[str, Any]:
         """Make so many calls over so many connections."""
         requests = [text.encode() for text in job["requests"]]
-        left = job["calls"]
+        left: int = job["calls"]
 
         def next_request() -> bytes | None:
             nonlocal left

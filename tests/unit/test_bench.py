@@ -65,7 +65,7 @@ def test_ratios_are_recorded_and_read_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no recorded ratios"):
         read_record(path)
     found = result(measured(), measured("waiting", "kib_per_stream"), measured("settle", "settlements_per_s"))
-    assert ratios_of(found) == {"plain-8.cpu_ms": 2.5, "waiting.kib_per_stream": 2.5}
+    assert ratios_of(found) == {"plain-8.cpu_ms": 2.5, "waiting.10.kib_per_stream": 2.5}
     write_record(path, found, at="2026-11-25")
     write_record(path, result(measured("long-8")), at="2026-11-26")
     assert read_record(path) == {**ratios_of(found), "long-8.cpu_ms": 2.5}  # those of before stay
