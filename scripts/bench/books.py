@@ -31,13 +31,16 @@ class Standing:
         return f"{self.calls} calls for {format_usd(self.nanousd)} USD"
 
 
-async def compare(ask: _Ask, office: Office, key: str, *, quiet_s: float = _QUIET_S) -> Standing:
+async def compare(
+    ask: _Ask, office: Office, key: str, *, answered: int, quiet_s: float = _QUIET_S
+) -> Standing:
     """Wait until no call is open; return what the provider and Tuma have, when they have the same.
 
     Args:
         ask: asks the provider, as ``Stand.ask_upstream`` does.
         office: whose database has the calls of this key, and no others.
         key: with which the provider was called.
+        answered: how many calls the client counted.
         quiet_s: how long is waited.
 
     Raises:
@@ -49,10 +52,13 @@ async def compare(ask: _Ask, office: Office, key: str, *, quiet_s: float = _QUIE
         told = await ask("/bench/books", key)
         theirs = Standing(told["calls"], told["nanousd"])
         if not still_open and ours == theirs:
-            return ours
+            break
         if time.monotonic() > deadline:
             raise BenchError(f"the provider billed {theirs}; the books have {ours}, and {still_open} open")
         await asyncio.sleep(_POLL_S)
+    if ours.calls != answered:
+        raise BenchError(f"the client had {answered} answers; the provider and the books have {ours}")
+    return ours
 
 
 async def _read(office: Office) -> tuple[Standing, int]:

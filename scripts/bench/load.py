@@ -161,7 +161,7 @@ class Load:
 
     async def calls(self, job: dict[str, Any]) -> dict[str, Any]:
         """Make so many calls over so many connections."""
-        requests = [text.encode() for text in job["requests"]]
+        requests: list[bytes] = [text.encode() for text in job["requests"]]
         left: int = job["calls"]
 
         def next_request() -> bytes | None:
@@ -183,7 +183,7 @@ class Load:
 
     async def open(self, job: dict[str, Any]) -> dict[str, Any]:
         """Open so many streams that wait; return when each has had its first byte."""
-        requests = [text.encode() for text in job["requests"]]
+        requests: list[bytes] = [text.encode() for text in job["requests"]]
         self._tally = _Tally()
         for first in range(0, job["calls"], _OPEN_AT_ONCE):
             count = min(_OPEN_AT_ONCE, job["calls"] - first)

@@ -51,7 +51,7 @@ async def measure_settle(stand: Stand, *, rounds: int, batches: int) -> dict[str
         await stand.ask_upstream(
             "/bench/bill", SETTLE_KEY, {"calls": settled, "nanousd": settled * _COST_NANO}
         )
-        await compare(stand.ask_upstream, office, SETTLE_KEY)
+        await compare(stand.ask_upstream, office, SETTLE_KEY, answered=settled)
         await prove(office)
     return found
 

@@ -17,7 +17,7 @@ import pytest
 
 from billing.ids import new_id
 from billing.ledger import Ledger
-from scripts.bench.books import BenchError, Standing, compare
+from scripts.bench.books import BenchError, Standing, compare, prove
 from scripts.bench.load import Load
 from scripts.bench.scenarios import SCENARIOS
 from scripts.bench.stand import Side
@@ -120,15 +120,22 @@ async def test_a_lost_nano_is_a_failed_run(office: Office) -> None:
     async def ask(_path: str, _key: str) -> dict[str, Any]:
         return billed
 
-    assert await compare(ask, office, "a key", quiet_s=0) == Standing(1, 1_000)
+    async def compared(answered: int = 1) -> Standing:
+        return await compare(ask, office, "a key", answered=answered, quiet_s=0)
+
+    assert await compared() == Standing(1, 1_000)
+    with pytest.raises(BenchError, match="the client had 2 answers"):
+        await compared(2)
     for wrong in ({"nanousd": 1_001}, {"nanousd": 999}, {"calls": 2}):
         billed = {"calls": 1, "nanousd": 1_000, **wrong}
         with pytest.raises(BenchError, match="the provider billed"):
-            await compare(ask, office, "a key", quiet_s=0)
+            await compared()
     billed = {"calls": 1, "nanousd": 1_000}
     await ledger.open_calls([opening(payer, 2_000)])
     with pytest.raises(BenchError, match="and 1 open"):
-        await compare(ask, office, "a key", quiet_s=0)
+        await compared()
+    with pytest.raises(BenchError, match=r"I8: .* was never recorded"):
+        await prove(office)
 
 
 @pytest.mark.parametrize(
