@@ -6,7 +6,63 @@ from dataclasses import dataclass
 
 from billing.errors import InputError
 
-_LONG_WORDS = 30_000  # each is one token of the usual vocabularies
+_LONG_WORDS = 30_000
+# Each is one token of the usual vocabularies, with the space before it.
+_WORDS = [
+    "wallet",
+    "money",
+    "time",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "government",
+    "number",
+    "night",
+    "point",
+    "home",
+    "water",
+    "room",
+    "mother",
+    "area",
+    "story",
+    "fact",
+    "month",
+    "lot",
+    "right",
+    "study",
+    "book",
+    "eye",
+    "job",
+    "word",
+    "business",
+    "issue",
+    "side",
+    "kind",
+    "head",
+]
 _SHORT = "In one sentence: what is a wallet?"
 
 
@@ -38,9 +94,14 @@ class Scenario:
 
     def body(self) -> str:
         """Return the request's body."""
-        content = "word " * _LONG_WORDS if self.long else _SHORT
+        content = _long_text() if self.long else _SHORT
         asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         return json.dumps({**asked, "stream": True} if self.stream else asked)
+
+
+def _long_text() -> str:
+    """Return words in no simple order: a text that repeats itself would be counted faster than one that does not."""
+    return " ".join(_WORDS[number * number * 31 // 7 % len(_WORDS)] for number in range(_LONG_WORDS))
 
 
 SCENARIOS = (
