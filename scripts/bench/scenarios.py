@@ -8,61 +8,11 @@ from billing.errors import InputError
 
 _LONG_WORDS = 30_000
 # Each is one token of the usual vocabularies, with the space before it.
-_WORDS = [
-    "wallet",
-    "money",
-    "time",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-    "hand",
-    "part",
-    "place",
-    "case",
-    "week",
-    "company",
-    "system",
-    "program",
-    "question",
-    "work",
-    "government",
-    "number",
-    "night",
-    "point",
-    "home",
-    "water",
-    "room",
-    "mother",
-    "area",
-    "story",
-    "fact",
-    "month",
-    "lot",
-    "right",
-    "study",
-    "book",
-    "eye",
-    "job",
-    "word",
-    "business",
-    "issue",
-    "side",
-    "kind",
-    "head",
-]
+_WORDS = (
+    "wallet money time people way day man thing woman life child world school state family student group country"
+    " problem hand part place case week company system program question work government number night point home"
+    " water room mother area story fact month lot right study book eye job word business issue side kind head"
+)
 _SHORT = "In one sentence: what is a wallet?"
 
 
@@ -101,7 +51,8 @@ class Scenario:
 
 def _long_text() -> str:
     """Return words in no simple order: a text that repeats itself would be counted faster than one that does not."""
-    return " ".join(_WORDS[number * number * 31 // 7 % len(_WORDS)] for number in range(_LONG_WORDS))
+    words = _WORDS.split()
+    return " ".join(words[number * number * 31 // 7 % len(words)] for number in range(_LONG_WORDS))
 
 
 SCENARIOS = (
