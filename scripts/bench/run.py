@@ -104,16 +104,16 @@ async def run(options: Options, say: Callable[[str], None]) -> Result:
         say(f"provider {stand.upstream_url}, floor {stand.floor.base_url}, Tuma {stand.tuma.base_url}")
         async with open_office(stand.settings()) as office:
             await _Run(stand, office, options, result, say).all()
-    result.machine["load_after"] = list(os.getloadavg())
+    result.machine["load_after"] = [round(load, 1) for load in os.getloadavg()]
     return result
 
 
 def _machine() -> dict[str, Any]:
     return {
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
-        "load_before": list(os.getloadavg()),
+        "load_before": [round(load, 1) for load in os.getloadavg()],
     }
 
 
