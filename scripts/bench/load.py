@@ -6,6 +6,7 @@ only if they are whole.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import ssl
 import sys
@@ -17,7 +18,7 @@ from typing import Any, cast
 import uvloop
 
 from scripts.bench.stats import percentile
-from scripts.bench.upstream import CHUNKS
+from scripts.bench.upstream import CHUNKS, PACE_S
 
 _OPEN_AT_ONCE = 50
 _TAIL = b"\r\n0\r\n\r\n"
@@ -56,6 +57,7 @@ class _Caller(asyncio.Protocol):
         stream: whether answers are streams of 64 chunks.
         paced: whether the pauses between the chunks are measured.
         on_first_byte: called at each answer's first byte.
+        after_s: when the first call is made.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class _Caller(asyncio.Protocol):
         stream: bool,
         paced: bool = False,
         on_first_byte: Callable[[], None] | None = None,
+        after_s: float = 0.0,
     ) -> None:
         self._next_request = next_request
         self._tally = tally
         self._stream = stream
         self._paced = paced
         self._on_first_byte = on_first_byte
+        self._after_s = after_s
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
@@ -80,9 +84,9 @@ class _Caller(asyncio.Protocol):
         self._sent_s = self._last_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make the first call."""
+        """Make the first call, now or when it is due."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's inherit from nothing
-        self._call()
+        asyncio.get_running_loop().call_later(self._after_s, self._call)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note a connection that ended in the middle of a call."""
@@ -172,12 +176,14 @@ class Load:
             return requests[left % len(requests)]
 
         tally = _Tally()
+        # Paced streams last equally long: begun at once, they would all begin again at once.
+        due = itertools.count(0, CHUNKS * PACE_S / job["connections"] if job["paced"] else 0.0)
+
+        def make() -> _Caller:
+            return _Caller(next_request, tally, stream=job["stream"], paced=job["paced"], after_s=next(due))
+
         began = time.perf_counter()
-        callers = await self._connect(
-            job,
-            job["connections"],
-            lambda: _Caller(next_request, tally, stream=job["stream"], paced=job["paced"]),
-        )
+        callers = await self._connect(job, job["connections"], make)
         await self._await_ends(callers, tally, job["timeout_s"])
         return tally.as_json(time.perf_counter() - began)
 
