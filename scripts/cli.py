@@ -30,6 +30,7 @@ from proxy.alerthook import make_messenger
 from proxy.fxsources import make_sources
 from proxy.upstream.listing import read_listing
 from scripts.accounts import keys, users, wallets
+from scripts.bench.command import bench
 from scripts.command import office_command, run_command
 from scripts.doctor import examine
 from scripts.office import Office
@@ -47,7 +48,7 @@ def main(context: click.Context, *, as_json: bool) -> None:
     context.obj = as_json
 
 
-for rooms in (users, wallets, keys, payments, watch):
+for rooms in (users, wallets, keys, payments, watch, bench):
     main.add_command(rooms)
 
 

@@ -40,7 +40,7 @@ from scripts.dev_check import check
 from scripts.dev_walk import walk
 from scripts.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis, find_free_port
 from scripts.office import Office, open_office, operator_name
-from scripts.processes import end_with_parent
+from scripts.parts import end, first_line, spawn
 from scripts.sim.payments.currencies import PROVIDERS
 from scripts.sim.payments.signatures import Secrets
 from scripts.sim.payments.wiring import settings_of
@@ -172,9 +172,9 @@ class DevServer:
         port = find_free_port(int(port_file.read_text()) if port_file.exists() else 0)
         port_file.write_text(str(port))
         command = [sys.executable, "-m", module, "--port", str(port), *options]
-        process = _spawn([*command, "--books", str(self._home / f"{name}-books.jsonl")], self._env)
-        self._stack.callback(_end, process)
-        line = _first_line(process, module)
+        process = spawn([*command, "--books", str(self._home / f"{name}-books.jsonl")], self._env)
+        self._stack.callback(end, process, timeout_s=_READY_S)
+        line = first_line(process, module)
         self._say(line)
         return line.rpartition(" ")[2]
 
@@ -237,14 +237,14 @@ class DevServer:
         self._stack.callback(self._end_server)
 
     def _spawn_server(self) -> None:
-        self._serve = _spawn([sys.executable, "-m", "scripts.cli", "serve"], self._env)
-        line = _first_line(self._serve, "tuma serve")
+        self._serve = spawn([sys.executable, "-m", "scripts.cli", "serve"], self._env)
+        line = first_line(self._serve, "tuma serve")
         self.base_url = line.rpartition(" ")[2] + "/v1"
 
     def _end_server(self) -> None:
         self._stopping = True
         if self._serve is not None:
-            _end(self._serve)
+            end(self._serve, timeout_s=_READY_S)
 
     def _write_env(self) -> None:
         """Leave the settings for other terminals: ``set -a; . .tuma/env``."""
@@ -326,44 +326,6 @@ def _use(options: argparse.Namespace, details: dict[str, str], settings: Setting
             f"{len(result['steps'])} steps in {time.monotonic() - began:.1f} s, and the books held after each"
         )
     return 0
-
-
-def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parent.parent)
-    return subprocess.Popen(
-        command,
-        env={**env, "PYTHONUNBUFFERED": "1"},
-        cwd=root,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - two system calls, no lock taken
-    )
-
-
-def _first_line(process: subprocess.Popen[str], what: str) -> str:
-    """Return the line that a child prints when it is ready.
-
-    Raises:
-        EmbeddedError: it ended before.
-    """
-    out: IO[str] | None = process.stdout
-    assert out is not None
-    line = out.readline().strip()
-    if not line:
-        process.wait()
-        raise EmbeddedError(f"{what} did not start (exit {process.returncode}); see the lines above")
-    return line
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_READY_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _welcome(details: dict[str, str], home: Path, seconds: float) -> str:

@@ -38,6 +38,55 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a bench that lost a nano is a failed run",
+        "scripts/bench/books.py",
+        "        if not still_open and ours == theirs:\n",
+        "        if not still_open and ours.calls == theirs.calls:\n",
+        "tests/proxy/test_bench.py::test_a_lost_nano_is_a_failed_run",
+    ),
+    Mutation(
+        "the bench waits until no call is open",
+        "scripts/bench/books.py",
+        "        if not still_open and ours == theirs:\n",
+        "        if ours == theirs:\n",
+        "tests/proxy/test_bench.py::test_a_lost_nano_is_a_failed_run",
+    ),
+    Mutation(
+        "the client's count of answers is the books'",
+        "scripts/bench/books.py",
+        "    if ours.calls != answered:\n",
+        "    if ours.calls > answered:\n",
+        "tests/proxy/test_bench.py::test_a_lost_nano_is_a_failed_run",
+    ),
+    Mutation(
+        "a bench whose books do not hold is a failed run",
+        "scripts/bench/books.py",
+        "    if wrong:\n",
+        "    if len(wrong) > len(found):\n",
+        "tests/proxy/test_bench.py::test_a_lost_nano_is_a_failed_run",
+    ),
+    Mutation(
+        "an answer that is not whole is no answer",
+        "scripts/bench/load.py",
+        """        if self._received[9:12] == b"200" and good:\n""",
+        """        if self._received[9:12] == b"200":\n""",
+        "tests/proxy/test_bench.py::test_only_whole_answers_count",
+    ),
+    Mutation(
+        "the bench loads this machine alone",
+        "scripts/bench/command.py",
+        """    if parts.hostname != "localhost" and not _is_loopback(parts.hostname or ""):\n""",
+        "    if not parts.hostname:\n",
+        "tests/unit/test_bench.py::test_peers_are_on_this_machine",
+    ),
+    Mutation(
+        "SIGTERM ends all that the bench has started",
+        "scripts/bench/command.py",
+        "        _stop_on_sigterm()\n",
+        "",
+        "tests/proxy/test_bench.py::test_what_is_stopped_leaves_nothing_running",
+    ),
+    Mutation(
         "a call ends whose answer is too large",
         "proxy/answer.py",
         "if self.complete or self.response is None or self.meter is None:",

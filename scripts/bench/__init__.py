@@ -1,0 +1,1 @@
+"""``tuma bench``: what metering costs beside a proxy that does not meter."""

@@ -1,0 +1,89 @@
+"""What a run found, in words and as JSON."""
+
+from typing import Any
+
+from billing.money import format_usd
+from scripts.bench.record import Compared
+from scripts.bench.run import Measured, Result
+from scripts.bench.stats import spread
+
+_LABELS = {
+    "cpu_ms": "CPU ms per call",
+    "calls_per_s": "calls/s",
+    "latency_p50_ms": "latency p50 ms",
+    "latency_p99_ms": "latency p99 ms",
+    "first_byte_p50_ms": "first byte p50 ms",
+    "first_byte_p99_ms": "first byte p99 ms",
+    "added_first_byte_p50_ms": "added to first byte p50 ms",
+    "added_first_byte_p99_ms": "added to first byte p99 ms",
+    "gap_p50_ms": "between chunks p50 ms",
+    "gap_p99_ms": "between chunks p99 ms",
+    "stores_cpu_ms": "Postgres' and Redis' CPU ms",
+    "kib_per_stream": "KiB per waiting stream",
+    "settlements_per_s": "settlements/s",
+}
+
+
+def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
+    """Return everything as one JSON object; ``ok`` is false where a ratio is worse than it was."""
+    return {
+        "ok": not any(each.is_worse for each in compared),
+        "machine": result.machine,
+        "rounds": result.rounds,
+        "scenarios": [_scenario_json(scenario) for scenario in result.scenarios],
+        "books": {
+            "calls": result.books.calls,
+            "cost_usd": format_usd(result.books.nanousd),
+            "proved": result.proved,
+        },
+        "check": [
+            {"name": each.name, "recorded": each.recorded, "now": each.now, "ok": not each.is_worse}
+            for each in compared
+        ],
+    }
+
+
+def _scenario_json(scenario: Measured) -> dict[str, Any]:
+    sides = {
+        side: {name: spread(values).as_json() for name, values in figures.items()}
+        for side, figures in scenario.sides.items()
+    }
+    found = {"name": scenario.name, "about": scenario.about, "calls": scenario.calls, "sides": sides}
+    by_cpu = scenario.ratios("cpu_ms") or scenario.ratios("kib_per_stream")
+    return {**found, "ratio": spread(by_cpu).as_json()} if by_cpu else found
+
+
+def in_words(result: Result, compared: list[Compared]) -> str:
+    """Write tables: a row for each figure, a column for each side; medians, and least…most of the rounds."""
+    before, after = (
+        " ".join(f"{load:.1f}" for load in result.machine[name]) for name in ("load_before", "load_after")
+    )
+    lines = [
+        f"{result.machine['cpus']} CPUs, Python {result.machine['python']}; load average {before} before, {after} after",
+        f"medians of {result.rounds} rounds in turns (least…most)",
+    ]
+    for scenario in result.scenarios:
+        lines += ["", *_table(scenario)]
+    lines += [
+        "",
+        f"The books have {result.books}, as the provider counted; proved: {', '.join(result.proved)}.",
+        *map(str, compared),
+    ]
+    return "\n".join(lines)
+
+
+def _table(scenario: Measured) -> list[str]:
+    sides = list(scenario.sides)
+    rows = [[f"{scenario.name}: {scenario.about}", *sides]]
+    for name, label in _LABELS.items():
+        values = [scenario.sides[side].get(name) for side in sides]
+        if not any(values):
+            continue
+        row = [f"  {label}", *("" if each is None else str(spread(each)) for each in values)]
+        by_floor = scenario.ratios(name) if name in ("cpu_ms", "kib_per_stream") else []
+        rows.append([*row, f"ratio {spread(by_floor)}"] if by_floor else row)
+    widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(max(map(len, rows)))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    ]

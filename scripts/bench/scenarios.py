@@ -1,0 +1,101 @@
+"""What is measured: the calls of each scenario, and how many of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from billing.errors import InputError
+
+_LONG_WORDS = 30_000
+# Each is one token of the usual vocabularies, with the space before it.
+_WORDS = (
+    "wallet money time people way day man thing woman life child world school state family student group country"
+    " problem hand part place case week company system program question work government number night point home"
+    " water room mother area story fact month lot right study book eye job word business issue side kind head"
+)
+_SHORT = "In one sentence: what is a wallet?"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Calls of one kind over so many connections.
+
+    Args:
+        name: for ``--only``; the part before the dash is the kind.
+        about: for people.
+        model: of the bench's provider; it says how fast the answer comes.
+        calls: of one round.
+        quick_calls: the same with ``--quick``.
+    """
+
+    name: str
+    about: str
+    connections: int
+    calls: int
+    quick_calls: int
+    stream: bool = False
+    model: str = "bench/fast"
+    long: bool = False
+
+    @property
+    def paced(self) -> bool:
+        """Whether the provider pauses between chunks, so that their pauses at the client mean something."""
+        return self.model == "bench/paced"
+
+    def body(self) -> str:
+        """Return the request's body."""
+        content = _long_text() if self.long else _SHORT
+        asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        return json.dumps({**asked, "stream": True} if self.stream else asked)
+
+
+def _long_text() -> str:
+    """Return words in no simple order: a text that repeats itself would be counted faster than one that does not."""
+    words = _WORDS.split()
+    return " ".join(words[number * number * 31 // 7 % len(words)] for number in range(_LONG_WORDS))
+
+
+SCENARIOS = (
+    Scenario("plain-8", "plain calls, 8 connections", 8, 1_500, 400),
+    Scenario("plain-32", "plain calls, 32 connections", 32, 1_500, 400),
+    Scenario("stream-8", "streams of 64 chunks, 8 connections", 8, 500, 150, stream=True),
+    Scenario("stream-32", "streams of 64 chunks, 32 connections", 32, 500, 150, stream=True),
+    Scenario(
+        "paced-8",
+        "streams of 64 chunks, one every 10 ms, 8 connections",
+        8,
+        40,
+        16,
+        stream=True,
+        model="bench/paced",
+    ),
+    Scenario(
+        "paced-32",
+        "streams of 64 chunks, one every 10 ms, 32 connections",
+        32,
+        160,
+        64,
+        stream=True,
+        model="bench/paced",
+    ),
+    Scenario("long-8", "plain calls with prompts of 30,000 tokens, 8 connections", 8, 200, 48, long=True),
+)
+WAITING = "waiting"
+SETTLE = "settle"
+NAMES = (*(scenario.name for scenario in SCENARIOS), WAITING, SETTLE)
+SLOW = Scenario("slow", "streams that wait", 1, 1, 1, stream=True, model="bench/slow")
+
+
+def choose(only: Sequence[str]) -> frozenset[str]:
+    """Return the names that were asked for: whole, or the kind before the dash; all, if nothing was.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    chosen: set[str] = set()
+    for word in only:
+        found = {name for name in NAMES if word in (name, name.partition("-")[0])}
+        if not found:
+            raise InputError(f"nothing is called {word!r}; there are {', '.join(NAMES)}")
+        chosen |= found
+    return frozenset(chosen or NAMES)
