@@ -63,11 +63,13 @@ class DevServer:
     Args:
         home: the folder of its data.
         say: takes a line of progress.
+        quiet: log warnings alone, unless TUMA_LOG__LEVEL says otherwise: what is printed is the point then.
     """
 
-    def __init__(self, home: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, home: Path, say: Callable[[str], None], *, quiet: bool) -> None:
         self._home = home
         self._say = say
+        self._quiet = quiet
         self._stack = ExitStack()
         self._env: dict[str, str] = dict(os.environ)
         self._serve: subprocess.Popen[str] | None = None
@@ -109,6 +111,8 @@ class DevServer:
         self._env.setdefault("TUMA_AUTH__KEY_PEPPER", self._remembered["pepper"])
         self._env.setdefault("TUMA_ADMIN__TOKEN", self._remembered["admin_token"])
         self._env.setdefault("TUMA_LOG__FORMAT", "console")
+        if self._quiet:
+            self._env.setdefault("TUMA_LOG__LEVEL", "warning")
         self._start_stores()
         self._start_provider()
         self._start_payments()
@@ -384,7 +388,7 @@ def main() -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {line}", file=sys.stderr, flush=True)
 
     configure_logging(LogSettings(level="warning", format="console"))
-    server = DevServer(options.data, say)
+    server = DevServer(options.data, say, quiet=options.check or options.walk)
     status = 0
     lock = _take_lock(options.data)
     try:
