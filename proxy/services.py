@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
 from aiohttp import web
 
+from billing.access import Role
 from billing.alerts import Alerts
 from billing.audit import Audit
 from billing.auto_topups import AutoTopups
@@ -64,12 +65,16 @@ from proxy.upstream.openrouter import OpenRouterUpstream
 from proxy.watchers import Watchers
 
 _COOL_AGAIN_S = 1.0
-# Connections of a worker, beside those of the proxy's own role (TUMA_POSTGRES__POOL_MAX).
-_SETTLER_MAX = 4
-_KEEPER_MAX = 4
-_PEOPLE_MAX = 4
-_OPERATOR_MAX = 2
-_WEBHOOK_MAX = 4
+_NAME = "tuma serve"
+# Connections of a worker by role; of the proxy's own, TUMA_POSTGRES__POOL_MAX.
+_POOLS: Mapping[Role, int | None] = {
+    "proxy": None,
+    "settler": 4,
+    "keeper": 4,
+    "api": 4,
+    "webhook": 4,
+    "operator": 2,
+}
 _DAYS_PERIOD_S = 3600.0
 _SEAL_PERIOD_S = 15.0
 _NEW_WALLETS_PERIOD_S = 15.0
@@ -154,23 +159,8 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
     """
     worker_id = new_id()
     meters = Meters(models_max=settings.metrics.models_max)
-    # One pool per role: nothing on the way of a call may do more than that way needs (billing/access.py).
-    database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)
-    settler = Database(
-        settings.postgres, name="tuma serve", role="settler", connections_max=_SETTLER_MAX, meters=meters
-    )
-    keeper = Database(
-        settings.postgres, name="tuma serve", role="keeper", connections_max=_KEEPER_MAX, meters=meters
-    )
-    people = Database(
-        settings.postgres, name="tuma serve", role="api", connections_max=_PEOPLE_MAX, meters=meters
-    )
-    webhook = Database(
-        settings.postgres, name="tuma serve", role="webhook", connections_max=_WEBHOOK_MAX, meters=meters
-    )
-    operator = Database(
-        settings.postgres, name="tuma serve", role="operator", connections_max=_OPERATOR_MAX, meters=meters
-    )
+    pools = _make_pools(settings, meters)
+    database, people, keeper, operator = pools["proxy"], pools["api"], pools["keeper"], pools["operator"]
     pipe = RedisPipe(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
@@ -181,11 +171,11 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         quota,
         worker_id=worker_id,
         settings=settings,
-        settler=settler,
+        settler=pools["settler"],
         keeper=keeper,
         meters=meters,
     )
-    payments = PaymentDesk(webhook, make_payment_apis(settings), settings.payments, meters)
+    payments = PaymentDesk(pools["webhook"], make_payment_apis(settings), settings.payments, meters)
     services = Services(
         settings=settings,
         worker_id=worker_id,
@@ -238,23 +228,36 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         await _start(services)
         yield services
     finally:
-        # First the calls, while leases are still renewed; then what serves them.
-        await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
-        await calls.close(settings.shutdown_s)
-        await quota.close()
-        await services.keys.note_used()
-        services.tasks.cancel()
-        await services.tasks.drain(1.0)
-        await services.tokens.close()
-        await upstream.close()
-        services.counter.close()
-        await pipe.close()
-        await services.payments.close()
-        for pool in (database, settler, keeper, people, webhook, operator):
+        await _stop(services)
+        for pool in pools.values():
             await pool.close()
         services.metrics.publish()
         if services.tracing is not None:
             await services.tracing.close()
+
+
+def _make_pools(settings: Settings, meters: Meters) -> dict[Role, Database]:
+    """Return one pool per role: nothing on the way of a call may do more than that way needs (billing/access.py)."""
+    return {
+        role: Database(settings.postgres, name=_NAME, role=role, connections_max=most, meters=meters)
+        for role, most in _POOLS.items()
+    }
+
+
+async def _stop(services: Services) -> None:
+    """First the calls, while leases are still renewed; then what serves them."""
+    settings = services.settings
+    await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
+    await services.calls.close(settings.shutdown_s)
+    await services.quota.close()
+    await services.keys.note_used()
+    services.tasks.cancel()
+    await services.tasks.drain(1.0)
+    await services.tokens.close()
+    await services.upstream.close()
+    services.counter.close()
+    await services.pipe.close()
+    await services.payments.close()
 
 
 async def _start(services: Services) -> None:

@@ -510,8 +510,8 @@ MUTATIONS = (
     Mutation(
         "no more top-ups wait than the limit",
         "billing/migrations/0013_auto_topups.sql",
-        "'pending')) > p_live_max THEN",
-        "'pending')) > p_live_max + 99 THEN",
+        "'pending')) >= p_live_max THEN",
+        "'pending')) >= p_live_max + 99 THEN",
         "tests/billing/test_auto_topups.py",
     ),
     Mutation(
@@ -1709,8 +1709,8 @@ MUTATIONS = (
     Mutation(
         "the proxy logs in as its role",
         "proxy/services.py",
-        'database = Database(settings.postgres, name="tuma serve", role="proxy", meters=meters)',
-        'database = Database(settings.postgres, name="tuma serve", meters=meters)',
+        "name=_NAME, role=role, connections_max=most, meters=meters)",
+        'name=_NAME, role=None if role == "proxy" else role, connections_max=most, meters=meters)',
         "tests/billing/test_access.py",
     ),
     Mutation(

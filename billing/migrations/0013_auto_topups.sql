@@ -49,19 +49,21 @@ BEGIN
     IF purse.currency <> p_currency THEN
         RAISE EXCEPTION 'this wallet is in %', purse.currency USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    SELECT * INTO made FROM payment_intents i WHERE i.wallet_id = p_wallet AND i.idempotency_key = p_key;
+    IF FOUND THEN
+        IF (made.provider, made.currency, made.amount_nano) <> (p_provider, p_currency, p_amount) THEN
+            RAISE EXCEPTION 'idempotency key % was used with another input', p_key USING ERRCODE = 'unique_violation';
+        END IF;
+        RETURN made;
+    END IF;
+    IF (SELECT count(*) FROM payment_intents i
+        WHERE i.wallet_id = p_wallet AND i.kind = 'topup' AND i.state IN ('creating', 'pending')) >= p_live_max THEN
+        RAISE EXCEPTION '% top-ups wait to be paid already', p_live_max USING ERRCODE = 'program_limit_exceeded';
+    END IF;
     INSERT INTO payment_intents (id, wallet_id, user_id, kind, provider, currency, amount_nano, idempotency_key, expires_at, poll_at,
                                  method_due)
     VALUES (p_id, purse.id, purse.user_id, 'topup', p_provider, p_currency, p_amount, p_key, now() + p_expires, now() + p_poll, p_saves)
-    ON CONFLICT (wallet_id, idempotency_key) DO NOTHING;
-    IF FOUND AND (SELECT count(*) FROM payment_intents i
-                  WHERE i.wallet_id = p_wallet AND i.kind = 'topup' AND i.state IN ('creating', 'pending')) > p_live_max THEN
-        RAISE EXCEPTION '% top-ups wait to be paid already', p_live_max USING ERRCODE = 'program_limit_exceeded';
-    END IF;
-    SELECT * INTO made FROM payment_intents i
-    WHERE i.id = p_id OR (i.wallet_id = p_wallet AND i.idempotency_key = p_key);
-    IF (made.provider, made.currency, made.amount_nano) <> (p_provider, p_currency, p_amount) THEN
-        RAISE EXCEPTION 'idempotency key % was used with another input', p_key USING ERRCODE = 'unique_violation';
-    END IF;
+    RETURNING * INTO made;
     RETURN made;
 END $$;
 
