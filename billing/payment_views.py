@@ -9,7 +9,8 @@ from uuid import UUID
 from billing.db import Database
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
-from billing.payments import WHOLE_INTENT, Intent, PaymentOffice, parse_reference
+from billing.payment_office import PaymentOffice
+from billing.payments import WHOLE_INTENT, Intent, parse_reference
 from billing.payunits import PaymentProvider
 
 PAGE_MAX = 1_000

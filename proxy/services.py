@@ -37,8 +37,9 @@ from billing.observer import Observer
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
 from billing.payment_looks import PaymentLooks
+from billing.payment_office import PaymentOffice
 from billing.payment_views import PaymentViews
-from billing.payments import Intents, PaymentOffice
+from billing.payments import Intents
 from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch

@@ -88,7 +88,7 @@ async def describe_topup(services: Services, caller: Caller, intent_id: UUID) ->
     return topup_as_json(found)
 
 
-def _wallet_of(caller: Caller) -> Any:
+def _wallet_of(caller: Caller) -> UUID | None:
     """A key sees its wallet's top-ups alone; somebody who signed in, all of theirs."""
     return None if caller.key_id is None else caller.wallet_id
 

@@ -22,7 +22,7 @@ from billing.books import Books
 from billing.errors import TumaError
 from billing.keys import KeyRules, Keys
 from billing.money import parse_amount
-from billing.payments import PaymentOffice
+from billing.payment_office import PaymentOffice
 from config.settings import Settings
 from scripts.office import Office, open_office, operator_name
 from scripts.sim.payments.currencies import PROVIDERS, Provider, to_minor

@@ -11,6 +11,7 @@ from billing.db import Database
 from billing.errors import PaymentsUnavailableError
 from billing.money import format_amount, parse_amount
 from billing.payment_desk import PaymentDesk
+from billing.payment_office import PaymentOffice
 from billing.payment_views import (
     EVENT_STATES,
     PAGE_MAX,
@@ -19,7 +20,7 @@ from billing.payment_views import (
     PaymentViews,
     parse_provider,
 )
-from billing.payments import PaymentOffice, Refund
+from billing.payments import Refund
 from billing.wallets import parse_id
 from proxy.payments.making import make_payment_apis
 from scripts.command import office_command

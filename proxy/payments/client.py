@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 
@@ -15,6 +16,7 @@ from billing.payunits import PaymentProvider
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
 MESSAGE_MAX = 200  # of a provider's own words
+_NOTE = "tuma refund "
 
 
 class BoundedHttp:
@@ -183,3 +185,17 @@ def texts(*values: object) -> list[str]:
         for value in values
         if (isinstance(value, str) and value) or (isinstance(value, int) and not isinstance(value, bool))
     ]
+
+
+def note_of(refund_id: UUID) -> str:
+    """Return the note that a refund of ours is sent with, where a provider knows no idempotency keys."""
+    return f"{_NOTE}{refund_id}"
+
+
+def refund_id_in(note: object) -> UUID | None:
+    """Return which refund of ours a note names; None where it is not one of ours."""
+    text = str(note or "")
+    try:
+        return UUID(text.removeprefix(_NOTE)) if text.startswith(_NOTE) else None
+    except ValueError:
+        return None

@@ -8,15 +8,13 @@ import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.payment_api import Hint, Page, PaymentRefusedError
 from billing.payments import Intent, Payment, PaymentState, Refund, Reversal, ReversalState, parse_reference
 from billing.payunits import PaymentProvider, major_units, nano_from_major_units
-from proxy.payments.client import PaymentClient, read_object, reading, texts
+from proxy.payments.client import PaymentClient, note_of, read_object, reading, refund_id_in, texts
 
-_NOTE = "tuma refund "
 _PAGES_MAX = 500
 _PAID: dict[str, PaymentState] = {"successful": "succeeded", "failed": "failed"}
 _REFUNDED: dict[str, ReversalState] = {"completed": "final", "failed": "undone"}
@@ -104,11 +102,11 @@ class FlutterwaveApi:
     async def refund(self, refund: Refund, currency: str) -> None:
         """Send a refund, unless one with its comment is there; see ``PaymentApi``."""
         async for row in self._pages("/refunds", {"tx_id": refund.provider_txn_id}):
-            if _ours(row) == refund.id:
+            if refund_id_in(row.get("comments")) == refund.id:
                 return
         body = {
             "amount": major_units(refund.amount_nano, currency, self.provider),
-            "comments": f"{_NOTE}{refund.id}",
+            "comments": note_of(refund.id),
         }
         await self._ask("POST", f"/transactions/{refund.provider_txn_id}/refund", body=body)
 
@@ -156,7 +154,7 @@ class FlutterwaveApi:
             kind="refund",
             amount_nano=nano_from_major_units(row["amount_refunded"], currency, self.provider),
             state=_REFUNDED.get(str(row["status"]).partition("-")[0], "open"),
-            ours=_ours(row),
+            ours=refund_id_in(row.get("comments")),
         )
 
     def _read_chargeback(self, row: Any, currency: str) -> Reversal:
@@ -186,11 +184,3 @@ class FlutterwaveApi:
         if answer is None or answer.get("status") != "success" or answer.get("data") is None:
             raise PaymentsUnavailableError(f"Flutterwave's answer to {method} {path} says nothing")
         return answer["data"]
-
-
-def _ours(row: Any) -> UUID | None:
-    note = str(row.get("comments") or "")
-    try:
-        return UUID(note.removeprefix(_NOTE)) if note.startswith(_NOTE) else None
-    except ValueError:
-        return None

@@ -8,15 +8,13 @@ import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
 from billing.payments import Intent, Payment, PaymentState, Refund, Reversal, ReversalState, parse_reference
 from billing.payunits import PaymentProvider, minor_units, nano_from_minor_units
-from proxy.payments.client import PaymentClient, read_object, reading, texts
+from proxy.payments.client import PaymentClient, note_of, read_object, reading, refund_id_in, texts
 
-_NOTE = "tuma refund "
 _PER_PAGE = 100
 _PAGES_MAX = 50
 _PAID: dict[str, PaymentState] = {"success": "succeeded", "reversed": "succeeded", "failed": "failed"}
@@ -110,13 +108,13 @@ class PaystackApi:
     async def refund(self, refund: Refund, currency: str) -> None:
         """Send a refund, unless one with its note is there; see ``PaymentApi``."""
         for row in await self._refunds_of(refund.provider_txn_id):
-            if _ours(row) == refund.id:
+            if refund_id_in(row.get("merchant_note")) == refund.id:
                 return
         body = {
             "transaction": int(refund.provider_txn_id),
             "amount": minor_units(refund.amount_nano, currency, self.provider),
             "currency": currency,
-            "merchant_note": f"{_NOTE}{refund.id}",
+            "merchant_note": note_of(refund.id),
         }
         await self._ask("POST", "/refund", body=body)
 
@@ -169,7 +167,7 @@ class PaystackApi:
             kind="refund",
             amount_nano=nano_from_minor_units(int(row["amount"]), currency, self.provider),
             state=_REFUNDED.get(str(row["status"]), "open"),
-            ours=_ours(row),
+            ours=refund_id_in(row.get("merchant_note")),
         )
 
     def _read_dispute(self, row: Any, payment: Payment) -> Reversal:
@@ -203,11 +201,3 @@ class PaystackApi:
         if answer is None or answer.get("status") is not True or answer.get("data") is None:
             raise PaymentsUnavailableError(f"Paystack's answer to {method} {path} says nothing")
         return answer["data"]
-
-
-def _ours(row: Any) -> UUID | None:
-    note = str(row.get("merchant_note") or "")
-    try:
-        return UUID(note.removeprefix(_NOTE)) if note.startswith(_NOTE) else None
-    except ValueError:
-        return None

@@ -20,8 +20,9 @@ from billing.errors import (
 )
 from billing.money import NANO
 from billing.opening import record_openings
+from billing.payment_office import PaymentOffice
 from billing.payment_views import PaymentFilter, PaymentViews
-from billing.payments import Intent, Intents, Payment, PaymentOffice, Payments, Reversal, parse_reference
+from billing.payments import Intent, Intents, Payment, Payments, Reversal, parse_reference
 from billing.payunits import PaymentProvider
 from scripts.office import Office
 from tests.conftest import check_books, make_payer

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from billing.money import get_currency, parse_amount
-from billing.payments import PaymentOffice
+from billing.payment_office import PaymentOffice
 from billing.payunits import UnsupportedCurrencyError, get_payment_unit
 from billing.topup_limits import default_limits
 from billing.wallets import parse_id

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from billing.errors import PaymentsUnavailableError
 from billing.money import parse_amount
 from billing.opening import record_openings
-from billing.payments import PaymentOffice
+from billing.payment_office import PaymentOffice
 from config.settings import Settings
 from scripts.cli import main
 from scripts.office import Office

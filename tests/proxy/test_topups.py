@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from billing.opening import record_openings
-from billing.payments import PaymentOffice
+from billing.payment_office import PaymentOffice
 from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.payments.currencies import PROVIDERS, Provider

@@ -20,7 +20,8 @@ from billing.db import Database
 from billing.money import NANO
 from billing.opening import record_openings
 from billing.payment_desk import PaymentDesk
-from billing.payments import Intent, Intents, PaymentOffice
+from billing.payment_office import PaymentOffice
+from billing.payments import Intent, Intents
 from config.settings import Settings
 from proxy.payments.making import make_payment_apis
 from scripts.office import Office, open_office
