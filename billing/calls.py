@@ -398,11 +398,11 @@ class Calls:
             self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
             self.quota.ended(call.call_id)
         if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
-            await self._release(call, charge_nano=0)
+            await self._release(call, charge_nano=None if _was_refused(call) else 0)
         elif settlement.state != "review":
             await self._release(
                 call,
-                charge_nano=settlement.charge_nano if settlement.won else None,
+                charge_nano=settlement.charge_nano if settlement.won and not _was_refused(call) else None,
                 charge_nanousd=ending.cost_nanousd - ending.house_nanousd,
                 tokens_used=ending.usage.prompt_tokens + ending.usage.completion_tokens,
             )
@@ -461,11 +461,16 @@ class Calls:
     async def _renew_calls(self) -> None:
         calls = list(self._live.values())
         for start in range(0, len(calls), _RENEW_TOGETHER):
-            try:
-                await asyncio.gather(*(self._renew(call) for call in calls[start : start + _RENEW_TOGETHER]))
-            except RedisUnavailableError as error:
-                _log.warning("leases.not_renewed", calls=len(self._live), error=str(error))
-                return
+            together = calls[start : start + _RENEW_TOGETHER]
+            found = await asyncio.gather(*(self._renew(call) for call in together), return_exceptions=True)
+            errors = [error for error in found if error is not None]
+            for error in errors:
+                if not isinstance(error, RedisUnavailableError):
+                    raise error
+            if errors:
+                _log.warning("leases.not_renewed", calls=len(errors), error=str(errors[0]))
+            if len(errors) == len(together):
+                return  # all of Redis is away, not a shard of a cluster
 
     async def run_notes(self) -> None:
         """Write the ids of answers that last to Postgres, too, until cancelled."""
@@ -539,6 +544,12 @@ def on_the_house(ending: Ending) -> Ending:
         duration_ms=ending.duration_ms,
         exact_attousd=ending.exact_attousd,
     )
+
+
+def _was_refused(call: LiveCall) -> bool:
+    """Tell whether Postgres refused what Redis had admitted: then the mirror is wrong, and the next call has it rebuilt."""
+    opened = call.opened
+    return opened is not None and opened.done() and not opened.cancelled() and opened.result() != _OPENED
 
 
 def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:

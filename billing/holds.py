@@ -9,7 +9,8 @@ Keys, all of one user under one shard tag so that every script stays in one clus
     inside the mirror, so that losing one means losing both, and no hold is ever given back to a mirror that did not
     count it;
   - where there are caps ``capped``, and for each wallet, key or user that has some ``caps:<scope>``: words
-    ``period:start:end:limit`` (unix milliseconds, nano units); ``left:<scope>:<period>`` is what a window has left.
+    ``period:start:end:limit`` (unix milliseconds, nano units); ``left:<scope>:<period>`` is what a window has left;
+  - ``lineage``: of the server that it was filled on (lua/lineage.lua). On another one it is cold.
 
 * ``tuma:{sNN}:f:<user>``: the token of the worker that is filling the mirror from Postgres.
 * ``tuma:{sNN}:leases``: a sorted set of ``call|wallet|user|key`` by the end of its lease, unix milliseconds.
@@ -36,7 +37,8 @@ from billing.errors import (
 from billing.ids import minted_at
 from billing.meters import Meters
 from billing.money import format_amount
-from billing.redis_pipe import RedisPipe, decode_map, load_script
+from billing.redis_link import RedisLink
+from billing.redis_pipe import decode_map, load_script
 from config.settings import HoldSettings
 
 SHARDS = 64
@@ -146,7 +148,7 @@ class Holds:
 
     def __init__(
         self,
-        pipe: RedisPipe,
+        pipe: RedisLink,
         settings: HoldSettings,
         read_mirror: ReadMirror,
         meters: Meters | None = None,
@@ -156,12 +158,15 @@ class Holds:
         self._read_mirror = read_mirror
         self._lease_ms = int(settings.lease_s * 1000)
         self._mirror_ttl_ms = int(settings.mirror_ttl_s * 1000)
-        self._reserve = load_script("reserve", "caps")
-        self._extend = load_script("extend", "caps")
+        self._reserve = load_script("reserve", "lineage", "caps")
+        self._extend = load_script("extend", "lineage", "caps")
         self._renew = load_script("renew", "caps")
         self._release = load_script("release", "caps")
-        self._fill = load_script("fill")
-        self._look = load_script("look")
+        self._fill = load_script("fill", "lineage")
+        self._look = load_script("look", "lineage")
+        self._claim = load_script("claim", "lineage")
+        self._leases = load_script("leases")
+        self._alive = load_script("alive")
 
     async def reserve(self, hold: Hold) -> RateState:
         """Set ``hold.amount_nano`` aside, or refuse. Idempotent by call id.
@@ -306,7 +311,7 @@ class Holds:
         if await self.renew(hold) != "cold":
             return
         token_key = _mirror_keys(hold.user_id)[1]
-        if await self._pipe.run("SET", token_key, str(hold.call_id), "NX", "PX", 5000):
+        if await self._pipe.call(self._claim, (token_key,), (str(hold.call_id),)):
             await self._fill_mirror(hold)
         else:
             await asyncio.sleep(_FILL_PAUSE_S)
@@ -397,7 +402,7 @@ class Holds:
 
     async def find_available(self, user_id: UUID, wallet_id: UUID) -> int | None:
         """Return the mirror's available amount in nano units, None when the mirror is cold."""
-        value = await self._pipe.run("HGET", _mirror_keys(user_id)[0], f"available:{wallet_id}")
+        value = (await self.read_mirror(user_id)).get(f"available:{wallet_id}")
         return None if value is None else int(value)
 
     async def list_holds(self, user_id: UUID) -> dict[UUID, int]:
@@ -407,36 +412,40 @@ class Holds:
 
     async def read_mirror(self, user_id: UUID) -> dict[str, str]:
         """Return the fields of a user's mirror; empty when it is cold."""
-        return decode_map(await self._pipe.run("HGETALL", _mirror_keys(user_id)[0]))
+        _, fields = await self._pipe.call(self._look, _mirror_keys(user_id)[:1], ())
+        mirror = decode_map(fields)
+        mirror.pop("lineage", None)
+        return mirror
 
     async def find_leases(self, *, expired: bool, limit: int) -> list[ExpiredLease]:
-        """Return holds by lease over all shards, at most ``limit`` per shard: the expired ones, or all."""
-        seconds, micros = await self._pipe.run("TIME")
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        top = str(now_ms) if expired else "+inf"
-        replies = await asyncio.gather(
-            *(
-                self._pipe.run(
-                    "ZRANGEBYSCORE", f"tuma:{{s{shard:02d}}}:leases", "-inf", top, "LIMIT", "0", str(limit)
-                )
-                for shard in range(SHARDS)
-            )
+        """Return holds by lease over all shards, at most ``limit`` per shard: the expired ones, or all.
+
+        Raises:
+            RedisUnavailableError: a shard is away.
+        """
+        found = await asyncio.gather(
+            *(self.find_leases_of(shard, expired=expired, limit=limit) for shard in range(SHARDS))
         )
+        return [lease for leases in found for lease in leases]
+
+    async def find_leases_of(self, shard: int, *, expired: bool, limit: int) -> list[ExpiredLease]:
+        """Return holds of one shard by lease, as ``find_leases``.
+
+        Raises:
+            RedisUnavailableError: the shard is away.
+        """
+        key = f"tuma:{{s{shard:02d}}}:leases"
         found = []
-        for members in replies:
-            for member in members:
-                call_id, wallet_id, user_id, key_id = member.decode().split("|")
-                key = UUID(key_id) if key_id else None
-                found.append(ExpiredLease(UUID(call_id), UUID(wallet_id), UUID(user_id), key))
+        for member in await self._pipe.call(self._leases, (key,), (limit, int(expired))):
+            call_id, wallet_id, user_id, key_id = member.decode().split("|")
+            found.append(
+                ExpiredLease(UUID(call_id), UUID(wallet_id), UUID(user_id), UUID(key_id) if key_id else None)
+            )
         return found
 
     async def has_live_lease(self, hold: ExpiredLease) -> bool:
         """Tell whether a worker has renewed this hold's lease in time."""
-        score = await self._pipe.run("ZSCORE", f"{_prefix(hold.user_id)}leases", _member(hold))
-        if score is None:
-            return False
-        seconds, micros = await self._pipe.run("TIME")
-        return int(float(score)) > int(seconds) * 1000 + int(micros) // 1000
+        return bool(await self._pipe.call(self._alive, (f"{_prefix(hold.user_id)}leases",), (_member(hold),)))
 
 
 def _prefix(user_id: UUID) -> str:

@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.meters import Meters
+from billing.redis_server import Server, Survey
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
@@ -213,6 +214,24 @@ class RedisPipe:
                 item.answer.set_exception(kind(f"Redis refused {what}: {reply}"))
             else:
                 item.answer.set_result(reply)
+
+    async def ping(self) -> None:
+        """Return if the server answers.
+
+        Raises:
+            RedisUnavailableError: it does not.
+        """
+        await self.run("PING")
+
+    async def survey(self) -> Survey:
+        """Ask the server who it is.
+
+        Raises:
+            RedisUnavailableError: it does not answer.
+        """
+        sections = ("server", "memory", "replication")
+        infos = await asyncio.gather(*(self.run("INFO", section) for section in sections))
+        return Survey((Server.read(*infos),))
 
     async def close(self) -> None:
         """Finish what is queued, then close the connections."""

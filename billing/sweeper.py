@@ -16,6 +16,7 @@ exactly one wins.
 
 import asyncio
 import time
+from collections.abc import Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,9 +26,9 @@ import structlog
 
 from billing.assessment import Evidence, assess, ending_from_note
 from billing.db import Database
-from billing.errors import ProviderUnavailableError, TumaError
+from billing.errors import ProviderUnavailableError, RedisUnavailableError, TumaError
 from billing.fx import FxQuote
-from billing.holds import ExpiredLease, Holds
+from billing.holds import SHARDS, ExpiredLease, Holds
 from billing.ids import minted_at, new_id
 from billing.ledger import Ending, Ledger, Settlement
 from billing.meters import Meters
@@ -116,7 +117,8 @@ class Sweeper:
         """Sweep once; None when another process is sweeping.
 
         Raises:
-            PostgresUnavailableError, RedisUnavailableError: nothing half-done is left behind; sweep again.
+            PostgresUnavailableError: nothing half-done is left behind; sweep again.
+            RedisUnavailableError: it, or one shard of it, is away; of the other shards all was swept.
         """
         lock = await self._database.connect_alone()
         try:
@@ -127,12 +129,15 @@ class Sweeper:
             orphans = await self._find_orphans()
             known = {row["id"] for row in orphans}
             self._later = {call_id: later for call_id, later in self._later.items() if call_id in known}
+            away: list[RedisUnavailableError] = []
             for start in range(0, len(orphans), _TOGETHER):
-                await asyncio.gather(
-                    *(self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER])
+                away += await _gather_what_is_there(
+                    self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER]
                 )
-            await self._drop_stale_holds(counts)
+            away += await self._drop_stale_holds(counts)
             await return_slabs(self._database, grace_s=self._settings.worker_lease_s)
+            if away:
+                raise away[0]
             return counts
         finally:
             await lock.close(timeout=_CLOSE_S)
@@ -230,10 +235,15 @@ class Sweeper:
             charge_nano=settlement.charge_nano,
         )
 
-    async def _drop_stale_holds(self, counts: SweepCounts) -> None:
-        leases = await self._holds.find_leases(expired=True, limit=self._settings.rows)
+    async def _drop_stale_holds(self, counts: SweepCounts) -> list[RedisUnavailableError]:
+        leases: list[ExpiredLease] = []
+
+        async def find(shard: int) -> None:
+            leases.extend(await self._holds.find_leases_of(shard, expired=True, limit=self._settings.rows))
+
+        away = await _gather_what_is_there(find(shard) for shard in range(SHARDS))
         if not leases:
-            return
+            return away
         async with self._database.connection() as connection:
             live = await connection.fetch(
                 "SELECT id FROM calls WHERE id = ANY ($1) AND state IN ('open', 'review')",
@@ -244,6 +254,18 @@ class Sweeper:
             if lease.call_id not in kept:
                 await self._holds.forget(lease)
                 counts.holds_dropped += 1
+        return away
+
+
+async def _gather_what_is_there(work: Iterable[Coroutine[Any, Any, None]]) -> list[RedisUnavailableError]:
+    """Do what can be done while a shard of Redis is away, and return what was said of it."""
+    away = []
+    for error in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(error, RedisUnavailableError):
+            away.append(error)
+        elif error is not None:
+            raise error
+    return away
 
 
 def assess_row(row: Any, evidence: Evidence, *, outcome: str) -> Ending:

@@ -94,6 +94,10 @@ class RedisSettings(_Section):
     timeout_s: Positive = 1.0  # a Redis that answers slower than this fails closed
     connections_max: Count = 4  # pipelines in flight at once, per worker
     pipeline_max: Count = 256  # commands in one pipeline
+    # Of a cluster (redis+cluster://, rediss+cluster://), whose nodes each have timeout and connections as above.
+    redirects_max: Count = 5  # times that a command which did not run is sent to where it belongs
+    redirect_pause_s: Positive = 0.1  # before it is sent again while its keys are being moved
+    map_pause_s: Positive = 0.2  # between two looks at who has which slot, while that changes
 
 
 class UpstreamSettings(_Section):

@@ -41,7 +41,7 @@ async def _ask_postgres(services: Services) -> None:
 
 
 async def _ask_redis(services: Services) -> None:
-    await services.pipe.run("PING")
+    await services.pipe.ping()
 
 
 async def _check(question: Awaitable[None]) -> str:

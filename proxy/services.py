@@ -44,7 +44,7 @@ from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
 from billing.reconcile import Reconciler
-from billing.redis_pipe import RedisPipe
+from billing.redis_link import RedisLink, make_redis
 from billing.routine import Routine
 from billing.statement import Statements
 from billing.sweeper import Sweeper
@@ -90,7 +90,7 @@ class Services:
     database: Database
     keeper: Database
     desk: "Desk"
-    pipe: RedisPipe
+    pipe: RedisLink
     holds: Holds
     calls: Calls
     quota: Quota
@@ -162,7 +162,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
     meters = Meters(models_max=settings.metrics.models_max)
     pools = _make_pools(settings, meters)
     database, people, keeper, operator = pools["proxy"], pools["api"], pools["keeper"], pools["operator"]
-    pipe = RedisPipe(settings.redis, meters)
+    pipe = make_redis(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
@@ -263,7 +263,7 @@ async def _stop(services: Services) -> None:
 
 async def _start(services: Services) -> None:
     await require_current(services.database)
-    await services.pipe.run("PING")
+    await services.pipe.ping()
     await services.upstream.start()
     await services.prices.load()
     await services.fx.load()

@@ -20,7 +20,7 @@ _PEPPER_MIN = 16
 _TOKEN_MIN = 16
 _REDIS_MIN = (6, 2)
 _POSTGRES_MIN = 150_000
-_ENCRYPTED = frozenset(("rediss", "https"))
+_ENCRYPTED = frozenset(("rediss", "rediss+cluster", "https"))
 _PUBLISHABLE_KEYS = ("pk_", "FLWPUBK")
 _TEST_KEYS = ("sk_test_", "rk_test_", "FLWSECK_TEST")
 _CHECKED = frozenset(("verify-ca", "verify-full"))
@@ -65,7 +65,7 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             "TUMA_REDIS__URL",
             bool(settings.redis.url.get_secret_value()),
             "set" + _in_the_open(settings.redis.url.get_secret_value(), "rediss:// and TUMA_REDIS__CA_FILE"),
-            "is not set: redis://:password@host:6379/0",
+            "is not set: redis://:password@host:6379/0, or redis+cluster://:password@host:6379,host:6379",
         ),
         _item(
             "TUMA_AUTH__KEY_PEPPER",
@@ -228,17 +228,26 @@ async def _ask_roles(settings: Settings) -> tuple[bool, str]:
 
 
 async def _ask_redis(office: Office) -> tuple[bool, str]:
-    text = (await office.pipe.run("INFO", "server")).decode()
-    version = next(
-        line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("redis_version:")
-    )
-    policy = await office.pipe.run("INFO", "memory")
-    evicts = b"maxmemory_policy:noeviction" not in policy
-    if tuple(int(part) for part in version.split(".")[:2]) < _REDIS_MIN:
-        return False, f"version {version} is older than 6.2"
-    if evicts:
-        return False, "maxmemory-policy may evict holds: set it to noeviction"
-    return True, f"version {version}"
+    survey = await office.pipe.survey()
+    faults = list(survey.faults)
+    if survey.away:
+        faults.append(f"{', '.join(survey.away)} {'does' if len(survey.away) == 1 else 'do'} not answer")
+    versions = sorted({server.version for server in survey.servers}, key=_version)
+    faults += [
+        f"version {version} is older than 6.2" for version in versions if _version(version) < _REDIS_MIN
+    ]
+    if any(server.policy != "noeviction" for server in survey.servers):
+        faults.append("maxmemory-policy may evict holds: set it to noeviction")
+    if not all(server.lineage for server in survey.servers):
+        faults.append(
+            "INFO replication tells no master_replid: a replica that is promoted could not be told from its primary"
+        )
+    seen = f"version {', '.join(versions)}" + (f", {survey.shape}" if survey.shape else "")
+    return not faults, f"{'; '.join(faults)} ({seen})" if faults else seen
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 async def _ask_upstream(office: Office) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ from billing.errors import PostgresUnavailableError, RedisUnavailableError
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.ledger import Ledger
-from billing.redis_pipe import RedisPipe
+from billing.redis_link import RedisLink, make_redis
 from billing.wallets import Wallets
 from config.settings import Settings
 from proxy.services import make_upstream
@@ -30,7 +30,7 @@ class Office:
 
     settings: Settings
     database: Database
-    pipe: RedisPipe
+    pipe: RedisLink
     holds: Holds
     wallets: Wallets
     upstream: Upstream
@@ -73,7 +73,7 @@ async def run_as_operator(office: Office, work: Awaitable[dict[str, Any]]) -> di
 async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """Open the office."""
     database = Database(settings.postgres, name="tuma command")
-    pipe = RedisPipe(settings.redis)
+    pipe = make_redis(settings.redis)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=new_id()).read_mirror)
     upstream = make_upstream(settings)
     await upstream.start()

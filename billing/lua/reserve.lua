@@ -11,13 +11,13 @@ local now_us = now[1] * 1000000 + now[2]
 local now_ms = math.floor(now_us / 1000)
 local available = 'available:' .. ARGV[6]
 
-local state = redis.call('HMGET', KEYS[1], available, 'frozen:' .. ARGV[6], 'hold:' .. ARGV[1], 'capped')
+local life = lineage()
+local state = redis.call('HMGET', KEYS[1], available, 'frozen:' .. ARGV[6], 'hold:' .. ARGV[1], 'capped', 'lineage')
 local caps, over = {}, false
 if state[1] and state[4] then caps, over = find_caps(KEYS[1], ARGV[6], ARGV[9], ARGV[10], tonumber(ARGV[11])) end
-if not state[1] or over then
-    redis.call('DEL', KEYS[1]) -- it lacks a newer wallet, or has a window that is over
-    local mine = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', 5000)
-    return {'cold', mine and 1 or 0}
+if not state[1] or over or state[5] ~= life then
+    redis.call('DEL', KEYS[1]) -- it lacks a newer wallet, or has a window that is over, or is of another lineage
+    return {'cold', claim(KEYS[2], ARGV[1], life)}
 end
 
 -- GCRA (ITU-T I.371): a window is the theoretical arrival time, in microseconds; a minute may be used in one burst.

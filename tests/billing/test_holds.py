@@ -198,13 +198,10 @@ async def test_a_fill_never_overwrites_a_mirror(office: Office) -> None:
     await office.holds.reserve(hold_of(payer, NANO))
     prefix = f"tuma:{{s{shard_of(payer.user_id):02d}}}:"
     keys = (f"{prefix}u:{payer.user_id}", f"{prefix}f:{payer.user_id}")
-    await office.pipe.run("SET", keys[1], "token")
-    assert (
-        await office.pipe.call(
-            load_script("fill"), keys, ("token", 1000, f"available:{payer.wallet_id}", "999")
-        )
-        == 0
-    )
+    claim, fill = load_script("claim", "lineage"), load_script("fill", "lineage")
+    assert await office.pipe.call(claim, keys[1:], ("token",)) == 1
+    args = ("token", 1000, f"available:{payer.wallet_id}", "999")
+    assert await office.pipe.call(fill, keys, args) == 0
     assert await available(office, payer) == 9 * NANO
 
 
