@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -121,10 +122,9 @@ class LocalCluster:
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", place + 1)
         for node in self.nodes[1:]:
             node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
-        for node in self.nodes:
-            wait_for(lambda node=node: node.info()["cluster_known_nodes"] == "6")
+        wait_for(lambda: all(node.info()["cluster_known_nodes"] == "6" for node in self.nodes))
         for primary, replica in zip(primaries, replicas, strict=True):
-            wait_for(lambda primary=primary, replica=replica: self._follow(replica, primary))
+            wait_for(partial(self._follow, replica, primary))
         self.wait_whole()
 
     @staticmethod

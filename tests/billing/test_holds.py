@@ -232,6 +232,7 @@ async def test_a_redis_that_does_not_answer_fails_closed(office: Office) -> None
 
 
 async def test_concurrent_commands_share_pipelines(office: Office) -> None:
+    assert isinstance(office.pipe, RedisPipe)
     sent: list[int] = []
     exchange = office.pipe._exchange
 
@@ -247,6 +248,7 @@ async def test_concurrent_commands_share_pipelines(office: Office) -> None:
 
 async def test_a_failover_to_an_empty_replica(office: Office, redis_url: str) -> None:
     """While the server is a replica nothing is admitted; promoted, and empty, it admits by Postgres."""
+    assert isinstance(office.pipe, RedisPipe)
     payer = await make_payer(office)
     hold = hold_of(payer, 4 * NANO)
     await office.holds.reserve(hold)

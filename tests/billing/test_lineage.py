@@ -14,9 +14,11 @@ from billing.redis_pipe import RedisPipe
 from config.settings import HoldSettings, RedisSettings
 from scripts.embedded import EmbeddedRedis
 from scripts.office import Office
-from tests.billing.test_holds import NANO, available, hold_of
+from tests.billing.test_holds import available, hold_of
 from tests.conftest import DEBIAN_REDIS, Payer, make_payer
 from tests.redis_cluster import wait_for_async
+
+NANO = 10**9
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,7 @@ def replica_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[Emb
 
 
 @pytest.fixture
-async def replica(
-    replica_server: EmbeddedRedis, redis_server: Any, redis_url: str
-) -> AsyncIterator["Redis[Any]"]:
+async def replica(replica_server: EmbeddedRedis, redis_server: Any, redis_url: str) -> AsyncIterator[Any]:
     """A replica in step with the tests' Redis; ``REPLICAOF NO ONE`` promotes it."""
     if not isinstance(redis_server, EmbeddedRedis):
         pytest.skip("the replica must reach the server with a password of its own making")
@@ -39,7 +39,7 @@ async def replica(
     await client.execute_command("REPLICAOF", "127.0.0.1", redis_server.port)
 
     async def in_step() -> bool:
-        role = await client.execute_command("ROLE")
+        role = await client.role()
         return bool(role[0] == b"slave" and role[3] == b"connected")
 
     await wait_for_async(in_step)
@@ -48,7 +48,7 @@ async def replica(
     await client.aclose()
 
 
-async def promote(office: Office, replica: "Redis[Any]") -> None:
+async def promote(office: Office, replica: Any) -> None:
     """Let it have all writes until now, and none after."""
     primary: Any = Redis.from_url(office.settings.redis.url.get_secret_value())
     assert await primary.wait(1, 5000) == 1
@@ -71,7 +71,7 @@ async def make_other(office: Office, payer: Payer) -> None:
 
 
 async def test_a_promoted_replica_admits_by_postgres_not_by_what_it_inherited(
-    office: Office, replica: "Redis[Any]", successor: Holds
+    office: Office, replica: Any, successor: Holds
 ) -> None:
     payer = await make_payer(office, amount="1", overdraft="9")
     await office.holds.reserve(hold_of(payer, NANO))
@@ -90,7 +90,7 @@ async def test_a_promoted_replica_admits_by_postgres_not_by_what_it_inherited(
 
 
 async def test_a_freeze_that_the_replica_did_not_hear_of_holds(
-    office: Office, replica: "Redis[Any]", successor: Holds
+    office: Office, replica: Any, successor: Holds
 ) -> None:
     payer = await make_payer(office)
     hold = hold_of(payer, NANO)
@@ -103,9 +103,7 @@ async def test_a_freeze_that_the_replica_did_not_hear_of_holds(
     assert not await successor.extend(hold, 2 * NANO)
 
 
-async def test_a_right_to_fill_is_not_inherited(
-    office: Office, replica: "Redis[Any]", successor: Holds
-) -> None:
+async def test_a_right_to_fill_is_not_inherited(office: Office, replica: Any, successor: Holds) -> None:
     """Somebody was filling; that their snapshot had become old was told to the old primary only."""
     payer = await make_payer(office)
     hold = hold_of(payer, NANO)
