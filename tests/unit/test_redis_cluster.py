@@ -1,6 +1,7 @@
 """The cluster's map, its URL, and what its nodes may answer; the nodes are played."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -110,6 +111,35 @@ async def test_moved_is_followed_and_the_map_is_learned_once_per_burst() -> None
         assert (first.count("SET"), first.count("EVALSHA")) == (before, 0)
 
 
+async def test_moved_is_believed_before_the_map_is_learned() -> None:
+    async with two_nodes() as (first, second, link):
+        assert await link.run("SET", KEY, "1") == b"OK"
+
+        async def nobody_tells() -> None:
+            pass
+
+        link._learn = nobody_tells  # type: ignore[method-assign]
+        first.answer = moved(second)
+        for _ in range(5):
+            assert await link.run("SET", KEY, "1") == b"OK"
+        assert (first.count("SET"), second.count("SET")) == (2, 5)
+
+
+async def test_many_failures_have_the_map_learned_by_one() -> None:
+    async with two_nodes() as (first, _, link):
+        await link._known_map()
+        first.answer = lambda _: None
+        async with asyncio.TaskGroup() as group:
+            for number in range(50):
+                group.create_task(fail(link, f"tuma:{{s05}}:u:{number}"))
+        assert len(link._tasks) == 1
+
+
+async def fail(link: RedisCluster, key: str) -> None:
+    with pytest.raises(RedisUnavailableError):
+        await link.run("SET", key, "1")
+
+
 async def test_one_sends_the_other_back_and_there_is_an_end() -> None:
     async with two_nodes(redirects_max=4) as (first, second, link):
         first.answer, second.answer = moved(second), moved(first)
@@ -135,8 +165,10 @@ async def test_what_is_being_moved_is_tried_again_for_a_while() -> None:
     async with two_nodes() as (first, _, link):
         answers = [b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"] * 3
         first.answer = lambda _: answers.pop() if answers else b"+OK\r\n"
+        began_s = time.monotonic()
         assert await link.call(SCRIPT, [KEY], ()) == b"OK"
         assert first.count("EVALSHA") == 4
+        assert time.monotonic() - began_s >= 3 * 0.01
         first.answer = lambda _: b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n"
         with pytest.raises(RedisUnavailableError):
             await link.call(SCRIPT, [KEY], ())
