@@ -38,6 +38,76 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a promoted replica admits by Postgres",
+        "billing/lua/reserve.lua",
+        " or state[5] ~= life",
+        "",
+        "tests/billing/test_lineage.py",
+    ),
+    Mutation(
+        "a lineage is told, by a failover that lost writes",
+        "billing/lua/lineage.lua",
+        "return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''",
+        "return ''",
+        "tests/faults/test_cluster.py",
+    ),
+    Mutation(
+        "an inherited mirror extends nothing",
+        "billing/lua/extend.lua",
+        "if state[1] and state[6] ~= lineage() then",
+        "if false then",
+        "tests/billing/test_lineage.py",
+    ),
+    Mutation(
+        "an inherited right to fill is none",
+        "billing/lua/lineage.lua",
+        "string.sub(owner, 1, #life + 1) == life .. ':'",
+        "true",
+        "tests/billing/test_lineage.py",
+    ),
+    Mutation(
+        "a command of unknown fate is not sent again",
+        "billing/redis_cluster.py",
+        "            self._suspect(pipe.node)\n            raise\n\n    async def _follow",
+        "            self._suspect(pipe.node)\n            return await pipe.send(command, script)\n\n    async def _follow",
+        "tests/unit/test_redis_cluster.py",
+    ),
+    Mutation(
+        "a lost node's successor is looked for",
+        "billing/redis_cluster.py",
+        "            self._suspect(pipe.node)\n            raise\n\n    async def _follow",
+        "            raise\n\n    async def _follow",
+        "tests/unit/test_redis_cluster.py",
+    ),
+    Mutation(
+        "redirects end",
+        "billing/redis_cluster.py",
+        "for _ in range(self._settings.redirects_max):",
+        "for _ in range(10**3):",
+        "tests/unit/test_redis_cluster.py",
+    ),
+    Mutation(
+        "ASKING goes before what is asked",
+        "billing/redis_cluster.py",
+        "            await self._send([asking, item])",
+        "            await self._send([item])\n            asking.answer.set_result(None)",
+        "tests/unit/test_redis_cluster.py",
+    ),
+    Mutation(
+        "a mirror that Postgres belies is dropped",
+        "billing/calls.py",
+        "charge_nano=None if _was_refused(call) else 0",
+        "charge_nano=0",
+        "tests/faults/test_shards.py",
+    ),
+    Mutation(
+        "shards that are there are swept",
+        "billing/sweeper.py",
+        "        if isinstance(error, RedisUnavailableError):\n            away.append(error)\n        elif error is not None:",
+        "        if error is not None:",
+        "tests/faults/test_shards.py",
+    ),
+    Mutation(
         "a bench that lost a nano is a failed run",
         "scripts/bench/books.py",
         "        if not still_open and ours == theirs:\n",
@@ -909,7 +979,7 @@ MUTATIONS = (
     Mutation(
         "a stale snapshot fills nothing, by the state machine",
         "billing/lua/fill.lua",
-        "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end",
+        "if redis.call('GET', KEYS[2]) ~= life .. ':' .. ARGV[1] then return 0 end",
         "",
         "tests/stateful/test_books.py",
     ),
@@ -1078,7 +1148,7 @@ MUTATIONS = (
     Mutation(
         "a stale snapshot fills nothing",
         "billing/lua/fill.lua",
-        "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end",
+        "if redis.call('GET', KEYS[2]) ~= life .. ':' .. ARGV[1] then return 0 end",
         "",
         "tests/billing/test_holds.py",
     ),
@@ -1287,9 +1357,9 @@ MUTATIONS = (
     ),
     Mutation(
         "one fills at a time",
-        "billing/lua/reserve.lua",
-        "local mine = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', 5000)",
-        "local mine = redis.call('SET', KEYS[2], ARGV[1], 'PX', 5000)",
+        "billing/lua/lineage.lua",
+        "    if owner and string.sub(owner, 1, #life + 1) == life .. ':' then return 0 end\n",
+        "",
         "tests/billing/test_holds.py",
     ),
     Mutation(
