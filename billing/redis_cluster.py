@@ -327,15 +327,15 @@ class RedisCluster:
         return pipe
 
     async def _wait_for_map(self) -> None:
-        """Wait until somebody has told the map, or nobody could.
+        """Wait until somebody has told the map, or nobody could; they are asked one after the other.
 
         Raises:
             InputError: the URL or the CA file cannot be used.
         """
-        self._read_address()
+        asked = len(self._read_address().seeds) + 1
         told = self._doubt()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s * asked):
                 await told.wait()
         if isinstance(self._why, InputError):
             raise self._why
@@ -388,11 +388,11 @@ class RedisCluster:
 
     def _take(self, found: SlotMap) -> None:
         self._owners.clear()
+        self._suspects &= found.nodes
         if found == self._map:
             return
         _log.info("map.learned", primaries=len(set(found.primaries)), slots=found.served)
         self._map = found
-        self._suspects &= found.nodes
         for node in self._pipes.keys() - found.nodes:
             self._tasks.start(self._pipes.pop(node).close(), name=f"close {node}")
 

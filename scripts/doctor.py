@@ -162,10 +162,11 @@ def _in_the_open(url: str, remedy: str) -> str:
     """Return a warning, if a URL leads over a network without an encryption that is checked; nothing of its secrets."""
     try:
         parts = urlsplit(url)
+        hosts = [urlsplit(f"//{host}").hostname for host in parts.netloc.rpartition("@")[2].split(",")]
     except ValueError:
         return ""  # whoever connects says what is wrong with it
     encrypted = parts.scheme in _ENCRYPTED or dict(parse_qsl(parts.query)).get("sslmode") in _CHECKED
-    if encrypted or _is_here(parts.hostname):
+    if encrypted or all(_is_here(host) for host in hosts):
         return ""
     return f", but not encrypted with a certificate that is checked, and not on this machine: use {remedy}"
 

@@ -1457,8 +1457,8 @@ MUTATIONS = (
     Mutation(
         "a window that is over makes the mirror cold",
         "billing/lua/reserve.lua",
-        "if not state[1] or over then",
-        "if not state[1] then",
+        "if not state[1] or over or state[5] ~= life then",
+        "if not state[1] or state[5] ~= life then",
         "tests/billing/test_caps.py",
     ),
     Mutation(

@@ -172,6 +172,7 @@ async def test_calls_and_what_doctor_says(
             == wallet.posted_nano
             < 10 * NANO
         )
+    await asyncio.to_thread(cluster.wait_whole)
     ok, said = await _ask_redis(office)
     assert ok, said
     assert "a cluster of 3 primaries, 3 of them with a replica" in said
@@ -212,6 +213,21 @@ async def test_a_slot_moves_under_load(
     await read_the_books(proxy, office, sim, payers)
 
 
+async def test_a_primary_forgets_under_load(
+    proxy: Running, office: Office, sim: SimulatedProvider, cluster: LocalCluster
+) -> None:
+    payers = [await make_payer(office) for _ in range(4)] + [await make_payer(office, amount="0.004")]
+    forgetful: ClusterNode = cluster.owner_of(tag_of(payers[0]))
+    async with loaded(proxy, office, payers) as load:
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(forgetful.ask, "FLUSHALL")
+            await asyncio.to_thread(forgetful.ask, "SCRIPT", "FLUSH")
+        for payer in payers[:4]:
+            await load.see(payer)
+    await read_the_books(proxy, office, sim, payers)
+
+
 async def calls_whose_writes_are_lost(
     proxy: Running, office: Office, lost: ClusterNode, heir: ClusterNode, payers: list[Payer]
 ) -> None:
@@ -246,7 +262,7 @@ async def test_a_primary_dies_under_load(
     seldom = [await make_payer(office) for _ in range(9)]
     dice = random.Random(3)
     async with loaded(proxy, office, [*rich, *poor]) as load:
-        for _ in range(rounds):
+        for left in reversed(range(rounds)):
             lost = cluster.owner_of(tag_of(dice.choice(rich)))
             hurt = [payer for payer in rich if cluster.owner_of(tag_of(payer)) is lost]
             heir = cluster.replica_of(lost)
@@ -254,27 +270,10 @@ async def test_a_primary_dies_under_load(
             lost.kill()
             os.kill(heir.pid, signal.SIGCONT)
             await load.see(hurt[0], 503)
-            ok, said = await _ask_redis(office)
-            assert not ok
-            assert f"127.0.0.1:{lost.port} does not answer" in said
             await asyncio.to_thread(cluster.wait_promoted, lost)
             for payer in rich:
                 await load.see(payer)
-            lost.start()
-            await asyncio.to_thread(cluster.wait_whole)
+            if left:
+                lost.start()
+                await asyncio.to_thread(cluster.wait_whole)
     await read_the_books(proxy, office, sim, [*rich, *poor, *seldom])
-
-
-async def test_a_primary_forgets_under_load(
-    proxy: Running, office: Office, sim: SimulatedProvider, cluster: LocalCluster
-) -> None:
-    payers = [await make_payer(office) for _ in range(4)] + [await make_payer(office, amount="0.004")]
-    forgetful: ClusterNode = cluster.owner_of(tag_of(payers[0]))
-    async with loaded(proxy, office, payers) as load:
-        for _ in range(8):
-            await asyncio.sleep(0.1)
-            await asyncio.to_thread(forgetful.ask, "FLUSHALL")
-            await asyncio.to_thread(forgetful.ask, "SCRIPT", "FLUSH")
-        for payer in payers[:4]:
-            await load.see(payer)
-    await read_the_books(proxy, office, sim, payers)

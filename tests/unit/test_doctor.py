@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from billing.redis_server import Server, Survey
 from config.settings import load_settings
-from scripts.doctor import _look_at_settings
+from scripts.doctor import _ask_redis, _look_at_settings
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,9 @@ from scripts.doctor import _look_at_settings
         ("postgresql://u:p@db.example/x", "redis://:p@r.example", "http://p.example/v1", 3),
         ("postgresql://u:p@db.example/x?sslmode=require", "redis://:p@10.0.0.1", "http://10.0.0.2/v1", 3),
         ("postgresql://u:p@[x/x", "redis://[", "", 0),
+        ("", "redis+cluster://:p@127.0.0.1:1,[::1]:2", "", 0),
+        ("", "redis+cluster://:p@127.0.0.1:1,10.0.0.1:2", "", 1),
+        ("", "rediss+cluster://:p@r.example,s.example", "", 0),
         ("", "", "", 0),
     ],
 )
@@ -68,3 +72,41 @@ def test_whether_anybody_is_told_of_alerts(url: str, said: str) -> None:
     (found,) = (item for item in _look_at_settings(settings) if item["name"] == "TUMA_ALERTS__URL")
     assert found["detail"].startswith(said)
     assert "token" not in found["detail"]
+
+
+_GOOD = Server("7.0.15", "noeviction", lineage=True)
+_SHAPE = "a cluster of 3 primaries, 2 of them with a replica"
+
+
+@pytest.mark.parametrize(
+    ("survey", "ok", "said"),
+    [
+        (Survey((_GOOD,)), True, "version 7.0.15"),
+        (Survey((_GOOD, _GOOD), shape=_SHAPE), True, f"version 7.0.15, {_SHAPE}"),
+        (
+            Survey((_GOOD,), away=("h:1",), shape=_SHAPE),
+            False,
+            f"h:1 does not answer (version 7.0.15, {_SHAPE})",
+        ),
+        (Survey((_GOOD,), away=("h:1", "i:2")), False, "h:1, i:2 do not answer (version 7.0.15)"),
+        (Survey((_GOOD,), faults=("5 slots have no node",)), False, "5 slots have no node (version 7.0.15)"),
+        (
+            Survey((_GOOD, Server("6.0.9", "noeviction", lineage=True))),
+            False,
+            "version 6.0.9 is older than 6.2 (version 6.0.9, 7.0.15)",
+        ),
+        (Survey((_GOOD, Server("7.0.15", "allkeys-lru", lineage=True))), False, "set it to noeviction"),
+        (Survey((_GOOD, Server("7.0.15", "noeviction", lineage=False))), False, "tells no master_replid"),
+    ],
+)
+async def test_what_it_says_of_redis(survey: Survey, ok: bool, said: str) -> None:
+    class Link:
+        async def survey(self) -> Survey:
+            return survey
+
+    class Stand:
+        pipe = Link()
+
+    found, detail = await _ask_redis(Stand())  # type: ignore[arg-type]
+    assert found is ok
+    assert said in detail

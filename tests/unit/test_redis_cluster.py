@@ -29,6 +29,7 @@ class FakeNode:
         self.asked: list[list[str]] = []
         self.answer: Callable[[list[str]], bytes | None] = lambda _: b"+OK\r\n"
         self.owner: FakeNode = self
+        self.silent = False
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -49,7 +50,7 @@ class FakeNode:
             for _ in range(int(line[1:])):
                 size = int((await reader.readline())[1:])
                 command.append((await reader.readexactly(size + 2))[:-2].decode())
-            reply = self._reply(command)
+            reply = b"" if self.silent else self._reply(command)
             if reply is None:
                 break
             writer.write(reply)
@@ -211,6 +212,16 @@ async def test_keys_of_two_slots_are_a_bug() -> None:
             await link.call(SCRIPT, [KEY, "tuma:{s06}:u:1"], ())
         with pytest.raises(BrokenInvariantError, match="no key"):
             await link.run("TIME")
+
+
+async def test_a_seed_that_is_silent_keeps_nobody_from_the_others() -> None:
+    """Its host is gone: nothing even refuses a connection."""
+    async with two_nodes() as (first, second, _):
+        first.silent = True
+        seeds = f"redis+cluster://127.0.0.1:{first.port},127.0.0.1:{second.port}"
+        link = RedisCluster(RedisSettings(url=SecretStr(seeds), timeout_s=0.3))
+        assert await link.run("SET", KEY, "1") == b"OK"
+        await link.close()
 
 
 async def test_nobody_there() -> None:
