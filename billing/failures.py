@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 from billing.errors import RateLimitError, RedisUnavailableError
 from billing.holds import SHARDS
-from billing.redis_link import RedisLink
 from billing.redis_pipe import load_script
+from billing.redis_way import RedisWay
 
 _REMEMBERED_MAX = 10_000
 _WAITING_MAX = 64
@@ -27,7 +27,7 @@ class AuthFailures:
         per_min: failures that are answered as such; 0 for no limit.
     """
 
-    def __init__(self, pipe: RedisLink, *, per_min: int) -> None:
+    def __init__(self, pipe: RedisWay, *, per_min: int) -> None:
         self._pipe = pipe
         self._per_min = per_min
         self._script = load_script("fail")

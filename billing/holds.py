@@ -37,8 +37,8 @@ from billing.errors import (
 from billing.ids import minted_at
 from billing.meters import Meters
 from billing.money import format_amount
-from billing.redis_link import RedisLink
 from billing.redis_pipe import decode_map, load_script
+from billing.redis_way import RedisWay
 from config.settings import HoldSettings
 
 SHARDS = 64
@@ -148,7 +148,7 @@ class Holds:
 
     def __init__(
         self,
-        pipe: RedisLink,
+        pipe: RedisWay,
         settings: HoldSettings,
         read_mirror: ReadMirror,
         meters: Meters | None = None,

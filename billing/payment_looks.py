@@ -11,7 +11,7 @@ import structlog
 from billing.errors import RedisUnavailableError
 from billing.payment_desk import PaymentDesk
 from billing.payments import Intent
-from billing.redis_link import RedisLink
+from billing.redis_way import RedisWay
 from config.settings import PaymentSettings
 
 _log = structlog.get_logger("tuma.payments")
@@ -26,7 +26,7 @@ class PaymentLooks:
         settings: how often, how long, how many at once.
     """
 
-    def __init__(self, desk: PaymentDesk, pipe: RedisLink, settings: PaymentSettings) -> None:
+    def __init__(self, desk: PaymentDesk, pipe: RedisWay, settings: PaymentSettings) -> None:
         self._desk = desk
         self._pipe = pipe
         self._settings = settings

@@ -44,7 +44,7 @@ from billing.people import People
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
 from billing.reconcile import Reconciler
-from billing.redis_link import RedisLink, make_redis
+from billing.redis_way import RedisWay, make_redis
 from billing.routine import Routine
 from billing.statement import Statements
 from billing.sweeper import Sweeper
@@ -90,7 +90,7 @@ class Services:
     database: Database
     keeper: Database
     desk: "Desk"
-    pipe: RedisLink
+    pipe: RedisWay
     holds: Holds
     calls: Calls
     quota: Quota

@@ -17,7 +17,7 @@ from billing.errors import PostgresUnavailableError, RedisUnavailableError
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.ledger import Ledger
-from billing.redis_link import RedisLink, make_redis
+from billing.redis_way import RedisWay, make_redis
 from billing.wallets import Wallets
 from config.settings import Settings
 from proxy.services import make_upstream
@@ -30,7 +30,7 @@ class Office:
 
     settings: Settings
     database: Database
-    pipe: RedisLink
+    pipe: RedisWay
     holds: Holds
     wallets: Wallets
     upstream: Upstream

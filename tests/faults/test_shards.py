@@ -10,8 +10,8 @@ import pytest
 from billing.errors import RedisUnavailableError
 from billing.holds import Holds, shard_of
 from billing.opening import record_openings
-from billing.redis_link import RedisLink
 from billing.redis_pipe import Argument, RedisPipe, Script
+from billing.redis_way import RedisWay
 from billing.sweeper import Sweeper
 from scripts.office import Office
 from tests.billing.test_sweeper import Abandoned
@@ -24,7 +24,7 @@ NANO = 10**9
 class Lame(RedisPipe):
     """A link to Redis on which one shard is away."""
 
-    def __init__(self, link: RedisLink, shard: int) -> None:
+    def __init__(self, link: RedisWay, shard: int) -> None:
         self._link = link
         self._away = f"{{s{shard:02d}}}"
 

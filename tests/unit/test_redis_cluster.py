@@ -12,8 +12,8 @@ from redis.crc import key_slot
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.redis_cluster import Node, RedisCluster, SlotMap, _Address
-from billing.redis_link import make_redis
 from billing.redis_pipe import RedisPipe, Script
+from billing.redis_way import make_redis
 from config.settings import RedisSettings
 
 KEY = "tuma:{s05}:u:1"

@@ -10,7 +10,7 @@ from billing.redis_server import Survey
 from config.settings import RedisSettings
 
 
-class RedisLink(Protocol):
+class RedisWay(Protocol):
     """Runs commands and scripts. All keys of one script lie in one shard, by the tag in braces."""
 
     async def run(self, *command: Argument) -> Any:
@@ -45,7 +45,7 @@ class RedisLink(Protocol):
         """Finish what is queued, then close the connections."""
 
 
-def make_redis(settings: RedisSettings, meters: Meters | None = None) -> RedisLink:
+def make_redis(settings: RedisSettings, meters: Meters | None = None) -> RedisWay:
     """Return the way to the Redis that the URL names; it connects when first used."""
     if is_cluster(settings.url.get_secret_value()):
         return RedisCluster(settings, meters)
