@@ -5,13 +5,13 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from billing.errors import AddressNotAllowedError, ModelNotAllowedError, PostgresUnavailableError
-from billing.holds import Limits
+from billing.holds import Limits, Place, limiters_of
 from config.settings import LimitSettings
 
 Address = IPv4Address | IPv6Address
@@ -40,6 +40,12 @@ class Caller:
     networks: tuple[Network, ...] | None = None
     manages: bool = False
     good_until_s: float = math.inf
+    place: Place = field(init=False, repr=False, compare=False)  # of its holds
+
+    def __post_init__(self) -> None:
+        limiters = limiters_of(self.user_id, self.key_id, self.limits, self.user_limits)
+        place = Place(self.user_id, self.wallet_id, self.key_id, limiters)
+        object.__setattr__(self, "place", place)  # it is frozen
 
     def allows_model(self, model: str) -> bool:
         """Tell whether this caller may call a model."""

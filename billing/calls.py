@@ -68,7 +68,8 @@ class LiveCall:
     quota_nanousd: int  # taken of the provider's quota
     opened: asyncio.Future[str] | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    progress: Callable[[], Mapping[str, str]] | None = None  # counts what passed so far, for the notes
+    # Counts what passed so far, for the notes; cheaply, if it is not to be exact.
+    progress: Callable[[bool], Mapping[str, str]] | None = None
     started_s: float = field(default_factory=time.monotonic)
     noted_in_postgres: bool = (
         False  # the provider's id, for the day that Redis and this worker are lost together
@@ -305,17 +306,17 @@ class Calls:
         """
         call.notes.update(notes)
         try:
-            await self._renew(call)
+            await self._renew(call, exact=False)
         except RedisUnavailableError:
             if call.opened is not None and "generation_id" in notes:
                 await asyncio.wait((call.opened,), timeout=self._batch.open_wait_s)
                 await self._note_in_postgres([call])
 
-    async def _renew(self, call: LiveCall) -> None:
+    async def _renew(self, call: LiveCall, *, exact: bool = True) -> None:
         async with call.turn:
             if call.call_id in self._live:
                 if call.progress is not None and call.generation_id is not None:
-                    call.notes.update(call.progress())
+                    call.notes.update(call.progress(exact))
                 await self.holds.renew(call.hold, call.notes)
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
@@ -553,6 +554,7 @@ def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
         amount_nanousd=quote.hold_nanousd,
         user_limits=caller.user_limits,
         currency=caller.currency,
+        place=caller.place,
     )
 
 

@@ -24,6 +24,10 @@ EVENT_BYTES_MAX = 4 * 1024 * 1024
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
 _DONE = b"[DONE]"
 _VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
+_BLANK = b"\n\n"  # ends an event, whatever the line ends of the others are
+# Where an event that must be read begins to show it; ``_glance`` decides.
+_TELLING = re.compile(rb'"error"|\[DONE\]|\\u00[567]|"usage"(?!:null)')
+_TELLING_OR_ID = re.compile(_TELLING.pattern + rb'|"id"')
 _LETTER_ESCAPE = re.compile(
     rb"\\u00[567]"
 )  # a key may be spelled with escapes, if only to slip past a byte search
@@ -129,11 +133,32 @@ class StreamMeter:
         """
         if self.done:
             return b""
-        if not self._splitter.pending and len(data) <= self._event_bytes_max:
-            passed = self._glance(data)
-            if passed is not None:
-                return passed
-        return b"".join(self._read(data))
+        if self._splitter.pending or len(data) > self._event_bytes_max:
+            return b"".join(self._read(data))
+        passed = self._glance(data)
+        return b"".join(self._read_some(data)) if passed is None else passed
+
+    def _read_some(self, data: bytes) -> Iterator[bytes]:
+        """Read the events that need it; the many between them, which one read may bring, are only glanced at together."""
+        start = 0
+        while start < len(data) and not self.done:
+            pattern = _TELLING if self.generation_id is not None else _TELLING_OR_ID
+            found = pattern.search(data, start)
+            told_at = len(data) if found is None else found.start()
+            cut = max(data.rfind(_BLANK, start, told_at) + len(_BLANK), start)
+            if cut > start + 1:
+                events = data[start:cut]
+                passed = self._glance(events)
+                if passed is None:
+                    yield from self._read(events)
+                else:
+                    yield passed
+                start = cut
+                continue
+            end = data.find(_BLANK, told_at)
+            end = len(data) if end < 0 else end + len(_BLANK)
+            yield from self._read(data[start:end])
+            start = end
 
     def _glance(self, events: bytes) -> bytes | None:
         """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
@@ -223,6 +248,10 @@ class StreamMeter:
     def progress_tokens(self) -> int:
         """Return about how many tokens the answer has so far, rather too many than too few; costs next to nothing."""
         return self._transcript.estimate(_BYTES_PER_TOKEN)
+
+    def least_tokens(self) -> int:
+        """Return how many tokens the answer has so far if each event since the last ``fold`` is one; costs nothing."""
+        return self._transcript.least
 
     def fold(self, count_text: Callable[[str], int]) -> int:
         """Count what was kept, drop it, and return the tokens of the answer so far.
