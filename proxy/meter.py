@@ -241,9 +241,9 @@ class StreamMeter:
             return event if priced is None else replace_data(event, priced.encode())
         if fields["usage"] is not None and not fields.get("choices") and fields.get("error") is None:
             return b""
-        if found.members is None:
+        if found.ambiguous:
             return event
-        return replace_data(event, set_members(found.text, found.members, {"usage": None}).encode())
+        return replace_data(event, set_members(found.text, found.scan(), {"usage": None}).encode())
 
     def progress_tokens(self) -> int:
         """Return about how many tokens the answer has so far, rather too many than too few; costs next to nothing."""
