@@ -12,6 +12,7 @@ from uuid import UUID
 
 from billing.errors import AddressNotAllowedError, ModelNotAllowedError, PostgresUnavailableError
 from billing.holds import Limits, Place, limiters_of
+from billing.waiting import wait_until_done
 from config.settings import LimitSettings
 
 Address = IPv4Address | IPv6Address
@@ -126,7 +127,7 @@ class CallerCache(Generic[Name]):
 
     async def _look_up(self, name: Name, look_up: Callable[[], Awaitable[FoundCaller | None]]) -> _Known:
         while (running := self._lookups.get(name)) is not None:
-            await asyncio.wait((running,))
+            await wait_until_done(running)
             if not running.cancelled():
                 return running.result()
         running = self._lookups[name] = asyncio.get_running_loop().create_future()

@@ -13,6 +13,7 @@ from billing.errors import InsufficientFundsError, TumaError, WalletFrozenError
 from billing.ledger import Settlement
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing import Usage, cost_attousd, usage_from_openai
+from billing.waiting import wait_until_done
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
 from proxy.context import standard_headers
@@ -105,8 +106,8 @@ async def _settled(answer: Answer) -> Settlement | None:
     if answer.ask.dialect.tells_cost:
         wait_s += settings.upstream.generation_wait_s
     task = answer.conclude()
-    await asyncio.wait((task,), timeout=wait_s)
-    return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
+    done = await wait_until_done(task, wait_s)
+    return task.result() if done and not task.cancelled() and task.exception() is None else None
 
 
 def _price_usage(answer: Answer) -> Any:

@@ -1295,8 +1295,8 @@ MUTATIONS = (
     Mutation(
         "the wait for a settlement does not end it",
         "proxy/relay.py",
-        "    await asyncio.wait((task,), timeout=wait_s)",
-        "    await asyncio.wait_for(task, timeout=wait_s)",
+        "    done = await wait_until_done(task, wait_s)",
+        "    done = await asyncio.wait_for(task, wait_s) is not None",
         "tests/proxy/test_relay.py",
     ),
     Mutation(
