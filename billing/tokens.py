@@ -8,7 +8,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import math
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -105,6 +104,10 @@ class EncodingChoice:
     name: str
     safety: Fraction
 
+    def raised(self, tokens: int) -> int:
+        """Return a count raised by the safety factor, rounded up."""
+        return -(-tokens * self.safety.numerator // self.safety.denominator)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
@@ -144,7 +147,7 @@ class TokenCounter:
     def count_text(self, model: str, text: str) -> int:
         """Count the tokens of a text for a model, raised by its family's safety factor."""
         choice = _choose(model)
-        return math.ceil(self._count(choice.name, text) * choice.safety)
+        return choice.raised(self._count(choice.name, text))
 
     def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
         """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
@@ -152,7 +155,7 @@ class TokenCounter:
         tally = _Tally()
         for text in tally.texts_of(ask):
             tally.tokens += self._count(choice.name, text)
-        return PromptCount(math.ceil(tally.tokens * choice.safety) + tally.fixed_tokens, tally.images)
+        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images)
 
     async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
         """Count a prompt, in a thread when the request is large."""

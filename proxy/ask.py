@@ -100,6 +100,12 @@ async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
     if request.content_length is not None and request.content_length > limits.body_bytes:
         raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
     try:
+        content = request.content
+        if content.is_eof() and content.exception() is None:  # it came with its head
+            body: bytes = content.read_nowait(-1)
+            if len(body) > limits.body_bytes:
+                raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
+            return body
         async with asyncio.timeout(limits.body_timeout_s):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

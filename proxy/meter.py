@@ -61,7 +61,7 @@ class PlainAnswer:
         model: that answered.
         usage: as reported, numbers with a fraction as ``Decimal``.
         error: an error inside a successful answer.
-        completion_text: everything the model wrote, to count its tokens where usage is missing.
+        fields: all of it, parsed.
         body: what goes on to the client.
         is_object: False if the body is no JSON object at all; then nothing else is known.
     """
@@ -70,9 +70,14 @@ class PlainAnswer:
     model: str | None
     usage: Mapping[str, Any] | None
     error: StreamError | None
-    completion_text: str
+    fields: Mapping[str, Any]
     body: bytes
     is_object: bool
+
+    @property
+    def completion_text(self) -> str:
+        """Everything the model wrote, to count its tokens where usage is missing."""
+        return text_of_choices(self.fields.get("choices")) + text_of_output(self.fields.get("output"))
 
 
 class StreamMeter:
@@ -330,7 +335,7 @@ def read_plain(
     """
     found = read_document(body, inexact=_VECTORS)
     if found is None:
-        return PlainAnswer(None, None, None, None, "", body, is_object=False)
+        return PlainAnswer(None, None, None, None, {}, body, is_object=False)
     fields = found.fields
     usage = fields.get("usage")
     priced = with_cost(found, price_usage)
@@ -339,7 +344,7 @@ def read_plain(
         model=_text_or_none(fields.get("model")),
         usage=usage if isinstance(usage, dict) else None,
         error=find_error(fields),
-        completion_text=text_of_choices(fields.get("choices")) + text_of_output(fields.get("output")),
+        fields=fields,
         body=body if priced is None else priced.encode(),
         is_object=True,
     )
