@@ -1469,6 +1469,13 @@ MUTATIONS = (
         "tests/billing/test_caps.py",
     ),
     Mutation(
+        "a refresh of callers brings nobody back who was dropped meanwhile",
+        "billing/callers.py",
+        "        elif not any(meant is None or meant(found.caller) for meant in dropped):",
+        "        else:",
+        "tests/unit/test_callers.py",
+    ),
+    Mutation(
         "a user's limits count beside the key's",
         "billing/holds.py",
         "    return [(key_id, limits), (user_id, user_limits)]",
