@@ -5,13 +5,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from billing.errors import AddressNotAllowedError, ModelNotAllowedError, PostgresUnavailableError
-from billing.holds import Limits
+from billing.holds import Limits, Place, limiters_of
+from billing.waiting import wait_until_done
 from config.settings import LimitSettings
 
 Address = IPv4Address | IPv6Address
@@ -20,6 +21,7 @@ Name = TypeVar("Name", bound=Hashable)
 _NAME_LENGTH_MAX = 200
 _AGAIN_S = 0.1
 _RETRY_AFTER_S = 5
+_REFRESH_TOGETHER = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,12 @@ class Caller:
     networks: tuple[Network, ...] | None = None
     manages: bool = False
     good_until_s: float = math.inf
+    place: Place = field(init=False, repr=False, compare=False)  # of its holds
+
+    def __post_init__(self) -> None:
+        limiters = limiters_of(self.user_id, self.key_id, self.limits, self.user_limits)
+        place = Place(self.user_id, self.wallet_id, self.key_id, limiters)
+        object.__setattr__(self, "place", place)  # it is frozen
 
     def allows_model(self, model: str) -> bool:
         """Tell whether this caller may call a model."""
@@ -77,18 +85,20 @@ class FoundCaller:
     valid_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     """What the cache knows of a name, by the monotonic clock. ``caller`` None: there is no such.
 
     Args:
         until: when Postgres is asked again.
         ends: when the key expires, or the secret before a rotation stops.
+        used: somebody came with it since Postgres was asked.
     """
 
     caller: Caller | None
     until: float
     ends: float
+    used: bool = False
 
 
 class CallerCache(Generic[Name]):
@@ -107,6 +117,8 @@ class CallerCache(Generic[Name]):
         self._known: OrderedDict[Name, _Known] = OrderedDict()
         self._lookups: dict[Name, asyncio.Future[_Known]] = {}
         self._changes = 0  # counted, so that a lookup that a change overtook is not kept
+        # What a refresh under way must not bring back; None while there is none.
+        self._dropped: list[Callable[[Caller], bool] | None] | None = None
 
     def __len__(self) -> int:
         return len(self._known)
@@ -116,11 +128,12 @@ class CallerCache(Generic[Name]):
         known = self._known.get(name)
         if known is None or known.until <= time.monotonic():
             known = await self._look_up(name, look_up)
+        known.used = True
         return None if known.ends <= time.monotonic() else known.caller
 
     async def _look_up(self, name: Name, look_up: Callable[[], Awaitable[FoundCaller | None]]) -> _Known:
         while (running := self._lookups.get(name)) is not None:
-            await asyncio.wait((running,))
+            await wait_until_done(running)
             if not running.cancelled():
                 return running.result()
         running = self._lookups[name] = asyncio.get_running_loop().create_future()
@@ -153,6 +166,41 @@ class CallerCache(Generic[Name]):
         finally:
             del self._lookups[name]
 
+    async def refresh(
+        self, look_up: Callable[[Sequence[Name]], Awaitable[Mapping[Name, FoundCaller]]]
+    ) -> int:
+        """Ask about all at once who came since the last time, so that few calls wait for a look-up; tell how many.
+
+        Args:
+            look_up: returns the callers of names, as far as Postgres knows them by these.
+        """
+        names = [name for name, known in self._known.items() if known.used and known.caller is not None]
+        for start in range(0, len(names), _REFRESH_TOGETHER):
+            some = names[start : start + _REFRESH_TOGETHER]
+            self._dropped = dropped = []
+            asked = time.monotonic()
+            try:
+                found = await look_up(some)
+            finally:
+                self._dropped = None
+            for name in some:
+                if name in self._known:
+                    self._replace(name, found.get(name), asked, dropped)
+        return len(names)
+
+    def _replace(
+        self,
+        name: Name,
+        found: FoundCaller | None,
+        asked: float,
+        dropped: Sequence[Callable[[Caller], bool] | None],
+    ) -> None:
+        if found is None:
+            del self._known[name]  # it is looked up by itself when it comes again
+        elif not any(meant is None or meant(found.caller) for meant in dropped):
+            ends = math.inf if found.valid_s is None else asked + found.valid_s
+            self._known[name] = _Known(found.caller, asked + self._ttl_s, ends)
+
     def _keep(self, name: Name, known: _Known) -> None:
         self._known[name] = known
         self._known.move_to_end(name)
@@ -162,6 +210,8 @@ class CallerCache(Generic[Name]):
     def drop(self, meant: Callable[[Caller], bool] | None) -> None:
         """Forget the callers that are meant, or all with None; what is being looked up just now is not kept, either."""
         self._changes += 1
+        if self._dropped is not None:
+            self._dropped.append(meant)
         if meant is None:
             self._known.clear()
             return

@@ -13,7 +13,7 @@ import string
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -410,6 +410,9 @@ class Keys:
                 await connection.execute(
                     "SELECT rehash_key($1, $2, $3, $4)", row["id"], row["digest"], digests[0], self.pepper
                 )
+        return self._found(row, asked_s)
+
+    def _found(self, row: Any, asked_s: float) -> FoundCaller:
         caller = Caller(
             user_id=row["user_id"],
             wallet_id=row["wallet_id"],
@@ -427,6 +430,20 @@ class Keys:
             good_until_s=math.inf if row["valid_s"] is None else asked_s + row["valid_s"],
         )
         return FoundCaller(caller, row["valid_s"])
+
+    async def run_refresh(self) -> None:
+        """Ask about the keys in use twice as often as they must be, in one statement for all, until cancelled."""
+        while True:
+            await asyncio.sleep(self._auth.cache_ttl_s / 2)
+            with suppress(PostgresUnavailableError):  # calls look up their keys themselves, and say so
+                await self.callers.refresh(self._find_many)
+
+    async def _find_many(self, digests: Sequence[bytes]) -> dict[bytes, FoundCaller]:
+        """Find keys by their digests under the newest pepper; those that were kept under an older one are not found."""
+        asked_s = time.monotonic()
+        async with self._database.connection() as connection:
+            rows = await connection.fetch("SELECT * FROM find_key($1)", list(digests))
+        return {row["digest"]: self._found(row, asked_s) for row in rows}
 
     async def forget(self, key_id: str) -> None:
         """Drop a key from the cache, or all with ``*``."""

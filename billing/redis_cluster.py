@@ -33,7 +33,8 @@ from redis.exceptions import (
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.meters import Meters
-from billing.redis_pipe import Argument, RedisPipe, Script, _Item
+from billing.redis_link import Argument
+from billing.redis_pipe import RedisPipe, Script, _Item
 from billing.redis_server import Server, Survey
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from billing.meters import Meters
 from billing.redis_cluster import RedisCluster, is_cluster
-from billing.redis_pipe import Argument, RedisPipe, Script
+from billing.redis_link import Argument
+from billing.redis_pipe import RedisPipe, Script
 from billing.redis_server import Survey
 from config.settings import RedisSettings
 

@@ -215,7 +215,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
-        counter=TokenCounter(),
+        counter=TokenCounter(remembered=settings.holds.counted_texts),
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
@@ -296,6 +296,7 @@ async def _start(services: Services) -> None:
     services.tasks.keep(services.calls.run_notes, name="notes")
     services.tasks.keep(services.quota.run, name="quota")
     services.tasks.keep(services.keys.run_notes, name="keys used")
+    services.tasks.keep(services.keys.run_refresh, name="keys in use")
     services.tasks.keep(services.sweeper.run, name="sweeper")
     services.tasks.keep(services.alerts.run, name="alert messages")
     if services.payments.providers:

@@ -10,7 +10,8 @@ import pytest
 from billing.errors import RedisUnavailableError
 from billing.holds import Holds, shard_of
 from billing.opening import record_openings
-from billing.redis_pipe import Argument, RedisPipe, Script
+from billing.redis_link import Argument
+from billing.redis_pipe import RedisPipe, Script
 from billing.redis_way import RedisWay
 from billing.sweeper import Sweeper
 from scripts.office import Office
