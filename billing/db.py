@@ -119,9 +119,7 @@ class Database:
         login = self._own_login()
         if not self._replica:
             return login
-        dsn = self._settings.replica_dsn.get_secret_value()
-        check_dsn(dsn, name="TUMA_POSTGRES__REPLICA_DSN")
-        return login_at(self._settings, self.role, dsn)
+        return login_at(self._settings, self.role, self._settings.replica_dsn.get_secret_value())
 
     def _own_login(self) -> dict[str, str]:
         settings, role = self._settings, self.role

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from billing.db import Database
+from billing.db import Database, check_dsn
 from billing.errors import InputError, NotFoundError, PostgresUnavailableError
 from billing.meters import Meters
 
@@ -74,8 +74,8 @@ class Late:
             TumaError: what the work raises.
         """
         if self._replica is not None:
-            if time.monotonic() < self._paused_until_s:
-                self._meters.replica_reads.add(1, self._unfit or "")
+            if self._unfit is not None and time.monotonic() < self._paused_until_s:
+                self._meters.replica_reads.add(1, self._unfit)
             else:
                 try:
                     found = await self._ask(self._replica, work, owner)
@@ -143,10 +143,16 @@ class Late:
 
 
 def open_late(primary: Database, *, name: str, meters: Meters | None = None) -> tuple[Late, Database | None]:
-    """Return how this role reads late, and the replica's pool, which the caller closes; None where no replica is set."""
+    """Return how this role reads late, and the replica's pool, which the caller closes; None where no replica is set.
+
+    Raises:
+        InputError: the replica's DSN cannot be read.
+    """
     settings = primary.settings
-    if not settings.replica_dsn.get_secret_value():
+    dsn = settings.replica_dsn.get_secret_value()
+    if not dsn:
         return Late(primary), None
+    check_dsn(dsn, name="TUMA_POSTGRES__REPLICA_DSN")
     replica = Database(settings, name=name, role=primary.role, replica=True, meters=meters)
     return Late(primary, replica, meters), replica
 

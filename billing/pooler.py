@@ -14,10 +14,14 @@ from billing.ids import new_id
 _CLOSE_S = 5.0
 
 
-async def require_sessions(database: Database) -> str:
+async def require_sessions(database: Database, *, wait_s: float) -> str:
     """Refuse to run where a notice does not arrive, or arrives from another database than the one that is written to.
 
     Nothing is asked of a server that answers itself: the process that answers is then the one that let us in.
+
+    Args:
+        database: by any role.
+        wait_s: for a notice to arrive.
 
     Returns:
         what was found, in words.
@@ -32,7 +36,7 @@ async def require_sessions(database: Database) -> str:
         itself = await alone.fetchval("SELECT pg_backend_pid()") == alone.get_server_pid()
         if itself and not settings.direct_dsn.get_secret_value():
             return "no pooler"
-        if not await _hears(database, alone):
+        if not await _hears(database, alone, wait_s):
             raise InputError(_remedy(pooled=settings.pooler != "none"))
     finally:
         await alone.close(timeout=_CLOSE_S)
@@ -41,7 +45,7 @@ async def require_sessions(database: Database) -> str:
     return "connections for one transaction, and sessions past the pooler"
 
 
-async def _hears(database: Database, alone: Any) -> bool:
+async def _hears(database: Database, alone: Any, wait_s: float) -> bool:
     """Whether a connection of one's own hears what another says while it waits."""
     heard = asyncio.Event()
     channel = f"tuma_{new_id().hex}"
@@ -49,7 +53,7 @@ async def _hears(database: Database, alone: Any) -> bool:
     async with database.connection() as connection:
         await connection.execute(f"NOTIFY {channel}")
     try:
-        async with asyncio.timeout(database.settings.connect_timeout_s):
+        async with asyncio.timeout(wait_s):
             await heard.wait()
     except TimeoutError:
         return False

@@ -270,7 +270,7 @@ async def _stop(services: Services) -> None:
 
 async def _start(services: Services) -> None:
     await require_current(services.database)
-    await require_sessions(services.database)
+    await require_sessions(services.database, wait_s=services.settings.postgres.connect_timeout_s)
     await services.pipe.run("PING")
     await services.upstream.start()
     await services.prices.load()

@@ -235,7 +235,7 @@ async def _ask_roles(settings: Settings) -> tuple[bool, str]:
 
 async def _ask_sessions(office: Office) -> tuple[bool, str]:
     """Say whether notices arrive and locks last, and whether waiting for a lock is bounded behind a pooler."""
-    found = await require_sessions(office.database)
+    found = await require_sessions(office.database, wait_s=office.settings.postgres.connect_timeout_s)
     database = Database(office.settings.postgres, name="tuma doctor", role="settler", connections_max=1)
     try:
         async with database.connection() as connection:
