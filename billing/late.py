@@ -108,9 +108,8 @@ class Late:
             raise _UnfitError("refused") from error
         except PostgresUnavailableError as error:
             raise _UnfitError("away") from error
-        except (
-            asyncpg.PostgresError
-        ) as error:  # rows that it had to remove while we read; a migration not yet there
+        # Rows that it had to remove while we read; a migration that it has not heard of.
+        except asyncpg.PostgresError as error:
             _log.warning("replica.failed", error=type(error).__name__)
             raise _UnfitError("failed", lasts=False) from error
 

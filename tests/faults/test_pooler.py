@@ -14,7 +14,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from billing.access import LOGINS
+from billing.access import LOGINS, Role
 from billing.audit import Audit
 from billing.changes import ChangeFeed
 from billing.db import Database
@@ -206,9 +206,12 @@ async def test_locks_are_kept_and_nothing_is_left_behind(behind: Settings, insid
         assert await sweepers[1].sweep() is not None
         await make_payer(inside)
         assert (await Audit(operator).verify()).ok
-        for database in (keeper, operator, inside.database):
+        roles: tuple[Role | None, ...] = ("keeper", "operator", None)
+        for role in roles:
             async with AsyncExitStack() as stack:
-                held = [await stack.enter_async_context(database.transaction()) for _ in range(POOL)]
+                another = Database(behind.postgres, role=role)
+                stack.push_async_callback(another.close)
+                held = [await stack.enter_async_context(another.transaction()) for _ in range(POOL)]
                 pids = {await connection.fetchval("SELECT pg_backend_pid()") for connection in held}
                 assert len(pids) == POOL
                 for connection in held:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from billing.errors import InputError, NotFoundError
+from billing.db import Database
+from billing.errors import InputError, NotFoundError, PostgresUnavailableError
+from billing.late import Late
 from billing.revenue import describe_revenue
 from billing.usage import UsageBook, UsageQuery
 from config.settings import Settings
@@ -252,6 +255,14 @@ async def test_what_the_replica_cannot_do_the_primary_does(
             await both.late.read(refuse)
         assert len(asked) == 1, "what the caller asked for wrongly is not asked for again"
 
+    hasty = beside(settings, replica, replica_pause_s=60.0)
+    async with open_office(hasty) as both:
+        gone = Gone(hasty.postgres)
+        late = Late(both.database, gone)
+        for _ in range(3):
+            assert await late.read(conflict) == "done"
+        assert gone.asked == 1, "one that is away is not asked again for a while"
+
     where = told.postgres.replica_dsn.get_secret_value()
     nowhere = SecretStr(where.rpartition("/")[0] + "/not_there")
     async with open_office(beside(settings, replica, replica_dsn=nowhere)) as both:
@@ -263,6 +274,18 @@ async def test_what_the_replica_cannot_do_the_primary_does(
     with pytest.raises(InputError, match="TUMA_POSTGRES__REPLICA_DSN is not of the form"):
         async with open_office(beside(settings, replica, replica_dsn=SecretStr("replica:5432"))):
             pass
+
+
+class Gone(Database):
+    """A replica that is away, and counts who asks."""
+
+    asked = 0
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        self.asked += 1
+        raise PostgresUnavailableError("away")
+        yield  # it is a generator
 
 
 async def _finding_of(office: Office) -> tuple[bool, str]:
