@@ -49,7 +49,7 @@ REPEATABLE = (
 )
 
 
-class _LentConnection(asyncpg.Connection):
+class _LentConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection through a pooler: what asyncpg would undo when it is returned may be another's by then."""
 
     def get_reset_query(self) -> str:

@@ -107,13 +107,18 @@ async def introduce(dsn: str) -> str:
 
 @asynccontextmanager
 async def pooling(
-    postgres: EmbeddedPostgres | OwnPostgres, dsn: str, folder: Path, *, pool_size: int = 4, **more: str
+    postgres: EmbeddedPostgres | OwnPostgres,
+    dsn: str,
+    folder: Path,
+    *,
+    pool_size: int = 4,
+    more: dict[str, str] | None = None,
 ) -> AsyncIterator[PgBouncer]:
     """Run PgBouncer before a database."""
     assert isinstance(postgres, EmbeddedPostgres)
     own = await introduce(dsn)
     with PgBouncer(
-        folder / "pgbouncer", dsn=own, identity=postgres._identity(), pool_size=pool_size, more=more
+        folder / "pgbouncer", dsn=own, identity=postgres._identity(), pool_size=pool_size, more=more or {}
     ) as server:
         yield server
 

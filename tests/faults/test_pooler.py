@@ -282,7 +282,7 @@ async def test_a_pooler_that_nobody_told_of(
     """Taught to ignore what it does not know, it is found out by a notice that is lost; one that keeps sessions is good."""
     demand_pooler(postgres)
     more = {"ignore_startup_parameters": "lock_timeout", "pool_mode": mode}
-    async with pooling(postgres, dsn, tmp_path, **more) as server:
+    async with pooling(postgres, dsn, tmp_path, more=more) as server:
         untold = pooled(settings, server, pooler="none", direct_dsn=SecretStr(""))
         in_a_circle = pooled(settings, server, direct_dsn=SecretStr(server.dsn))
         for way, remedy in ((untold, "set TUMA_POSTGRES__POOLER"), (in_a_circle, "does not lead past")):
