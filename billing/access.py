@@ -30,6 +30,7 @@ LOGINS: tuple[Role, ...] = ("proxy", "settler", "keeper", "api", "webhook", "ope
 ROLES = ("owner", *LOGINS, "audit")
 _SUPABASE = ("anon", "authenticated", "service_role")
 _SCRAM_ROUNDS = 4096
+LOCK_TIMEOUT = "5s"  # how long a statement waits for a lock
 _TRIES = 5
 
 # Functions by role; each runs as the owner.
@@ -279,6 +280,29 @@ def login_of(settings: PostgresSettings, role: Role) -> dict[str, str]:
     return {**login, "password": password} if password else login
 
 
+def login_at(settings: PostgresSettings, role: Role | None, dsn: str) -> dict[str, str]:
+    """Return how to log in elsewhere than one's own DSN says, as the same user: past a pooler, or on a replica.
+
+    Args:
+        settings: who logs in.
+        role: as what; None: as the user of the DSN.
+        dsn: where to.
+
+    Raises:
+        InputError: the role's own DSN names no user: the other's must not be taken in its place.
+    """
+    login = {"dsn": settings.dsn.get_secret_value()} if role is None else login_of(settings, role)
+    if "user" in login:
+        return {**login, "dsn": dsn}
+    found = urlsplit(login["dsn"])
+    if found.username:
+        who = {"user": unquote(found.username)}
+        return {"dsn": dsn, **who, **({"password": unquote(found.password)} if found.password else {})}
+    if role is not None and login["dsn"] != settings.dsn.get_secret_value():
+        raise InputError(f"TUMA_POSTGRES__{role.upper()}_DSN names no user: postgresql://user:password@…")
+    return {"dsn": dsn}
+
+
 def _password_of(settings: PostgresSettings, role: str) -> str:
     """Derive a role's password from the one in the DSN: nothing more to keep, and none tells of another."""
     secret = unquote(urlsplit(settings.dsn.get_secret_value()).password or "")
@@ -314,6 +338,7 @@ async def ensure_roles(connection: Any, settings: PostgresSettings) -> None:
             password = _password_of(settings, role)
             how = f"PASSWORD '{_verifier_of(password)}'" if password else "PASSWORD NULL"
             await _repeatedly(connection, f'ALTER ROLE "{role_name(settings, role)}" LOGIN {how}')
+            await bound_waits(connection, f'"{role_name(settings, role)}"')
         if not await connection.fetchval(
             "SELECT pg_has_role(current_user, $1, 'USAGE')", role_name(settings, "owner")
         ):
@@ -333,6 +358,14 @@ async def ensure_roles(connection: Any, settings: PostgresSettings) -> None:
             f"the role {mighty[0]['rolname']} may do more than it shall: give Tuma roles of its own with"
             " TUMA_POSTGRES__ROLE_PREFIX"
         )
+
+
+async def bound_waits(connection: Any, who: str) -> None:
+    """Bound how long a role waits for a lock in this database: through a pooler no session can say so for itself."""
+    database = await connection.fetchval("SELECT quote_ident(current_database())")
+    await _repeatedly(
+        connection, f"ALTER ROLE {who} IN DATABASE {database} SET lock_timeout = '{LOCK_TIMEOUT}'"
+    )
 
 
 async def _repeatedly(connection: Any, statement: str) -> None:

@@ -168,7 +168,10 @@ class Audit:
         verdict.rows -= verdict.unsealed
         verdict.unsealed = 0
         number = 0 if verdict.head is None else verdict.head.number
-        async with self._database.transaction(isolation="repeatable_read", readonly=True) as connection:
+        async with (
+            self._database.session() as connection,  # what a cursor prepares stays with its connection
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
             rows = _Rows(connection, after_id=verdict.last_id)
             blocks = "SELECT * FROM audit_blocks WHERE number > $1 ORDER BY number"
             async for block in connection.cursor(blocks, number, prefetch=_BLOCKS):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from billing.access import Role, login_of
+from billing.access import LOCK_TIMEOUT, Role, login_at, login_of
 from billing.acting import find_acting
 from billing.errors import InputError, PostgresUnavailableError
 from billing.meters import Meters
@@ -36,6 +36,8 @@ MISCONFIGURED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+_DSN = "TUMA_POSTGRES__DSN"
+_TELL_OF_POOLER = "set TUMA_POSTGRES__POOLER=transaction, and TUMA_POSTGRES__DIRECT_DSN to the server itself (docs/operations.md)"
 # What of a DSN's options names a file.
 _FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl"))
 # What a transaction may be repeated after, as every posting is idempotent.
@@ -47,8 +49,19 @@ REPEATABLE = (
 )
 
 
+class _LentConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection through a pooler: what asyncpg would undo when it is returned may be another's by then."""
+
+    def get_reset_query(self) -> str:
+        """Return nothing to undo: whoever comes through a pooler leaves nothing behind a transaction."""
+        return ""
+
+
 class Database:
     """A lazily connecting pool: it can be made while Postgres is away.
+
+    Behind a pooler (``TUMA_POSTGRES__POOLER``) a server's connection is ours for one transaction alone. So no statement stays
+    prepared, no session is told anything, and what needs a session gets one past the pooler: ``session``, ``connect_alone``.
 
     Args:
         settings: DSN, sizes and timeouts.
@@ -56,6 +69,7 @@ class Database:
         role: what is done as; the DSN's own user, without one.
         connections_max: at once; the settings' ``pool_max``, without one.
         meters: where waiting for a connection is counted.
+        replica: on the replica, in place of the primary.
     """
 
     def __init__(
@@ -66,11 +80,12 @@ class Database:
         role: Role | None = None,
         connections_max: int | None = None,
         meters: Meters | None = None,
+        replica: bool = False,
     ) -> None:
         self._meters = meters or Meters()
         self.settings = self._settings = settings
         self.role = role
-        self._login = {"dsn": settings.dsn.get_secret_value()} if role is None else login_of(settings, role)
+        self._replica = replica
         self._connections_max = min(connections_max or settings.pool_max, settings.pool_max)
         self._name = name
         self._pool: Any = None
@@ -87,17 +102,46 @@ class Database:
                         max_size=self._connections_max,
                         timeout=self._settings.connect_timeout_s,
                         command_timeout=self._settings.command_timeout_s,
-                        server_settings={"application_name": self._name, "lock_timeout": "5s"},
+                        **self._pool_options(),
                     )
         return self._pool
 
+    def _pool_options(self) -> dict[str, Any]:
+        if self._settings.pooler == "none":
+            return {"server_settings": {"application_name": self._name, "lock_timeout": LOCK_TIMEOUT}}
+        return {
+            "server_settings": {"application_name": self._name},  # a pooler refuses what it does not know
+            "statement_cache_size": 0,
+            "connection_class": _LentConnection,
+        }
+
     def _read_login(self) -> dict[str, str]:
-        name = "TUMA_POSTGRES__DSN" if self.role is None else f"TUMA_POSTGRES__{self.role.upper()}_DSN"
-        own = self.role is not None and "user" not in self._login and self.settings.roles
-        check_dsn(self._login["dsn"], name=name if own else "TUMA_POSTGRES__DSN")
-        return self._login
+        login = self._own_login()
+        if not self._replica:
+            return login
+        return login_at(self._settings, self.role, self._settings.replica_dsn.get_secret_value())
+
+    def _own_login(self) -> dict[str, str]:
+        settings, role = self._settings, self.role
+        login = {"dsn": settings.dsn.get_secret_value()} if role is None else login_of(settings, role)
+        own = role is not None and "user" not in login and settings.roles
+        check_dsn(login["dsn"], name=f"TUMA_POSTGRES__{role.upper()}_DSN" if role and own else _DSN)
+        return login
+
+    def _direct_login(self) -> dict[str, str]:
+        """Return how to log in past the pooler, if there is one."""
+        login = self._read_login()
+        dsn = self._settings.direct_dsn.get_secret_value()
+        if not dsn or self._replica:
+            return login
+        check_dsn(dsn, name="TUMA_POSTGRES__DIRECT_DSN")
+        return login_at(self._settings, self.role, dsn)
 
     def _misconfigured(self, error: BaseException) -> InputError:
+        if isinstance(error, asyncpg.ProtocolViolationError):
+            return InputError(f"TUMA_POSTGRES__DSN leads to a pooler ({error}): {_TELL_OF_POOLER}")
+        if self._replica:
+            return InputError(f"TUMA_POSTGRES__REPLICA_DSN cannot be used: {error}")
         if self.role is None:
             return InputError(f"TUMA_POSTGRES__DSN cannot be used: {error}")
         return InputError(
@@ -126,6 +170,8 @@ class Database:
         except MISCONFIGURED as error:
             raise self._misconfigured(error) from None
         except AWAY as error:
+            if self._settings.pooler == "none" and _is_from_pooler(error):
+                raise self._misconfigured(error) from None
             raise _unavailable(error) from error
 
     @asynccontextmanager
@@ -157,18 +203,39 @@ class Database:
             await connection.execute("SELECT set_config('app.user_id', $1, true)", str(user_id))
             yield connection
 
-    async def connect_alone(self) -> Any:
-        """Open a connection outside the pool, for LISTEN and for advisory locks; the caller closes it.
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Any]:
+        """Lend a connection of one's own past any pooler, for a lock, cursors or what else outlives a transaction.
+
+        Raises:
+            PostgresUnavailableError: none could be had, or it broke in use.
+        """
+        connection = await self.connect_alone(lock_timeout=LOCK_TIMEOUT)
+        try:
+            yield connection
+        except AWAY as error:
+            raise _unavailable(error) from error
+        finally:
+            try:
+                await connection.close(timeout=self._settings.connect_timeout_s)
+            except AWAY:
+                connection.terminate()
+
+    async def connect_alone(self, **told: str) -> Any:
+        """Open a connection outside the pool and past any pooler, for LISTEN and for advisory locks; the caller closes it.
+
+        Args:
+            told: settings of the session.
 
         Raises:
             PostgresUnavailableError: Postgres is away.
         """
         try:
             return await asyncpg.connect(
-                **self._read_login(),
+                **self._direct_login(),
                 timeout=self._settings.connect_timeout_s,
                 command_timeout=self._settings.command_timeout_s,
-                server_settings={"application_name": f"{self._name} alone"},
+                server_settings={"application_name": f"{self._name} alone", **told},
             )
         except MISCONFIGURED as error:
             raise self._misconfigured(error) from None
@@ -185,7 +252,11 @@ class Database:
             self._pool = None
 
 
-def check_dsn(dsn: str, *, name: str = "TUMA_POSTGRES__DSN") -> None:
+def _is_from_pooler(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
+
+
+def check_dsn(dsn: str, *, name: str = _DSN) -> None:
     """Refuse a DSN that cannot be read without a doubt where its password ends.
 
     asyncpg would look up the rest of a password with ``@`` as a host's name, and show one with ``/`` as a wrong port.
@@ -221,6 +292,8 @@ def _unavailable(error: BaseException) -> PostgresUnavailableError:
         reason = "its TLS is none that is accepted"
     elif isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
         reason = "it does not speak TLS, which the DSN's sslmode demands"
+    elif isinstance(error, asyncpg.ProtocolViolationError):
+        reason = f"{type(error).__name__}: {error}"  # a pooler's words all come so
     else:
         reason = type(error).__name__
     return PostgresUnavailableError(f"Postgres is unavailable: {reason}")

@@ -144,6 +144,9 @@ class Meters:
         self.webhook_ends = counter(
             "tuma_webhooks_ended", "Webhooks looked into, by what became of them.", "result"
         )
+        self.replica_reads = counter(
+            "tuma_replica_reads", "Reads that a replica may answer: by it, or why by the primary.", "answered"
+        )
         self.first_byte = histogram(
             "tuma_first_byte_seconds", "From a call's arrival to the provider's first byte.", "stream"
         )

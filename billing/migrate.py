@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from billing.access import apply_access, ensure_roles
+from billing.access import apply_access, bound_waits, ensure_roles
 from billing.db import Database
 from billing.errors import TumaError
 
@@ -63,7 +63,7 @@ async def migrate(database: Database) -> tuple[int, int]:
         PostgresUnavailableError: Postgres is away.
     """
     known = load_migrations()
-    async with database.connection() as connection:
+    async with database.session() as connection:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK, timeout=120)
         try:
             before = await schema_version(connection)
@@ -71,6 +71,8 @@ async def migrate(database: Database) -> tuple[int, int]:
             settings = database.settings
             if settings.roles:
                 await ensure_roles(connection, settings)
+            if settings.pooler != "none":
+                await bound_waits(connection, "CURRENT_USER")
             for migration in known[before:]:
                 async with connection.transaction():
                     await connection.execute(

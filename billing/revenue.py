@@ -7,8 +7,8 @@ So every currency's accounts sum to zero (I1), over any time.
 from datetime import datetime
 from typing import Any
 
-from billing.db import Database
 from billing.errors import BrokenInvariantError
+from billing.late import Late
 from billing.money import format_amount
 
 _TIMEOUT_S = 600.0
@@ -23,24 +23,27 @@ GROUP BY e.currency, e.account
 
 
 async def describe_revenue(
-    database: Database, *, since: datetime | None = None, until: datetime | None = None
+    late: Late, *, since: datetime | None = None, until: datetime | None = None
 ) -> dict[str, Any]:
     """Return the sums per currency, as decimal strings in major units, of what was posted in a time.
 
     A call counts in the moment in which it arrived, whatever else in that of its posting. ``earned`` is what of it is the house's:
     what calls were sold for less what the provider bills for them, the markup (``fx_spread``), the fees of payment providers
-    and losses.
+    and losses. ``as_of`` is the moment up to which a replica knew everything; None: the primary was asked.
 
     Args:
-        database: by a role that reads the journal.
+        late: by a role that reads the journal.
         since: from this moment on.
         until: before this one.
 
     Raises:
         BrokenInvariantError: a currency's accounts do not sum to zero.
     """
-    async with database.connection() as connection:
-        rows = await connection.fetch(_SUMS, since, until, timeout=_TIMEOUT_S)
+
+    async def read(connection: Any, as_of: datetime | None) -> tuple[list[Any], datetime | None]:
+        return list(await connection.fetch(_SUMS, since, until, timeout=_TIMEOUT_S)), as_of
+
+    rows, as_of = await late.read(read)
     sums: dict[str, dict[str, int]] = {}
     for row in rows:
         account = "wallets" if row["account"] == "wallet" else row["account"]
@@ -51,6 +54,7 @@ async def describe_revenue(
     return {
         "since": None if since is None else since.isoformat(),
         "until": None if until is None else until.isoformat(),
+        "as_of": None if as_of is None else as_of.isoformat(),
         "currencies": [_describe(currency, accounts) for currency, accounts in sorted(sums.items())],
     }
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from billing.db import Database
 from billing.errors import InputError, NotFoundError
+from billing.late import Late
 from billing.money import format_amount, format_usd
 
 KINDS = ("settlement", "grant", "topup", "refund", "correction", "reversal", "dispute")
@@ -122,7 +123,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """A wallet's month on its owner's clock: opening balance, lines by day, closing balance; nano units."""
+    """A wallet's month on its owner's clock: opening balance, lines by day, closing balance; nano units.
+
+    ``as_of``: by a replica, which knows it so far.
+    """
 
     name: str
     currency: str
@@ -133,6 +137,7 @@ class Month:
     opening_nano: int
     closing_nano: int
     lines: Sequence[Line]
+    as_of: datetime | None = None
 
 
 class Statements:
@@ -140,10 +145,12 @@ class Statements:
 
     Args:
         database: by the role that reads as a person.
+        late: by the same role, for months; the database, without one.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, late: Late | None = None) -> None:
         self._database = database
+        self._late = late or Late(database)
 
     async def find_email(self, owner: UUID) -> str | None:
         """Return a person's address, if it is known."""
@@ -193,17 +200,21 @@ class Statements:
             InputError: it is no month.
             NotFoundError: the wallet is not theirs.
         """
-        async with self._database.as_person(owner, readonly=True) as connection:
+
+        async def read(connection: Any, as_of: datetime | None) -> Month:
             zone = await connection.fetchval("SELECT timezone FROM users WHERE id = $1", owner)
             starts_at, ends_at = bounds_of(month, zone or "UTC")
             head = await connection.fetchrow(_MONTH, wallet_id, starts_at, ends_at)
             if head is None:
                 raise NotFoundError(f"there is no wallet {wallet_id}")
             rows = await connection.fetch(_DAYS, wallet_id, starts_at, ends_at, zone)
-        lines = [
-            Line(str(row["day"]), row["kind"], row["model"], row["rows"], row["amount_nano"]) for row in rows
-        ]
-        return Month(name=month, starts_at=starts_at, ends_at=ends_at, lines=lines, **head)
+            lines = [
+                Line(str(row["day"]), row["kind"], row["model"], row["rows"], row["amount_nano"])
+                for row in rows
+            ]
+            return Month(name=month, starts_at=starts_at, ends_at=ends_at, lines=lines, as_of=as_of, **head)
+
+        return await self._late.read(read, owner=owner)
 
 
 def bounds_of(month: str, zone: str) -> tuple[datetime, datetime]:

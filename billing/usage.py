@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from billing.db import Database
 from billing.errors import InputError, NotFoundError
+from billing.late import Late
 from billing.money import format_amount, format_usd
 
 PERIODS = ("hour", "day", "week", "month")
@@ -252,7 +253,7 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Rows by period, model and key, the oldest first, and their totals by currency."""
+    """Rows by period, model and key, the oldest first, and their totals by currency; ``as_of``: by a replica, which knows them so far."""
 
     starts_at: datetime
     ends_at: datetime
@@ -260,17 +261,18 @@ class UsageReport:
     week_starts: int
     rows: Sequence[UsageRow]
     totals: Mapping[str, Sums] = field(default_factory=dict)
+    as_of: datetime | None = None
 
 
 class UsageBook:
-    """Reads what was used.
+    """Reads what was used, late.
 
     Args:
         database: by the role that reads as a person, for ``read_own``; by an operator's, for the others.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database | Late) -> None:
+        self._late = database if isinstance(database, Late) else Late(database)
 
     async def read_own(
         self, owner: UUID, wallet_id: UUID, wanted: UsageQuery, *, now: datetime | None = None
@@ -281,39 +283,47 @@ class UsageBook:
             InputError: the range or the number of rows is out of bounds.
             NotFoundError: the wallet is not theirs.
         """
-        async with self._database.as_person(owner, readonly=True) as connection:
+
+        async def read(connection: Any, as_of: datetime | None) -> UsageReport:
             clock = await _read_clock(
                 connection,
                 "SELECT u.timezone, u.week_starts, w.currency FROM wallets w JOIN users u ON u.id = w.user_id WHERE w.id = $1",
                 wallet_id,
             )
             report = await _read(connection, wanted, clock, _WALLET, wallet_id, now=now)
-        return report if report.totals else replace(report, totals={clock["currency"]: Sums()})
+            totals = report.totals or {clock["currency"]: Sums()}
+            return replace(report, totals=totals, as_of=as_of)
+
+        return await self._late.read(read, owner=owner)
 
     async def read_wallet(self, wallet_id: UUID, wanted: UsageQuery) -> UsageReport:
         """Return the usage of any wallet, on its owner's clock, for an operator."""
-        async with self._database.transaction(readonly=True) as connection:
-            clock = await _read_clock(
-                connection,
-                "SELECT u.timezone, u.week_starts FROM wallets w JOIN users u ON u.id = w.user_id WHERE w.id = $1",
-                wallet_id,
-            )
-            return await _read(connection, wanted, clock, _WALLET, wallet_id, house=True)
+        clock = (
+            "SELECT u.timezone, u.week_starts FROM wallets w JOIN users u ON u.id = w.user_id WHERE w.id = $1"
+        )
+        return await self._read_any(clock, _WALLET, wallet_id, wanted)
 
     async def read_user(self, user_id: UUID, wanted: UsageQuery) -> UsageReport:
         """Return the usage of all wallets of a user, on their clock, for an operator."""
-        async with self._database.transaction(readonly=True) as connection:
-            clock = await _read_clock(
-                connection, "SELECT timezone, week_starts FROM users WHERE id = $1", user_id
-            )
-            return await _read(connection, wanted, clock, _USER, user_id, house=True)
+        return await self._read_any(
+            "SELECT timezone, week_starts FROM users WHERE id = $1", _USER, user_id, wanted
+        )
+
+    async def _read_any(self, clock: str, whose: str, whose_id: UUID, wanted: UsageQuery) -> UsageReport:
+        async def read(connection: Any, as_of: datetime | None) -> UsageReport:
+            found = await _read_clock(connection, clock, whose_id)
+            return replace(await _read(connection, wanted, found, whose, whose_id, house=True), as_of=as_of)
+
+        return await self._late.read(read)
 
     async def read_all(self, wanted: UsageQuery) -> UsageReport:
         """Return everybody's usage, in UTC, for an operator."""
-        async with self._database.transaction(readonly=True) as connection:
-            return await _read(
-                connection, wanted, {"timezone": "UTC", "week_starts": 1}, _ALL, None, house=True
-            )
+
+        async def read(connection: Any, as_of: datetime | None) -> UsageReport:
+            clock = {"timezone": "UTC", "week_starts": 1}
+            return replace(await _read(connection, wanted, clock, _ALL, None, house=True), as_of=as_of)
+
+        return await self._late.read(read)
 
 
 async def _read_clock(connection: Any, query: str, whose: UUID) -> Any:

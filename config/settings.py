@@ -84,6 +84,26 @@ class PostgresSettings(_Section):
     pool_max: Count = 8
     connect_timeout_s: Positive = 5.0
     command_timeout_s: Positive = 15.0
+    # "transaction": the DSNs above lead to a pooler that lends a server's connection for one transaction, as PgBouncer does.
+    pooler: Literal["none", "transaction"] = "none"
+    # Of the two below the place counts: who logs in there, and by which password, is said by the DSNs above.
+    direct_dsn: SecretStr = SecretStr(
+        ""
+    )  # past the pooler, for what needs a session: LISTEN, locks, migrations
+    replica_dsn: SecretStr = SecretStr(
+        ""
+    )  # a server that follows the primary, for sums that may be of before
+    replica_lag_s: Positive = 30.0  # a replica that is further behind is not asked
+    replica_pause_s: Positive = 5.0  # how long one that is away, or too far behind, is not asked again
+
+    @model_validator(mode="after")
+    def _leads_past_the_pooler(self) -> "PostgresSettings":
+        if self.pooler != "none" and not self.direct_dsn.get_secret_value():
+            raise ValueError(
+                "POOLER is set, so DIRECT_DSN must be, too: it leads to the server itself, past the pooler, which keeps no session"
+                " (LISTEN, locks, migrations)"
+            )
+        return self
 
 
 class RedisSettings(_Section):

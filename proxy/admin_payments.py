@@ -111,7 +111,7 @@ async def retry_webhook(request: web.Request) -> web.Response:
 async def get_revenue(request: web.Request) -> web.Response:
     """What the house earned and owes, per currency; ``since`` and ``until`` in the query."""
     found = await describe_revenue(
-        desk_of(request).database, since=read_moment(request, "since"), until=read_moment(request, "until")
+        desk_of(request).late, since=read_moment(request, "since"), until=read_moment(request, "until")
     )
     return answer(request, {"object": "revenue", **found})
 

@@ -1,6 +1,7 @@
 """What belongs to one request, and the headers that every response carries."""
 
 from collections import OrderedDict
+from datetime import datetime
 from uuid import UUID
 
 from aiohttp import web
@@ -66,6 +67,14 @@ def attach_call(request: web.Request, call: LiveCall) -> None:
     """Let a call be told of, and timed, as what the request was about."""
     request[CALL] = call
     call.stages = stages_of(request)
+
+
+def late_headers(request: web.Request, as_of: datetime | None) -> dict[str, str]:
+    """Return the headers of every response, and ``x-tuma-as-of`` where a replica answered, which knows everything up to then."""
+    headers = standard_headers(request)
+    if as_of is not None:
+        headers["x-tuma-as-of"] = as_of.isoformat()
+    return headers
 
 
 def standard_headers(request: web.Request) -> dict[str, str]:

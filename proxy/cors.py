@@ -21,7 +21,7 @@ _EXPOSED = ", ".join(
             for what in ("limit", "remaining", "reset")
             for of in ("requests", "tokens")
         ),
-        *(f"x-tuma-{what}" for what in ("cost-usd", "charge", "balance")),
+        *(f"x-tuma-{what}" for what in ("cost-usd", "charge", "balance", "as-of")),
     )
 )
 

@@ -157,8 +157,11 @@ ENDPOINTS = (
         "wallet",
         query=(("format", {"type": "string", "enum": ["html", "csv"]}),),
         also=("text/html", "text/csv"),
+        late=True,
     ),
-    Endpoint("GET", "/v1/usage", get_usage, "UsageList", "wallet", query=_USAGE, also=("text/csv",)),
+    Endpoint(
+        "GET", "/v1/usage", get_usage, "UsageList", "wallet", query=_USAGE, also=("text/csv",), late=True
+    ),
     Endpoint("GET", "/v1/wallet/events", stream_events, "WalletEvent", "wallet", query=_FEED, streams=True),
     Endpoint(
         "GET", "/v1/wallet/ws", open_socket, "WalletEvent", "wallet", status=101, query=_FEED, streams=True

@@ -59,6 +59,7 @@ class Endpoint:
         required: those of them that must be there.
         also: media types that it may answer with, beside JSON.
         streams: it answers with events of that shape, without an end; with status 101, over a WebSocket.
+        late: a replica may answer it, and then says of when it is.
         secured: whether a key or a token is needed.
         operator: whether it needs the operator's token.
         errors: statuses that it may answer beside the usual ones.
@@ -77,6 +78,7 @@ class Endpoint:
     required: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     streams: bool = False
+    late: bool = False
     secured: bool = True
     operator: bool = False
     errors: tuple[int, ...] = ()
@@ -208,6 +210,11 @@ def _headers(item: Endpoint) -> Mapping[str, Any]:
         for what in ("requests", "tokens"):
             for part in ("limit", "remaining", "reset"):
                 headers[f"x-ratelimit-{part}-{what}"] = {"schema": {"type": "string"}}
+    if item.late:
+        headers["x-tuma-as-of"] = {
+            "description": "By a replica, which knows everything up to then; left out: as of now.",
+            "schema": {"type": "string", "format": "date-time"},
+        }
     return headers
 
 

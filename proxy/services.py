@@ -30,6 +30,7 @@ from billing.fxfeed import FxFeed, RateSource
 from billing.holds import Holds
 from billing.ids import new_id
 from billing.keys import Keys
+from billing.late import Late, open_late
 from billing.ledger import Ledger
 from billing.meters import Meters
 from billing.migrate import require_current
@@ -41,6 +42,7 @@ from billing.payment_office import PaymentOffice
 from billing.payment_views import PaymentViews
 from billing.payments import Intents
 from billing.people import People
+from billing.pooler import require_sessions
 from billing.pricebook import PriceBook
 from billing.quota import Quota, QuotaWatch
 from billing.reconcile import Reconciler
@@ -134,6 +136,7 @@ class Desk:
     payments: PaymentOffice
     payment_views: PaymentViews
     reconciler: Reconciler
+    late: Late
 
 
 SERVICES = web.AppKey("services", Services)
@@ -162,6 +165,8 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
     meters = Meters(models_max=settings.metrics.models_max)
     pools = _make_pools(settings, meters)
     database, people, keeper, operator = pools["proxy"], pools["api"], pools["keeper"], pools["operator"]
+    late, replica = open_late(people, name=_NAME, meters=meters)
+    late_for_operator, operators_replica = open_late(operator, name=_NAME, meters=meters)
     pipe = make_redis(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
@@ -194,6 +199,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
             payments=PaymentOffice(operator),
             payment_views=PaymentViews(operator),
             reconciler=Reconciler(keeper, upstream, settings.reconcile),
+            late=late_for_operator,
         ),
         pipe=pipe,
         holds=holds,
@@ -205,8 +211,8 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
         wallets=Wallets(people),
         caps=Caps(people),
-        statements=Statements(people),
-        usage=UsageBook(people),
+        statements=Statements(people, late),
+        usage=UsageBook(late),
         own_calls=OwnCalls(people),
         intents=Intents(people),
         auto_topups=AutoTopups(people),
@@ -230,8 +236,9 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         yield services
     finally:
         await _stop(services)
-        for pool in pools.values():
-            await pool.close()
+        for pool in (*pools.values(), replica, operators_replica):
+            if pool is not None:
+                await pool.close()
         services.metrics.publish()
         if services.tracing is not None:
             await services.tracing.close()
@@ -263,6 +270,7 @@ async def _stop(services: Services) -> None:
 
 async def _start(services: Services) -> None:
     await require_current(services.database)
+    await require_sessions(services.database, wait_s=services.settings.postgres.connect_timeout_s)
     await services.pipe.ping()
     await services.upstream.start()
     await services.prices.load()

@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
-from proxy.context import standard_headers
+from proxy.context import late_headers
 from proxy.errors import BadRequestError
 from proxy.forms import read_query
 
@@ -40,10 +41,12 @@ def write_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], texts: 
     return written.getvalue().encode()
 
 
-async def begin_csv(request: web.Request, name: str, columns: Sequence[str]) -> web.StreamResponse:
+async def begin_csv(
+    request: web.Request, name: str, columns: Sequence[str], *, as_of: datetime | None = None
+) -> web.StreamResponse:
     """Begin an answer that is a file of CSV, with its first line; rows follow by ``write``."""
     headers = {
-        **standard_headers(request),
+        **late_headers(request, as_of),
         "Content-Disposition": f'attachment; filename="tuma-{name}.csv"',
     }
     response = web.StreamResponse(headers=headers)

@@ -11,7 +11,7 @@ from billing.money import format_amount
 from billing.statement import Filter, Month, Transaction
 from billing.wallets import parse_id
 from proxy.auth import authenticate
-from proxy.context import standard_headers
+from proxy.context import late_headers, standard_headers
 from proxy.forms import read_limit, read_moment, read_query
 from proxy.services import SERVICES, Services
 from proxy.tables import begin_csv, read_format, write_csv
@@ -89,7 +89,7 @@ async def get_statement(request: web.Request) -> web.StreamResponse:
         text=render_month(month),
         content_type="text/html",
         headers={
-            **standard_headers(request),
+            **late_headers(request, month.as_of),
             "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
         },
     )

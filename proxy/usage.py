@@ -5,7 +5,7 @@ from aiohttp import web
 from billing.callers import Caller
 from billing.usage import UsageQuery, UsageReport, parse_bound
 from proxy.auth import authenticate
-from proxy.context import standard_headers
+from proxy.context import late_headers
 from proxy.errors import BadRequestError
 from proxy.forms import read_query
 from proxy.services import SERVICES
@@ -48,7 +48,7 @@ async def get_usage(request: web.Request) -> web.StreamResponse:
     report = await services.usage.read_own(caller.user_id, caller.wallet_id, wanted)
     if as_csv:
         return await _send_csv(request, report)
-    return web.json_response(_as_json(report, caller, wanted), headers=standard_headers(request))
+    return web.json_response(_as_json(report, caller, wanted), headers=late_headers(request, report.as_of))
 
 
 def _as_json(report: UsageReport, caller: Caller, wanted: UsageQuery) -> dict[str, object]:
@@ -66,7 +66,7 @@ def _as_json(report: UsageReport, caller: Caller, wanted: UsageQuery) -> dict[st
 
 
 async def _send_csv(request: web.Request, report: UsageReport) -> web.StreamResponse:
-    response = await begin_csv(request, "usage", USAGE_COLUMNS)
+    response = await begin_csv(request, "usage", USAGE_COLUMNS, as_of=report.as_of)
     for start in range(0, len(report.rows), _WRITTEN_AT_ONCE):
         page = report.rows[start : start + _WRITTEN_AT_ONCE]
         await response.write(write_csv([row.as_json() for row in page], USAGE_COLUMNS, _TEXTS))

@@ -275,7 +275,7 @@ async def sweep(office: Office) -> dict[str, Any]:
 async def revenue(office: Office, *, since: datetime | None, until: datetime | None) -> dict[str, Any]:
     """Sum what the house earned and owes, per currency: sales, the markup (fx_spread), fees, losses, suspense, wallets."""
     return await describe_revenue(
-        office.database,
+        office.late,
         since=None if since is None else since.replace(tzinfo=UTC),
         until=None if until is None else until.replace(tzinfo=UTC),
     )

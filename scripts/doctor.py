@@ -10,8 +10,10 @@ from billing.access import LOGINS
 from billing.db import Database
 from billing.errors import TumaError
 from billing.fxbook import FxBook
+from billing.late import POSITION
 from billing.migrate import load_migrations, schema_version
 from billing.payunits import PaymentProvider
+from billing.pooler import require_sessions
 from config.settings import Settings, load_settings
 from proxy.fxsources import make_sources
 from scripts.office import Office, open_office
@@ -23,6 +25,7 @@ _POSTGRES_MIN = 150_000
 _ENCRYPTED = frozenset(("rediss", "rediss+cluster", "https"))
 _PUBLISHABLE_KEYS = ("pk_", "FLWPUBK")
 _TEST_KEYS = ("sk_test_", "rk_test_", "FLWSECK_TEST")
+_CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 _CHECKED = frozenset(("verify-ca", "verify-full"))
 
 
@@ -45,6 +48,9 @@ async def examine() -> dict[str, Any]:
                 findings.append(await _finding("TUMA_FX__URL", _ask_fx(settings)))
             if postgres["ok"]:
                 findings.append(await _finding("roles", _ask_roles(settings)))
+                findings.append(await _finding("sessions", _ask_sessions(office)))
+                if settings.postgres.replica_dsn.get_secret_value():
+                    findings.append(await _finding("replica", _ask_replica(office)))
                 findings += await _look_at_data(office)
     return {"ok": all(item["ok"] for item in findings), "findings": findings}
 
@@ -226,6 +232,50 @@ async def _ask_roles(settings: Settings) -> tuple[bool, str]:
         if mighty:
             return False, f"the {role} logs in as a superuser: give it a role of its own"
     return True, f"{len(LOGINS)} roles log in, none of them a superuser"
+
+
+async def _ask_sessions(office: Office) -> tuple[bool, str]:
+    """Say whether notices arrive and locks last, and whether waiting for a lock is bounded behind a pooler."""
+    found = await require_sessions(office.database, wait_s=office.settings.postgres.connect_timeout_s)
+    database = Database(office.settings.postgres, name="tuma doctor", role="settler", connections_max=1)
+    try:
+        async with database.connection() as connection:
+            bound = await connection.fetchval("SHOW lock_timeout")
+    finally:
+        await database.close()
+    if bound == "0":
+        return False, (
+            "through the pooler nothing bounds how long the settler waits for a lock: run `tuma migrate`, then RECONNECT in the"
+            " pooler; a role of your own needs ALTER ROLE … SET lock_timeout = '5s'"
+        )
+    return True, found
+
+
+async def _ask_replica(office: Office) -> tuple[bool, str]:
+    """Say whether the replica is one of our primary, and how far behind."""
+    settings = office.settings.postgres
+    replica = Database(settings, name="tuma doctor", connections_max=1, replica=True)
+    try:
+        async with office.database.connection() as connection:
+            ours = await connection.fetchval(_CLUSTER)
+        async with replica.connection() as connection:
+            theirs = await connection.fetchval(_CLUSTER)
+            position = await connection.fetchrow(POSITION)
+    finally:
+        await replica.close()
+    if ours != theirs:
+        return False, "TUMA_POSTGRES__REPLICA_DSN leads to a replica of another server"
+    if not position["follows"]:
+        return False, "TUMA_POSTGRES__REPLICA_DSN leads to a primary: sums are read from TUMA_POSTGRES__DSN"
+    behind_s = position["behind_s"]
+    if behind_s is None:
+        return True, "follows; it has seen no commit yet"
+    late = behind_s > settings.replica_lag_s
+    return True, f"its latest commit is {behind_s:.0f} s old" + (
+        f", more than TUMA_POSTGRES__REPLICA_LAG_S ({settings.replica_lag_s:.0f}): it is not asked"
+        if late
+        else ""
+    )
 
 
 async def _ask_redis(office: Office) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ from billing.db import Database
 from billing.errors import PostgresUnavailableError, RedisUnavailableError
 from billing.holds import Holds
 from billing.ids import new_id
+from billing.late import Late, open_late
 from billing.ledger import Ledger
 from billing.redis_way import RedisWay, make_redis
 from billing.wallets import Wallets
@@ -30,6 +31,7 @@ class Office:
 
     settings: Settings
     database: Database
+    late: Late
     pipe: RedisWay
     holds: Holds
     wallets: Wallets
@@ -73,13 +75,16 @@ async def run_as_operator(office: Office, work: Awaitable[dict[str, Any]]) -> di
 async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """Open the office."""
     database = Database(settings.postgres, name="tuma command")
+    late, replica = open_late(database, name="tuma command")
     pipe = make_redis(settings.redis)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=new_id()).read_mirror)
     upstream = make_upstream(settings)
     await upstream.start()
     try:
-        yield Office(settings, database, pipe, holds, Wallets(database), upstream)
+        yield Office(settings, database, late, pipe, holds, Wallets(database), upstream)
     finally:
         await upstream.close()
         await pipe.close()
         await database.close()
+        if replica is not None:
+            await replica.close()

@@ -57,13 +57,14 @@ async def show_usage(
         "since": report.starts_at.isoformat(),
         "until": report.ends_at.isoformat(),
         "timezone": report.timezone,
+        "as_of": None if report.as_of is None else report.as_of.isoformat(),
         "rows": [row.as_json() for row in report.rows],
         "totals": [{"currency": currency, **sums.as_json()} for currency, sums in report.totals.items()],
     }
 
 
 async def _reader(office: Office, *, wallet: str | None, user: str | None) -> _Reader:
-    book = UsageBook(office.database)
+    book = UsageBook(office.late)
     if wallet is not None and user is not None:
         raise InputError("give a wallet or a user, not both")
     if wallet is not None:
@@ -150,8 +151,9 @@ def draw_bars(values: Sequence[int]) -> str:
 def render(report: UsageReport, wanted: UsageQuery, trends: _Trends) -> str:
     """Write a report as a table."""
     steps = _FINER.get(wanted.period)
+    as_of = "" if report.as_of is None else f"; by a replica, as of {report.as_of:%Y-%m-%d %H:%M:%S} UTC"
     table = Table(
-        title=f"{report.starts_at:%Y-%m-%d %H:%M} to {report.ends_at:%Y-%m-%d %H:%M} UTC, days in {report.timezone}"
+        title=f"{report.starts_at:%Y-%m-%d %H:%M} to {report.ends_at:%Y-%m-%d %H:%M} UTC, days in {report.timezone}{as_of}"
     )
     for name in wanted.by:
         table.add_column(name)

@@ -761,10 +761,7 @@ class Reader:
     async def connection(self) -> AsyncIterator[Any]:
         yield self._connection
 
-    @asynccontextmanager
-    async def transaction(self, *, isolation: str, readonly: bool) -> AsyncIterator[Any]:
-        async with self._connection.transaction(isolation=isolation, readonly=readonly):
-            yield self._connection
+    session = connection
 
 
 async def test_many_rows_are_verified_in_little_memory(log: Log) -> None:

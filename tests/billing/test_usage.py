@@ -486,9 +486,9 @@ async def test_nobody_sees_anothers(office: Office, payer: Payer, spender: Spend
         with pytest.raises(NotFoundError):
             await book.read_own(other.user_id, payer.wallet_id, UsageQuery())
         assert (await book.read_own(other.user_id, other.wallet_id, UsageQuery())).totals == {"USD": Sums()}
-        async with book._database.as_person(other.user_id) as connection:
+        async with book._late._primary.as_person(other.user_id) as connection:
             assert await connection.fetchval("SELECT count(*) FROM usage_rollup") == 0
-        async with book._database.as_person(payer.user_id) as connection:
+        async with book._late._primary.as_person(payer.user_id) as connection:
             assert await connection.fetchval("SELECT count(*) FROM usage_rollup") == 1
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.fetchval("SELECT house_nanousd FROM usage_rollup")
