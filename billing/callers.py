@@ -177,7 +177,8 @@ class CallerCache(Generic[Name]):
         names = [name for name, known in self._known.items() if known.used and known.caller is not None]
         for start in range(0, len(names), _REFRESH_TOGETHER):
             some = names[start : start + _REFRESH_TOGETHER]
-            self._dropped = dropped = []
+            dropped: list[Callable[[Caller], bool] | None] = []
+            self._dropped = dropped
             asked = time.monotonic()
             try:
                 found = await look_up(some)

@@ -249,7 +249,7 @@ class Holds:
             raise _not_covered(hold)
         place, call = hold.find_place(), str(hold.call_id)
         keys = (place.mirror, place.fill, place.leases, *place.windows)
-        args = (
+        args: tuple[str | int, ...] = (
             call,
             call + place.tail,
             hold.amount_nano,

@@ -33,8 +33,8 @@ from redis.exceptions import (
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.meters import Meters
-from billing.redis_link import Argument
-from billing.redis_pipe import RedisPipe, Script, _Item
+from billing.redis_link import Argument, Command
+from billing.redis_pipe import RedisPipe, Script, ScriptCommand
 from billing.redis_server import Server, Survey
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
@@ -169,28 +169,24 @@ class _NodePipe(RedisPipe):
         super().__init__(settings, meters)
         self.node = node
 
-    def send(self, command: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
+    def send(self, words: tuple[Argument, ...], script: Script | None) -> asyncio.Future[Any]:
         """Queue a command for the next pipeline."""
-        return self._submit(_Item(command, script, asyncio.get_running_loop().create_future()))
+        return self._submit(Command(words) if script is None else ScriptCommand(script, words))
 
-    async def ask(self, command: tuple[Argument, ...]) -> Any:
+    async def ask(self, words: tuple[Argument, ...]) -> Any:
         """Send a command behind ASKING, which counts for the next command of its connection only."""
-        loop = asyncio.get_running_loop()
-        asking = _Item(("ASKING",), None, loop.create_future())
-        item = _Item(command, None, loop.create_future())
+        asking = Command(("ASKING",))
         try:
-            await self._send([asking, item])
+            return await self._submit(asking, Command(words))
         finally:
-            if asking.answer.done():
+            if asking.answer.done() and not asking.answer.cancelled():
                 asking.answer.exception()  # looked at: it is the command's, too
-        return await item.answer
 
-    @staticmethod
-    def _answer(batch: list[_Item], replies: list[Any]) -> None:
-        for item, reply in zip(batch, replies, strict=True):
-            if isinstance(reply, _ROUTED) and not item.answer.done():
-                item.answer.set_exception(_RoutedError(reply))
-        RedisPipe._answer(batch, replies)  # noqa: SLF001 - of its own base
+    def _take(self, command: Command, reply: Any) -> None:
+        if isinstance(reply, _ROUTED):
+            self._fail((command,), _RoutedError(reply))
+        else:
+            super()._take(command, reply)
 
 
 class RedisCluster:
@@ -213,7 +209,6 @@ class RedisCluster:
         self._told: asyncio.Event | None = None  # somebody waits for the map
         self._keeper: asyncio.Task[None] | None = None
         self._turn = 0
-        self._asks = asyncio.Semaphore(settings.connections_max)
         self._tasks = TrackedTasks()
 
     async def run(self, *command: Argument) -> Any:
@@ -233,7 +228,7 @@ class RedisCluster:
             RedisUnavailableError: its shard is away or slow; whether the script ran is unknown.
         """
         names = tuple(keys)
-        return await self._send(names[0], ("EVALSHA", script.sha, len(names), *names, *args), script)
+        return await self._send(names[0], script.words(names, args), script)
 
     async def _send(self, key: str, command: tuple[Argument, ...], script: Script | None) -> Any:
         pipe = self._owners.get(_tag(key))
@@ -290,8 +285,7 @@ class RedisCluster:
         """Ask the node that a slot is moving to; a script goes as its text, which that node may not know yet."""
         if script is not None:
             command = ("EVAL", script.text, *command[2:])
-        async with self._asks:
-            return await pipe.ask(command)
+        return await pipe.ask(command)
 
     def _pipe(self, node: Node) -> _NodePipe:
         pipe = self._pipes.get(node)

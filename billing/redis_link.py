@@ -1,11 +1,14 @@
 """One connection to Redis: made by redis-py (TLS, login, database, protocol), then written and read in bulk.
 
 redis-py packs each argument and awaits each reply in Python; a pipeline of a few scripts so costs more than all else
-that a call asks of Redis. hiredis, which redis-py uses too, packs a command and parses every reply of a read in C.
+that a call asks of Redis. hiredis, which redis-py uses too, packs a command and parses every reply of a read in C. And no
+command waits for the replies to those before it: Redis answers in order.
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import hiredis
@@ -15,58 +18,130 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 
 Argument = bytes | str | int
-_READ_BYTES = 64 * 1024
 _NOT_ENOUGH = object()
 
 
-class RedisLink:
-    """A connection that takes many commands at once.
+class Command:
+    """One command on its way.
+
+    Args:
+        words: its name and arguments.
+
+    Raises:
+        ValueError, TypeError: they cannot be written.
+    """
+
+    __slots__ = ("answer", "packed", "sent_s", "since_s", "words")
+
+    def __init__(self, words: tuple[Argument, ...]) -> None:
+        self.words = words
+        self.packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # it takes any number of words
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.since_s = self.sent_s = time.perf_counter()
+
+
+class RedisLink(asyncio.Protocol):
+    """Writes commands, and hands on the replies as they come.
 
     Args:
         connection: connected, and with no reply outstanding.
+        timeout_s: how long the reply to the oldest command may take; then the connection is given up.
+        on_reply: takes a command and its reply; an error is an exception, not raised.
+        on_lost: takes the commands whose fate is unknown, and why; called once.
     """
 
-    __slots__ = ("_connection", "_parser", "_reader", "_writer")
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
-        # redis-py has no public way to its streams.
-        reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
-        writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
-        if reader is None or writer is None:
-            raise RedisConnectionError("the connection was closed")
-        self._reader, self._writer = reader, writer
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        *,
+        timeout_s: float,
+        on_reply: Callable[[Command, Any], None],
+        on_lost: Callable[["RedisLink", list[Command], BaseException], None],
+    ) -> None:
+        self.connection = connection
+        self._timeout_s = timeout_s
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+        self._waiting: deque[Command] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost = self._retired = False
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=_NOT_ENOUGH
         )
+        # redis-py has no public way to its streams.
+        writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+        if writer is None:
+            raise RedisConnectionError("the connection was closed")
+        self._transport: Any = writer.transport
+        self._before: Any = self._transport.get_protocol()
+        self._transport.set_protocol(self)
 
-    async def exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Send commands, and return their replies in order; those that are errors as exceptions, not raised.
-
-        Raises:
-            RedisError, OSError, RuntimeError: the connection broke; what became of the commands is unknown.
-        """
-        self._writer.write(b"".join([hiredis.pack_command(command) for command in commands]))
-        await self._writer.drain()
-        replies: list[Any] = []
-        take = self._parser.gets
-        while len(replies) < len(commands):
-            data = await self._reader.read(_READ_BYTES)
-            if not data:
-                raise RedisConnectionError("the server closed the connection")
-            self._parser.feed(data)
-            while (reply := take()) is not _NOT_ENOUGH:
-                if isinstance(reply, RedisConnectionError):
-                    raise reply
-                if not isinstance(reply, hiredis.PushNotification):
-                    replies.append(reply)
-        return replies
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether the server has not closed it while it lay idle."""
-        return not self._reader.at_eof() and self._reader.exception() is None
+    def is_usable(self) -> bool:
+        """Whether commands may be sent."""
+        return not self._lost and not self._retired
 
-    async def close(self, *, now: bool = False) -> None:
-        """Close it; ``now``: without a farewell."""
-        await self._connection.disconnect(nowait=now)
+    def send(self, commands: Iterable[Command]) -> None:
+        """Write commands; the replies come in the same order."""
+        now_s = time.perf_counter()
+        packed = []
+        for command in commands:
+            command.sent_s = now_s
+            packed.append(command.packed)
+            self._waiting.append(command)
+        try:
+            self._transport.write(b"".join(packed))
+        except RuntimeError as error:  # uvloop's, for a connection that was reset
+            self._lose(error)
+        else:
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._check)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in replies, some or parts of them."""
+        try:
+            self._parser.feed(data)
+            while (reply := self._parser.gets()) is not _NOT_ENOUGH:
+                if not isinstance(reply, hiredis.PushNotification):
+                    self._on_reply(self._waiting.popleft(), reply)
+        except (InvalidResponse, IndexError) as error:  # no reply at all, or one to no command
+            self._lose(error)
+        if self._retired and not self._waiting:
+            self._lose(RedisConnectionError("it is no longer the primary"))
+
+    def retire(self) -> None:
+        """Take no more commands, and close when the last reply has come."""
+        self._retired = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection ended."""
+        self._before.connection_lost(exc)  # who closes it waits for that
+        self._lose(exc or RedisConnectionError("the server closed the connection"))
+
+    def _check(self) -> None:
+        self._timer = None
+        if not self._waiting:
+            return
+        left_s = self._waiting[0].sent_s + self._timeout_s - time.perf_counter()
+        if left_s <= 0:
+            self._lose(TimeoutError())
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._check)
+
+    def _lose(self, error: BaseException) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.abort()
+        unknown = list(self._waiting)
+        self._waiting.clear()
+        self._on_lost(self, unknown, error)
+
+    def close(self) -> None:
+        """Give the connection up; what is outstanding fails."""
+        self._lose(RedisConnectionError("the connection was closed"))

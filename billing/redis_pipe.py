@@ -9,8 +9,8 @@ import asyncio
 import hashlib
 import ssl
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -20,11 +20,12 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.meters import Meters
-from billing.redis_link import Argument, RedisLink
+from billing.redis_link import Argument, Command, RedisLink
 from billing.redis_server import Server, Survey
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
+_POLL_S = 0.01
 # States of a server, which Redis before 7 hides inside the error of the script that met them.
 _NOT_THE_PRIMARY = ("READONLY", "MASTERDOWN", "read only replica", "UNBLOCKED")
 _STATES = (*_NOT_THE_PRIMARY, "OOM", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN")
@@ -38,6 +39,11 @@ class Script:
     text: str
     sha: str
 
+    def words(self, keys: Iterable[str], args: Iterable[Argument]) -> tuple[Argument, ...]:
+        """Return the command that runs it."""
+        names = tuple(keys)
+        return ("EVALSHA", self.sha, len(names), *names, *args)
+
 
 def load_script(name: str, *shared: str) -> Script:
     """Read ``billing/lua/<name>.lua``, behind the functions of the ``shared`` files."""
@@ -46,19 +52,22 @@ def load_script(name: str, *shared: str) -> Script:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-@dataclass(slots=True)
-class _Item:
-    command: tuple[Argument, ...]
-    script: Script | None
-    answer: asyncio.Future[Any]
-    since_s: float = field(default_factory=time.perf_counter)
+class ScriptCommand(Command):
+    """A script to be run; ``loaded`` once its text was sent because Redis did not know it."""
+
+    __slots__ = ("loaded", "script")
+
+    def __init__(self, script: Script, words: tuple[Argument, ...]) -> None:
+        super().__init__(words)
+        self.script = script
+        self.loaded = False
 
 
 class RedisPipe:
-    """Coalesces commands into pipelines over a few connections.
+    """Coalesces commands into pipelines over one connection.
 
     Args:
-        settings: URL, timeout, connections and commands per pipeline.
+        settings: URL, timeout, and commands per pipeline.
         meters: where pipelines are counted.
     """
 
@@ -66,100 +75,87 @@ class RedisPipe:
         self._meters = meters or Meters()
         self._settings = settings
         self._redis: Redis | None = None
-        self._queue: list[_Item] = []
-        self._idle: list[RedisLink] = []
-        self._running = 0
-        self._starting = False
+        self._queue: list[Command] = []
+        self._link: RedisLink | None = None
+        self._flushing = False
+        self._opening: asyncio.Task[None] | None = None
+        self._loading: set[str] = set()  # scripts whose text is on its way
         self._tasks = TrackedTasks()
 
-    async def run(self, *command: Argument) -> Any:
+    def run(self, *command: Argument) -> Awaitable[Any]:
         """Send one command.
 
         Raises:
             RedisUnavailableError: Redis is away or slow; whether the command ran is unknown.
         """
-        return await self._submit(_Item(command, None, asyncio.get_running_loop().create_future()))
+        return self._submit(Command(command))
 
-    async def call(self, script: Script, keys: Iterable[str], args: Iterable[Argument]) -> Any:
+    def call(self, script: Script, keys: Iterable[str], args: Iterable[Argument]) -> Awaitable[Any]:
         """Run a script; its text is sent only if Redis does not know it.
 
         Raises:
             RedisUnavailableError: Redis is away or slow; whether the script ran is unknown.
         """
-        names = tuple(keys)
-        command = ("EVALSHA", script.sha, len(names), *names, *args)
-        return await self._submit(_Item(command, script, asyncio.get_running_loop().create_future()))
+        return self._submit(ScriptCommand(script, script.words(keys, args)))
 
-    def _submit(self, item: _Item) -> asyncio.Future[Any]:
-        self._queue.append(item)
-        if not self._starting and self._running < self._settings.connections_max:
-            self._starting = True
-            self._running += 1
-            self._tasks.start(self._drain(), name="redis pipeline")
-        return item.answer
+    def _submit(self, *commands: Command) -> asyncio.Future[Any]:
+        """Queue commands, next to each other; return the answer of the last."""
+        self._queue += commands
+        if not self._flushing:
+            # In the next turn of the loop: everything that is ready in this one joins.
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        return commands[-1].answer
 
-    async def _drain(self) -> None:
-        # Yield once, so that everything that is ready in this turn of the loop joins the first pipeline.
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._starting = False
-        try:
-            while self._queue:
-                batch = self._queue[: self._settings.pipeline_max]
-                del self._queue[: len(batch)]
-                await self._send(batch)
-        finally:
-            self._running -= 1
+    def _flush(self) -> None:
+        self._flushing = False
+        link = self._link
+        if link is None or not link.is_usable:
+            if self._queue and (self._opening is None or self._opening.done()):
+                self._opening = self._tasks.start(self._open(), name="redis connection")
+            return
+        most, now_s = self._settings.pipeline_max, time.perf_counter()
+        while self._queue:
+            batch = self._queue[:most]
+            del self._queue[:most]
+            self._meters.redis_wait.observe(now_s - batch[0].since_s)
+            self._meters.redis_rows.observe(len(batch))
+            link.send(batch)
 
-    async def _send(self, batch: list[_Item]) -> None:
-        link: RedisLink | None = None
+    async def _open(self) -> None:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                link = await self._connect()
-                self._meters.redis_wait.observe(time.perf_counter() - batch[0].since_s)
-                self._meters.redis_rows.observe(len(batch))
-                replies = await link.exchange([item.command for item in batch])
-                again = [
-                    index
-                    for index, reply in enumerate(replies)
-                    if isinstance(reply, NoScriptError) and batch[index].script
-                ]
-                if again:
-                    await self._load({batch[index].script for index in again if batch[index].script}, link)
-                    second = await link.exchange([batch[index].command for index in again])
-                    for index, reply in zip(again, second, strict=True):
-                        replies[index] = reply
+                connection = await self._connect()
+            self._link = RedisLink(
+                connection,
+                timeout_s=self._settings.timeout_s,
+                on_reply=self._take,
+                on_lost=self._lose,
+            )
         except (RedisError, OSError, TimeoutError, RuntimeError) as error:
-            # RuntimeError is what uvloop raises for a write to a connection that was reset.
-            if link is not None:
-                await link.close(now=True)
-            self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {_reason(error)}"))
+            self._fail(self._take_queue(), RedisUnavailableError(f"Redis is unavailable: {_reason(error)}"))
         except InputError as error:
-            self._fail(batch, error)
+            self._fail(self._take_queue(), error)
         except BaseException:
-            if link is not None:
-                await link.close(now=True)
-            self._fail(batch, RedisUnavailableError("Redis pipeline was stopped"))
+            self._fail(self._take_queue(), RedisUnavailableError("Redis pipeline was stopped"))
             raise
         else:
-            if any(_is_of_another_time(reply) for reply in replies):
-                await link.close(now=True)  # a new one finds who is the primary now
-            else:
-                self._idle.append(link)
-            self._answer(batch, replies)
+            self._flush()
 
-    async def _connect(self) -> RedisLink:
-        while self._idle:
-            idle = self._idle.pop()
-            if idle.is_alive:
-                return idle
-            await idle.close(now=True)
+    def _take_queue(self) -> list[Command]:
+        queue, self._queue = self._queue, []
+        return queue
+
+    async def _connect(self) -> AbstractConnection:
         if self._redis is None:
             self._redis = self._make_client()
         connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()  # type: ignore[no-untyped-call]
-        return RedisLink(connection)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     def _make_client(self) -> Redis:
         url = self._settings.url.get_secret_value()
@@ -168,7 +164,6 @@ class RedisPipe:
                 url,
                 socket_timeout=None,  # one deadline over the whole pipeline instead
                 socket_connect_timeout=self._settings.timeout_s,
-                max_connections=self._settings.connections_max + 4,
                 **_tls_options(self._settings, encrypted=url.startswith("rediss://")),
             )
         except ValueError:
@@ -178,30 +173,55 @@ class RedisPipe:
                 " in a password, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
             ) from None
 
-    @staticmethod
-    async def _load(scripts: set[Script | None], link: RedisLink) -> None:
-        await link.exchange([("SCRIPT", "LOAD", script.text) for script in scripts if script])
+    def _take(self, command: Command, reply: Any) -> None:
+        """Hand a reply to who waits for it."""
+        if isinstance(reply, RedisError):
+            if isinstance(reply, NoScriptError) and isinstance(command, ScriptCommand) and not command.loaded:
+                self._load(command)
+                return
+            if self._link is not None and _is_of_another_time(reply):
+                self._link.retire()  # a new one finds who is the primary now
+            self._fail((command,), self._refusal(command, reply))
+        elif not command.answer.done():
+            command.answer.set_result(reply)
+
+    def _load(self, command: ScriptCommand) -> None:
+        """Send the script's text, unless it is on its way, and the command once more: it did not run."""
+        command.loaded = True
+        script = command.script
+        if script.sha not in self._loading:
+            self._loading.add(script.sha)
+            load = Command(("SCRIPT", "LOAD", script.text))
+            load.answer.add_done_callback(lambda answer: self._loaded(script, answer))
+            self._submit(load)
+        self._submit(command)
+
+    def _loaded(self, script: Script, answer: asyncio.Future[Any]) -> None:
+        self._loading.discard(script.sha)
+        if not answer.cancelled():
+            answer.exception()  # looked at: the script's own command fails, too
 
     @staticmethod
-    def _fail(batch: list[_Item], error: Exception) -> None:
-        for item in batch:
-            if not item.answer.done():
-                item.answer.set_exception(error)
+    def _refusal(command: Command, reply: RedisError) -> Exception:
+        # LOADING, READONLY, OOM…: Redis answers but cannot serve; a script's own error is a bug of ours.
+        what = command.script.name if isinstance(command, ScriptCommand) else str(command.words[0])
+        broken = str(reply).startswith(("ERR Error running script", "ERR user_script", "user_script"))
+        broken = broken and not any(state in str(reply) for state in _STATES)
+        kind: type[Exception] = BrokenInvariantError if broken else RedisUnavailableError
+        return kind(f"Redis refused {what}: {reply}")
+
+    def _lose(self, link: RedisLink, unknown: Sequence[Command], error: BaseException) -> None:
+        """A connection ended; what became of the commands on it is unknown."""
+        if self._link is link:
+            self._link = None
+        self._fail(unknown, RedisUnavailableError(f"Redis is unavailable: {_reason(error)}"))
+        self._tasks.start(link.connection.disconnect(nowait=True), name="redis connection's end")
 
     @staticmethod
-    def _answer(batch: list[_Item], replies: list[Any]) -> None:
-        for item, reply in zip(batch, replies, strict=True):
-            if item.answer.done():
-                continue
-            if isinstance(reply, ResponseError):
-                # LOADING, READONLY, OOM…: Redis answers but cannot serve; a script's own error is a bug of ours.
-                what = item.script.name if item.script else str(item.command[0])
-                broken = str(reply).startswith(("ERR Error running script", "ERR user_script", "user_script"))
-                broken = broken and not any(state in str(reply) for state in _STATES)
-                kind: type[Exception] = BrokenInvariantError if broken else RedisUnavailableError
-                item.answer.set_exception(kind(f"Redis refused {what}: {reply}"))
-            else:
-                item.answer.set_result(reply)
+    def _fail(commands: Iterable[Command], error: Exception) -> None:
+        for command in commands:
+            if not command.answer.done():
+                command.answer.set_exception(error)
 
     async def ping(self) -> None:
         """Return if the server answers.
@@ -222,11 +242,15 @@ class RedisPipe:
         return Survey((Server.read(*infos),))
 
     async def close(self) -> None:
-        """Finish what is queued, then close the connections."""
-        await self._tasks.drain(self._settings.timeout_s * 2)
-        for link in self._idle:
-            await link.close()
-        self._idle.clear()
+        """Finish what is queued, then close the connection."""
+        deadline = time.monotonic() + self._settings.timeout_s * 2
+        while (
+            self._queue or self._link
+        ) and time.monotonic() < deadline:  # a link is as long as what it waits for
+            await asyncio.sleep(_POLL_S)
+        if self._link is not None:
+            self._link.close()
+        await self._tasks.drain(self._settings.timeout_s)
         if self._redis is not None:
             await self._redis.aclose()
 

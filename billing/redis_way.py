@@ -1,6 +1,6 @@
 """The way to Redis, whether it is one server or a cluster: what both can do, and which of them a URL names."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
 from billing.meters import Meters
@@ -14,14 +14,14 @@ from config.settings import RedisSettings
 class RedisWay(Protocol):
     """Runs commands and scripts. All keys of one script lie in one shard, by the tag in braces."""
 
-    async def run(self, *command: Argument) -> Any:
+    def run(self, *command: Argument) -> Awaitable[Any]:
         """Send one command, whose first argument is its key.
 
         Raises:
             RedisUnavailableError: Redis is away or slow; whether the command ran is unknown.
         """
 
-    async def call(self, script: Script, keys: Iterable[str], args: Iterable[Argument]) -> Any:
+    def call(self, script: Script, keys: Iterable[str], args: Iterable[Argument]) -> Awaitable[Any]:
         """Run a script; its text is sent only if the server does not know it.
 
         Raises:

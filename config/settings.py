@@ -112,7 +112,6 @@ class RedisSettings(_Section):
     url: SecretStr = SecretStr("")
     ca_file: str = ""  # who signs the certificate of a rediss:// server; empty: whom the system trusts
     timeout_s: Positive = 1.0  # a Redis that answers slower than this fails closed
-    connections_max: Count = 4  # pipelines in flight at once, per worker
     pipeline_max: Count = 256  # commands in one pipeline
     # Of a cluster (redis+cluster://, rediss+cluster://), whose nodes each have timeout and connections as above.
     redirects_max: Count = 5  # times that a command which did not run is sent to where it belongs

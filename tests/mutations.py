@@ -89,8 +89,8 @@ MUTATIONS = (
     Mutation(
         "ASKING goes before what is asked",
         "billing/redis_cluster.py",
-        "            await self._send([asking, item])",
-        "            await self._send([item])\n            asking.answer.set_result(None)",
+        "            return await self._submit(asking, Command(words))",
+        "            asking.answer.set_result(None)\n            return await self._submit(Command(words))",
         "tests/unit/test_redis_cluster.py",
     ),
     Mutation(
@@ -1330,7 +1330,7 @@ MUTATIONS = (
     Mutation(
         "a connection to what is no primary is dropped",
         "billing/redis_pipe.py",
-        "if any(_is_of_another_time(reply) for reply in replies):",
+        "if self._link is not None and _is_of_another_time(reply):",
         "if False:",
         "tests/billing/test_holds.py",
     ),
@@ -1379,9 +1379,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a connection that was cut is not used",
-        "billing/redis_pipe.py",
-        "            if idle.is_alive:",
-        "            if True:",
+        "billing/redis_link.py",
+        '        self._lose(exc or RedisConnectionError("the server closed the connection"))',
+        "        pass",
+        "tests/billing/test_holds.py",
+    ),
+    Mutation(
+        "a Redis that does not answer is given up",
+        "billing/redis_link.py",
+        "        if left_s <= 0:",
+        "        if False:",
         "tests/billing/test_holds.py",
     ),
     Mutation(

@@ -25,18 +25,18 @@ NANO = 10**9
 class Lame(RedisPipe):
     """A link to Redis on which one shard is away."""
 
-    def __init__(self, link: RedisWay, shard: int) -> None:
-        self._link = link
+    def __init__(self, way: RedisWay, shard: int) -> None:
+        self._way = way
         self._away = f"{{s{shard:02d}}}"
 
     async def run(self, *command: Argument) -> Any:
         self._look_at(str(command[1]))
-        return await self._link.run(*command)
+        return await self._way.run(*command)
 
     async def call(self, script: Script, keys: Iterable[str], args: Iterable[Argument]) -> Any:
         names = tuple(keys)
         self._look_at(names[0])
-        return await self._link.call(script, names, args)
+        return await self._way.call(script, names, args)
 
     def _look_at(self, key: str) -> None:
         if self._away in key:

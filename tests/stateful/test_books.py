@@ -714,9 +714,8 @@ class BooksMachine(RuleBasedStateMachine):
         """Let the workers in again, on new connections: the first command on a cut one is refused."""
         self.scene.redis.open()
         for worker in self.workers:
-            for connection in worker.pipe._idle:
-                await connection.disconnect(nowait=True)
-            worker.pipe._idle.clear()
+            if worker.pipe._link is not None:
+                worker.pipe._link.close()
 
     async def lose_redis(self) -> None:
         await self.workers[0].pipe.run("FLUSHALL")
