@@ -8,6 +8,7 @@ then the connection may serve another call, if nothing came after that end and b
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 from collections import deque
@@ -23,6 +24,7 @@ from proxy.upstream.wire import Inflater, MalformedAnswerError, ResponseParser, 
 
 _BUFFERED_BYTES_MAX = 64 * 1024  # of an answer that nobody reads, before its provider is made to wait
 _KEEPALIVE_S = 60.0  # that a connection may be idle
+_TRUSTED_S = 1.0  # a connection that was idle for longer is looked at before it is used
 _ADDRESSES_TTL_S = 60.0
 _NEXT_ADDRESS_S = 0.25  # after which the next address is tried beside the one before: RFC 8305, section 5
 _COPIED_BYTES_MAX = 64 * 1024  # a body up to this goes out in one piece with its head
@@ -189,7 +191,7 @@ class _Connection(asyncio.Protocol):
         self._parser: ResponseParser | None = None
         self._is_paused = False
         # One timer for all the connection's life, pushed on when it fires: nothing is set or cancelled per read.
-        self._active_s = 0.0
+        self._active_s = loop.time()
         self._limit_s = _KEEPALIVE_S
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
@@ -197,7 +199,10 @@ class _Connection(asyncio.Protocol):
     @property
     def is_usable(self) -> bool:
         """Whether another request may be written on it."""
-        return self._transport is not None and not self._transport.is_closing() and self._response is None
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        return self._loop.time() - self._active_s < _TRUSTED_S or not _has_news(transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -330,6 +335,13 @@ class _Connection(asyncio.Protocol):
             self._set_timer(due_s)
         else:
             self.fail(aiohttp.SocketTimeoutError("Timeout on reading data from socket"))
+
+
+def _has_news(transport: asyncio.Transport) -> bool:
+    """Whether something came that the loop has not come to yet: on an idle connection, most likely its end."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _lost_error(exc: Exception | None) -> aiohttp.ClientError:

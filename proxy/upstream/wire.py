@@ -10,7 +10,7 @@ import zlib
 
 import aiohttp
 
-HEAD_BYTES_MAX = 64 * 1024
+HEAD_BYTES_MAX = 32 * 1024
 INFLATED_BYTES_MAX = 64 * 1024  # of one step
 _SIZE_LINE_BYTES_MAX = 1024  # of one chunk, extensions included
 _TRAILER_BYTES_MAX = 16 * 1024
@@ -23,7 +23,9 @@ _NO_BODY = (204, 304)
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?+((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+)*+)"
 )
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*+(?:;[^\r\n\0]*+)?\r\n")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*+(?:;[^\r\n\0]*+)?")
+_LENGTHS = {b"%x" % length: length for length in range(1, 2048)}  # most chunks have one of these
+_BULK_BYTES_MIN = 1024  # of a read that probably has several chunks
 _LENGTH = re.compile(r"[0-9]{1,15}")
 # Of these each one counts; of other headers that are there twice the first does.
 _LISTS = frozenset(("content-length", "transfer-encoding", "content-encoding", "connection"))
@@ -105,19 +107,21 @@ class ChunkedBody:
 
     def _take_chunks(self, data: bytes, pieces: list[bytes]) -> int:
         """Add the data of all chunks to ``pieces``; return where the rest begins."""
-        position, end, missing = 0, len(data), self._missing
-        match = _SIZE_LINE.match
+        end, missing = len(data), self._missing
+        position = 0 if missing or end < _BULK_BYTES_MIN else _take_bulk(data, pieces)
         while True:
             if not missing:
-                found = match(data, position)
-                if found is None:
-                    _require_unfinished(data, position)
-                    break
-                position = found.end()
-                length = int(found[1], 16)
-                if not length:
-                    self._in_trailers = True
-                    break
+                line_end = data.find(_LINE_END, position)
+                length = _LENGTHS.get(data[position:line_end]) if line_end >= 0 else None
+                if length is None:
+                    length = _read_size(data, position, line_end)
+                    if length is None:
+                        break
+                    if not length:
+                        self._in_trailers = True
+                        position = line_end + 2
+                        break
+                position = line_end + 2
                 missing = length + 2
             stop = position + missing
             if stop > end:
@@ -153,10 +157,36 @@ class ChunkedBody:
             raise BrokenAnswerError("the answer's last chunk is missing")
 
 
-def _require_unfinished(data: bytes, position: int) -> None:
-    """Refuse what is no chunk's size; what may become one, when more of it is there, may wait."""
-    if len(data) - position > _SIZE_LINE_BYTES_MAX or data.find(_LINE_END, position) >= 0:
+def _take_bulk(data: bytes, pieces: list[bytes]) -> int:
+    """Add the data of many chunks at once, if none of it has a line's end in it; return where the rest begins.
+
+    Cut at its line ends, it is then sizes and data in turn; that each piece is as long as its size says proves it.
+    """
+    lines = data.split(_LINE_END)
+    count = (len(lines) - 1) // 2 * 2  # the last line is not whole
+    if count and lines[count - 2] == b"0":
+        count -= 2  # the last chunk
+    found = lines[1:count:2]
+    if not found or list(map(_LENGTHS.get, lines[:count:2])) != list(map(len, found)):
+        return 0
+    pieces += found
+    return len(data) - len(_LINE_END.join(lines[count:]))
+
+
+def _read_size(data: bytes, position: int, line_end: int) -> int | None:
+    """Return a chunk's size; None while its line is not whole.
+
+    Raises:
+        MalformedAnswerError: it is none, or its line is too long.
+    """
+    if (len(data) if line_end < 0 else line_end) - position > _SIZE_LINE_BYTES_MAX:
+        raise MalformedAnswerError("the size of a chunk is too long")
+    if line_end < 0:
+        return None
+    found = _SIZE.fullmatch(data, position, line_end)
+    if found is None:
         raise MalformedAnswerError("a chunk of the answer has no size")
+    return int(found[1], 16)
 
 
 class UntilCloseBody:
