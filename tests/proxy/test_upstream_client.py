@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import os
 import re
+import socket
 import ssl
 import threading
 import time
@@ -214,11 +216,12 @@ def test_an_end_that_the_loop_has_not_seen_yet_is_seen(
     async def scenario() -> None:
         async with served(always(HELLO)) as (server, client):
             await read(await post(client))
-            sock = server.writers[0].get_extra_info("socket")
+            number = server.writers[0].get_extra_info("socket").fileno()
             (connection,) = client._idle
             assert connection.is_usable
             # From here on the loop does not run until the request is written.
-            sock.shutdown(2) if hasattr(sock, "shutdown") else server.writers[0].transport.abort()
+            with socket.socket(fileno=os.dup(number)) as theirs:
+                theirs.shutdown(socket.SHUT_RDWR)
             deadline = time.monotonic() + 10
             while connection.is_usable and time.monotonic() < deadline:
                 time.sleep(0.001)  # noqa: ASYNC251 - on purpose
