@@ -27,6 +27,7 @@ _KEEPALIVE_S = 60.0  # that a connection may be idle
 _TRUSTED_S = 1.0  # a connection that was idle for longer is looked at before it is used
 _ADDRESSES_TTL_S = 60.0
 _NEXT_ADDRESS_S = 0.25  # after which the next address is tried beside the one before: RFC 8305, section 5
+_BURST_S = 0.002  # a reader is woken once in that time at most, so that a burst of small chunks is not work for each of them
 _COPIED_BYTES_MAX = 64 * 1024  # a body up to this goes out in one piece with its head
 
 
@@ -34,6 +35,7 @@ class UpstreamResponse:
     """One response, head read, body as it comes. ``headers`` are by lower-case name."""
 
     __slots__ = (
+        "_burst",
         "_connection",
         "_error",
         "_inflater",
@@ -41,6 +43,7 @@ class UpstreamResponse:
         "_pieces",
         "_size",
         "_waiter",
+        "_woken_s",
         "headers",
         "status",
     )
@@ -55,6 +58,8 @@ class UpstreamResponse:
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._inflater: Inflater | None = None
+        self._woken_s = 0.0
+        self._burst: asyncio.Handle | None = None
 
     @property
     def content_type(self) -> str:
@@ -124,6 +129,9 @@ class UpstreamResponse:
             self._waiter = None
 
     def _wake(self) -> None:
+        if self._burst is not None:
+            self._burst.cancel()
+            self._burst = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -147,12 +155,31 @@ class UpstreamResponse:
         self.status = parser.status
         self._wake()
 
-    def feed(self, data: bytes) -> bool:
-        """More of the body has come; whether that is as much as may wait."""
+    def feed(self, data: bytes, now_s: float, loop: asyncio.AbstractEventLoop) -> bool:
+        """More of the body has come; whether to read no more for now.
+
+        After a pause, as between the tokens of a model, the reader is woken at once. In a burst it is woken once in ``_BURST_S``, and what
+        comes meanwhile is left where it is, as each read, with all that follows from it, costs more than the bytes.
+        """
         self._pieces.append(data)
         self._size += len(data)
-        self._wake()
-        return self._size > _BUFFERED_BYTES_MAX
+        if now_s - self._woken_s >= _BURST_S:
+            self._woken_s = now_s
+            self._wake()
+            return self._size > _BUFFERED_BYTES_MAX
+        if self._burst is None:
+            self._burst = loop.call_at(self._woken_s + _BURST_S, self._end_burst, loop)
+        return True
+
+    def _end_burst(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read on; what that brings wakes the reader, else what is here already does: one turn of the loop later."""
+        self._woken_s = 0.0
+        if self._connection is not None:
+            self._connection.resume()
+        self._burst = loop.call_soon(self._after_burst, loop)
+
+    def _after_burst(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._burst = loop.call_soon(self._wake)
 
     def end(self, error: Exception | None = None) -> None:
         """The body has ended; with an error: it broke off, or was given up."""
@@ -232,7 +259,7 @@ class _Connection(asyncio.Protocol):
         if response is None or parser is None:
             self.drop()  # nothing was asked: what comes now must not pass for the next call's answer
             return
-        self._active_s = self._loop.time()
+        self._active_s = now_s = self._loop.time()
         try:
             body = parser.feed(data)
             if not response.status and parser.status:
@@ -240,7 +267,7 @@ class _Connection(asyncio.Protocol):
         except MalformedAnswerError as error:
             self.fail(error)
             return
-        if body and response.feed(body) and not parser.ended:
+        if body and response.feed(body, now_s, self._loop) and not parser.ended:
             self._pause()
         if parser.ended:
             self._finish(response, keep=parser.is_reusable)
