@@ -115,7 +115,8 @@ def _windows(mirror: Mapping[str, str], scope: str) -> Iterator[tuple[str, int, 
 
 
 def _scopes(hold: "Hold") -> tuple[str, ...]:
-    return (str(hold.wallet_id), *hold.scopes)
+    place = hold.find_place()
+    return place.wallet, place.key, place.user
 
 
 def window_of(reply: Sequence[Any]) -> Window:

@@ -5,13 +5,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from billing.errors import AddressNotAllowedError, ModelNotAllowedError, PostgresUnavailableError
-from billing.holds import Limits
+from billing.holds import Limits, Place, limiters_of
+from billing.waiting import wait_until_done
 from config.settings import LimitSettings
 
 Address = IPv4Address | IPv6Address
@@ -40,6 +41,12 @@ class Caller:
     networks: tuple[Network, ...] | None = None
     manages: bool = False
     good_until_s: float = math.inf
+    place: Place = field(init=False, repr=False, compare=False)  # of its holds
+
+    def __post_init__(self) -> None:
+        limiters = limiters_of(self.user_id, self.key_id, self.limits, self.user_limits)
+        place = Place(self.user_id, self.wallet_id, self.key_id, limiters)
+        object.__setattr__(self, "place", place)  # it is frozen
 
     def allows_model(self, model: str) -> bool:
         """Tell whether this caller may call a model."""
@@ -120,7 +127,7 @@ class CallerCache(Generic[Name]):
 
     async def _look_up(self, name: Name, look_up: Callable[[], Awaitable[FoundCaller | None]]) -> _Known:
         while (running := self._lookups.get(name)) is not None:
-            await asyncio.wait((running,))
+            await wait_until_done(running)
             if not running.cancelled():
                 return running.result()
         running = self._lookups[name] = asyncio.get_running_loop().create_future()

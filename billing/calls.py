@@ -44,6 +44,7 @@ from billing.quota import Quota
 from billing.quote import Quote
 from billing.stages import Stages
 from billing.tasks import TrackedTasks
+from billing.waiting import wait_until_done
 from config.settings import Settings
 
 _log = structlog.get_logger("tuma.calls")
@@ -68,7 +69,8 @@ class LiveCall:
     quota_nanousd: int  # taken of the provider's quota
     opened: asyncio.Future[str] | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    progress: Callable[[], Mapping[str, str]] | None = None  # counts what passed so far, for the notes
+    # Counts what passed so far, for the notes; cheaply, if it is not to be exact.
+    progress: Callable[[bool], Mapping[str, str]] | None = None
     started_s: float = field(default_factory=time.monotonic)
     noted_in_postgres: bool = (
         False  # the provider's id, for the day that Redis and this worker are lost together
@@ -281,9 +283,7 @@ class Calls:
             PostgresUnavailableError: it did not answer in time; the row may still be committed, and is then ended.
         """
         assert call.opened is not None
-        if not call.opened.done():
-            await asyncio.wait((call.opened,), timeout=self._batch.open_wait_s)
-        if not call.opened.done():
+        if not await wait_until_done(call.opened, self._batch.open_wait_s):
             raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
         match call.opened.result():
             case "opened":
@@ -305,17 +305,17 @@ class Calls:
         """
         call.notes.update(notes)
         try:
-            await self._renew(call)
+            await self._renew(call, exact=False)
         except RedisUnavailableError:
             if call.opened is not None and "generation_id" in notes:
-                await asyncio.wait((call.opened,), timeout=self._batch.open_wait_s)
+                await wait_until_done(call.opened, self._batch.open_wait_s)
                 await self._note_in_postgres([call])
 
-    async def _renew(self, call: LiveCall) -> None:
+    async def _renew(self, call: LiveCall, *, exact: bool = True) -> None:
         async with call.turn:
             if call.call_id in self._live:
                 if call.progress is not None and call.generation_id is not None:
-                    call.notes.update(call.progress())
+                    call.notes.update(call.progress(exact))
                 await self.holds.renew(call.hold, call.notes)
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
@@ -337,8 +337,7 @@ class Calls:
                 return False
             call.hold = call.hold.extended_to(hold_nano, hold_nanousd)
         answer = self._extends.submit(Extension(call.call_id, hold_nano, hold_nanousd))
-        await asyncio.wait((answer,), timeout=self._batch.open_wait_s)
-        if not answer.done() or answer.result() != "extended":
+        if not await wait_until_done(answer, self._batch.open_wait_s) or answer.result() != "extended":
             return False
         call.hold_nanousd = hold_nanousd
         return True
@@ -347,7 +346,7 @@ class Calls:
         """End a call: settle it in Postgres, then release its hold. Reached on every way out, once per call.
 
         The work is a task of its own: neither a client that hangs up nor a cancelled handler stops it. Wait for it
-        with ``asyncio.wait``, never ``await`` it bare.
+        with ``wait_until_done``, never ``await`` it bare.
 
         Returns:
             the task; its result is None where nothing had to be settled.
@@ -432,8 +431,7 @@ class Calls:
             await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
             ending = on_the_house(ending)
         answer = self._settles.submit(ending)
-        await asyncio.wait((answer,), timeout=self._batch.settle_wait_s)
-        if not answer.done():
+        if not await wait_until_done(answer, self._batch.settle_wait_s):
             await self.note(call, settlement=ending_as_note(ending))
         settlement = await answer
         if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
@@ -553,6 +551,7 @@ def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
         amount_nanousd=quote.hold_nanousd,
         user_limits=caller.user_limits,
         currency=caller.currency,
+        place=caller.place,
     )
 
 

@@ -18,8 +18,8 @@ Keys, all of one user under one shard tag so that every script stays in one clus
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -67,6 +67,72 @@ class RateState:
     reset_tokens_ms: int
 
 
+class Place:
+    """Where the holds of one caller lie, in the words of the scripts; made once per caller, as every call needs them all.
+
+    Args:
+        user_id, wallet_id, key_id: whose.
+        limiters: whose windows the calls count in, and their limits.
+    """
+
+    __slots__ = (
+        "fill",
+        "flights",
+        "key",
+        "leases",
+        "mirror",
+        "notes",
+        "renew_limits",
+        "reserve_limits",
+        "tail",
+        "token_limits",
+        "user",
+        "wallet",
+        "windows",
+    )
+
+    def __init__(
+        self, user_id: UUID, wallet_id: UUID, key_id: UUID | None, limiters: Sequence[tuple[UUID, Limits]]
+    ) -> None:
+        prefix = _prefix(user_id)
+        self.mirror, self.fill = _mirror_keys(user_id)
+        self.leases = f"{prefix}leases"
+        self.notes = f"{prefix}n:"
+        self.user, self.wallet = str(user_id), str(wallet_id)
+        self.key = "" if key_id is None else str(key_id)
+        self.tail = f"|{self.wallet}|{self.user}|{self.key}"
+        self.windows: list[str] = []
+        self.flights: list[str] = []
+        self.reserve_limits: list[int] = []
+        self.renew_limits = [len(limiters)]
+        self.token_limits: list[int] = []
+        for owner, limits in limiters:
+            flight = f"{prefix}p:{owner}"
+            self.windows += (f"{prefix}k:{owner}", flight)
+            self.flights.append(flight)
+            self.reserve_limits += (limits.requests_per_min, limits.tokens_per_min, limits.calls_in_flight)
+            self.renew_limits.append(limits.calls_in_flight)
+            self.token_limits.append(limits.tokens_per_min)
+
+
+def limiters_of(
+    user_id: UUID, key_id: UUID | None, limits: Limits, user_limits: Limits | None
+) -> list[tuple[UUID, Limits]]:
+    """Return whose windows a call counts in, the key's first.
+
+    Args:
+        user_id: who calls.
+        key_id: with which key, if any.
+        limits: the key's; the user's, for a caller without a key.
+        user_limits: of the user, beside those of the key; None for none.
+    """
+    if key_id is None:
+        return [(user_id, user_limits or limits)]
+    if user_limits is None:
+        return [(key_id, limits)]
+    return [(key_id, limits), (user_id, user_limits)]
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Money held for one call; ``tokens`` were taken from the windows of its key and its user.
@@ -78,6 +144,7 @@ class Hold:
         amount_nanousd: the same amount in nano-dollars, for caps on the user.
         user_limits: of the user, beside those of the key; None for none.
         currency: the wallet's, for what is said of a refusal.
+        place: the caller's, if it is at hand.
     """
 
     call_id: UUID
@@ -90,6 +157,7 @@ class Hold:
     amount_nanousd: int = 0
     user_limits: Limits | None = None
     currency: str = ""
+    place: Place | None = field(default=None, compare=False, repr=False)
 
     def extended_to(self, amount_nano: int, amount_nanousd: int = 0) -> "Hold":
         """Return the same hold at larger amounts."""
@@ -98,16 +166,11 @@ class Hold:
     @property
     def limiters(self) -> list[tuple[UUID, Limits]]:
         """Whose windows the call counts in, the key's first."""
-        if self.key_id is None:
-            return [(self.user_id, self.user_limits or self.limits)]
-        if self.user_limits is None:
-            return [(self.key_id, self.limits)]
-        return [(self.key_id, self.limits), (self.user_id, self.user_limits)]
+        return limiters_of(self.user_id, self.key_id, self.limits, self.user_limits)
 
-    @property
-    def scopes(self) -> tuple[str, str]:
-        """Key and user, as the scripts name them."""
-        return "" if self.key_id is None else str(self.key_id), str(self.user_id)
+    def find_place(self) -> Place:
+        """Return where it lies."""
+        return self.place or Place(self.user_id, self.wallet_id, self.key_id, self.limiters)
 
     @property
     def arrived_ms(self) -> int:
@@ -179,24 +242,23 @@ class Holds:
         """
         if max(hold.amount_nano, hold.amount_nanousd) > _AMOUNT_MAX:
             raise _not_covered(hold)
-        prefix = _prefix(hold.user_id)
-        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases"]
-        args: list[str | int] = [
-            str(hold.call_id),
-            _member(hold),
-            str(hold.amount_nano),
-            str(-hold.amount_nano),
+        place, call = hold.find_place(), str(hold.call_id)
+        keys = (place.mirror, place.fill, place.leases, *place.windows)
+        args = (
+            call,
+            call + place.tail,
+            hold.amount_nano,
+            -hold.amount_nano,
             self._lease_ms,
-            str(hold.wallet_id),
-            str(hold.amount_nanousd),
-            str(-hold.amount_nanousd),
-            *hold.scopes,
+            place.wallet,
+            hold.amount_nanousd,
+            -hold.amount_nanousd,
+            place.key,
+            place.user,
             hold.arrived_ms,
             hold.tokens,
-        ]
-        for owner, limits in hold.limiters:
-            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
-            args += [limits.requests_per_min, limits.tokens_per_min, limits.calls_in_flight]
+            *place.reserve_limits,
+        )
         for _ in range(_FILL_TRIES):
             reply = await self._pipe.call(self._reserve, keys, args)
             verdict = reply[0].decode()
@@ -217,11 +279,8 @@ class Holds:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell.
         """
-        prefix = _prefix(hold.user_id)
-        keys = [_mirror_keys(hold.user_id)[0]]
-        for owner, _ in hold.limiters:
-            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
-        now_us, fields, *windows = await self._pipe.call(self._look, keys, ())
+        place = hold.find_place()
+        now_us, fields, *windows = await self._pipe.call(self._look, (place.mirror, *place.windows), ())
         mirror: Mapping[str, str] = decode_map(fields)
         if not is_warm(mirror, hold):
             mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
@@ -277,18 +336,20 @@ class Holds:
         """
         more = amount_nano - hold.amount_nano
         more_usd = max(amount_nanousd - hold.amount_nanousd, 0)
+        place = hold.find_place()
         args = (
             str(hold.call_id),
-            str(more),
-            str(-more),
-            str(hold.wallet_id),
-            str(more_usd),
-            str(-more_usd),
-            *hold.scopes,
+            more,
+            -more,
+            place.wallet,
+            more_usd,
+            -more_usd,
+            place.key,
+            place.user,
             hold.arrived_ms,
         )
         for _ in range(_FILL_TRIES):
-            reply = await self._pipe.call(self._extend, _mirror_keys(hold.user_id)[:1], args)
+            reply = await self._pipe.call(self._extend, (place.mirror,), args)
             match reply.decode():
                 case "extended":
                     return True
@@ -320,28 +381,25 @@ class Holds:
         Raises:
             RedisUnavailableError: Redis is away.
         """
-        prefix = _prefix(hold.user_id)
-        limiters = hold.limiters
-        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases", f"{prefix}n:{hold.call_id}"]
+        place, call = hold.find_place(), str(hold.call_id)
+        keys = (place.mirror, place.fill, place.leases, place.notes + call, *place.flights)
         args: list[str | int] = [
-            str(hold.call_id),
-            _member(hold),
-            str(hold.amount_nano),
-            str(-hold.amount_nano),
+            call,
+            call + place.tail,
+            hold.amount_nano,
+            -hold.amount_nano,
             self._lease_ms,
             _NOTES_TTL_MS,
-            str(hold.wallet_id),
-            str(hold.amount_nanousd),
-            str(-hold.amount_nanousd),
-            *hold.scopes,
+            place.wallet,
+            hold.amount_nanousd,
+            -hold.amount_nanousd,
+            place.key,
+            place.user,
             hold.arrived_ms,
-            len(limiters),
+            *place.renew_limits,
         ]
-        for owner, limits in limiters:
-            keys.append(f"{prefix}p:{owner}")
-            args.append(limits.calls_in_flight)
         for name, value in (notes or {}).items():
-            args += [name, value]
+            args += (name, value)
         reply: bytes = await self._pipe.call(self._renew, keys, args)
         return reply.decode()
 
@@ -363,21 +421,20 @@ class Holds:
         Raises:
             RedisUnavailableError: Redis is away; the hold expires with its lease.
         """
-        prefix = _prefix(hold.user_id)
-        keys = [*_mirror_keys(hold.user_id), f"{prefix}leases", f"{prefix}n:{hold.call_id}"]
-        args: list[str | int] = [
-            str(hold.call_id),
-            _member(hold),
-            "" if charge_nano is None else str(-charge_nano),
-            str(hold.wallet_id),
-            str(-charge_nanousd),
-            *hold.scopes,
+        place, call = hold.find_place(), str(hold.call_id)
+        keys = (place.mirror, place.fill, place.leases, place.notes + call, *place.windows)
+        args = (
+            call,
+            call + place.tail,
+            "" if charge_nano is None else -charge_nano,
+            place.wallet,
+            -charge_nanousd,
+            place.key,
+            place.user,
             hold.arrived_ms,
             hold.tokens - tokens_used if charge_nano is not None else 0,
-        ]
-        for owner, limits in hold.limiters:
-            keys += [f"{prefix}k:{owner}", f"{prefix}p:{owner}"]
-            args.append(limits.tokens_per_min)
+            *place.token_limits,
+        )
         reply: bytes = await self._pipe.call(self._release, keys, args)
         return reply.decode()
 

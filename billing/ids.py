@@ -5,6 +5,8 @@ import time
 from datetime import UTC, datetime
 from uuid import UUID
 
+from asyncpg.pgproto.pgproto import UUID as FAST_UUID
+
 
 def new_id(*, at_ms: int | None = None) -> UUID:
     """Mint a UUIDv7 (RFC 9562, section 5.7): 48 bits of unix milliseconds, 74 random bits.
@@ -15,7 +17,8 @@ def new_id(*, at_ms: int | None = None) -> UUID:
     moment = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     noise = int.from_bytes(os.urandom(10), "big")
     high = (moment & 0xFFFF_FFFF_FFFF) << 80 | 0x7000 << 64 | (noise >> 62 & 0x0FFF) << 64
-    return UUID(int=high | 0b10 << 62 | noise & ((1 << 62) - 1))
+    made: UUID = FAST_UUID((high | 0b10 << 62 | noise & ((1 << 62) - 1)).to_bytes(16, "big"))
+    return made
 
 
 def minted_at(uuid7: UUID) -> datetime:

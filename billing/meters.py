@@ -77,14 +77,15 @@ class Histogram:
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
+        self._bounds = metric.bounds
         self.values: dict[tuple[str, ...], list[float]] = {}
 
     def observe(self, value: float, *labels: str) -> None:
         """Count one."""
         row = self.values.get(labels)
         if row is None:
-            row = self.values[labels] = [0] * (len(self.metric.bounds) + 1) + [0.0]
-        row[bisect_left(self.metric.bounds, value)] += 1
+            row = self.values[labels] = [0] * (len(self._bounds) + 1) + [0.0]
+        row[bisect_left(self._bounds, value)] += 1
         row[-1] += value
 
 

@@ -141,6 +141,8 @@ def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
 def _count(fields: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = fields.get(name)
+        if type(value) is int and 0 <= value <= TOKENS_MAX:
+            return value
         if isinstance(value, Decimal | float) and _is_whole(value):
             return int(value)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

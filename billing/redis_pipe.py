@@ -20,10 +20,10 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from billing.errors import BrokenInvariantError, InputError, RedisUnavailableError
 from billing.meters import Meters
+from billing.redis_link import Argument, RedisLink
 from billing.tasks import TrackedTasks
 from config.settings import RedisSettings
 
-Argument = bytes | str | int
 # States of a server, which Redis before 7 hides inside the error of the script that met them.
 _NOT_THE_PRIMARY = ("READONLY", "MASTERDOWN", "read only replica", "UNBLOCKED")
 _STATES = (*_NOT_THE_PRIMARY, "OOM", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN")
@@ -66,7 +66,7 @@ class RedisPipe:
         self._settings = settings
         self._redis: Redis | None = None
         self._queue: list[_Item] = []
-        self._idle: list[AbstractConnection] = []
+        self._idle: list[RedisLink] = []
         self._running = 0
         self._starting = False
         self._tasks = TrackedTasks()
@@ -112,55 +112,53 @@ class RedisPipe:
             self._running -= 1
 
     async def _send(self, batch: list[_Item]) -> None:
-        connection: AbstractConnection | None = None
+        link: RedisLink | None = None
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                connection = await self._connect()
+                link = await self._connect()
                 self._meters.redis_wait.observe(time.perf_counter() - batch[0].since_s)
                 self._meters.redis_rows.observe(len(batch))
-                replies = await self._exchange(connection, [item.command for item in batch])
+                replies = await link.exchange([item.command for item in batch])
                 again = [
                     index
                     for index, reply in enumerate(replies)
                     if isinstance(reply, NoScriptError) and batch[index].script
                 ]
                 if again:
-                    await self._load(
-                        {batch[index].script for index in again if batch[index].script}, connection
-                    )
-                    second = await self._exchange(connection, [batch[index].command for index in again])
+                    await self._load({batch[index].script for index in again if batch[index].script}, link)
+                    second = await link.exchange([batch[index].command for index in again])
                     for index, reply in zip(again, second, strict=True):
                         replies[index] = reply
         except (RedisError, OSError, TimeoutError, RuntimeError) as error:
             # RuntimeError is what uvloop raises for a write to a connection that was reset.
-            if connection is not None:
-                await connection.disconnect(nowait=True)
+            if link is not None:
+                await link.close(now=True)
             self._fail(batch, RedisUnavailableError(f"Redis is unavailable: {_reason(error)}"))
         except InputError as error:
             self._fail(batch, error)
         except BaseException:
-            if connection is not None:
-                await connection.disconnect(nowait=True)
+            if link is not None:
+                await link.close(now=True)
             self._fail(batch, RedisUnavailableError("Redis pipeline was stopped"))
             raise
         else:
             if any(_is_of_another_time(reply) for reply in replies):
-                await connection.disconnect(nowait=True)  # a new one finds who is the primary now
+                await link.close(now=True)  # a new one finds who is the primary now
             else:
-                self._idle.append(connection)
+                self._idle.append(link)
             self._answer(batch, replies)
 
-    async def _connect(self) -> AbstractConnection:
+    async def _connect(self) -> RedisLink:
         while self._idle:
             idle = self._idle.pop()
-            if _is_alive(idle):
+            if idle.is_alive:
                 return idle
-            await idle.disconnect(nowait=True)
+            await idle.close(now=True)
         if self._redis is None:
             self._redis = self._make_client()
         connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()  # type: ignore[no-untyped-call]
-        return connection
+        return RedisLink(connection)
 
     def _make_client(self) -> Redis:
         url = self._settings.url.get_secret_value()
@@ -180,18 +178,8 @@ class RedisPipe:
             ) from None
 
     @staticmethod
-    async def _exchange(connection: AbstractConnection, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-        return replies
-
-    async def _load(self, scripts: set[Script | None], connection: AbstractConnection) -> None:
-        await self._exchange(connection, [("SCRIPT", "LOAD", script.text) for script in scripts if script])
+    async def _load(scripts: set[Script | None], link: RedisLink) -> None:
+        await link.exchange([("SCRIPT", "LOAD", script.text) for script in scripts if script])
 
     @staticmethod
     def _fail(batch: list[_Item], error: Exception) -> None:
@@ -217,8 +205,8 @@ class RedisPipe:
     async def close(self) -> None:
         """Finish what is queued, then close the connections."""
         await self._tasks.drain(self._settings.timeout_s * 2)
-        for connection in self._idle:
-            await connection.disconnect()
+        for link in self._idle:
+            await link.close()
         self._idle.clear()
         if self._redis is not None:
             await self._redis.aclose()
@@ -254,12 +242,6 @@ def _reason(error: BaseException) -> str:
             return "it does not speak TLS as rediss:// demands"
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
-
-
-def _is_alive(connection: AbstractConnection) -> bool:
-    """Tell whether the server has not closed a connection that lay idle; redis-py has no public way to."""
-    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
-    return reader is not None and not reader.at_eof() and reader.exception() is None
 
 
 def _is_of_another_time(reply: object) -> bool:

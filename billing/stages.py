@@ -18,9 +18,11 @@ class Stages:
     Times are seconds of ``time.perf_counter``.
     """
 
-    __slots__ = ("_since_s", "began_s", "spans", "trace")
+    __slots__ = ("_since_s", "_summed", "_sums_s", "began_s", "spans", "trace")
 
     def __init__(self) -> None:
+        self._sums_s: dict[str, float] = {}
+        self._summed = 0  # spans that are in it
         self.began_s = self._since_s = time.perf_counter()
         self.spans: list[tuple[str, float, float]] = []
         self.trace: Trace | None = None
@@ -36,8 +38,9 @@ class Stages:
         return {} if self.trace is None else self.trace.begin_upstream()
 
     def sums_s(self) -> dict[str, float]:
-        """Return the seconds of each stage."""
-        sums: dict[str, float] = {}
-        for stage, began_s, ended_s in self.spans:
+        """Return the seconds of each stage so far."""
+        sums = self._sums_s
+        for stage, began_s, ended_s in self.spans[self._summed :]:
             sums[stage] = sums.get(stage, 0.0) + ended_s - began_s
+        self._summed = len(self.spans)
         return sums

@@ -8,14 +8,15 @@ import asyncio
 import base64
 import hashlib
 import json
-import math
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
+from hashlib import blake2b
 from importlib.resources import files
 from typing import Any
 
@@ -81,6 +82,7 @@ _TEXT_CHARS_MAX = (
     2_000_000  # above this a text is bounded by its bytes: three bytes a token, see docs/metering.md
 )
 _BYTES_PER_TOKEN_BOUND = 3
+_REMEMBERED_CHARS_MIN = 1_000  # below this counting is about as cheap as remembering
 
 _PER_MESSAGE = 3  # OpenAI cookbook, "How to count tokens with tiktoken"
 _PER_NAME = 1
@@ -105,6 +107,10 @@ class EncodingChoice:
     name: str
     safety: Fraction
 
+    def raised(self, tokens: int) -> int:
+        """Return a count raised by the safety factor, rounded up."""
+        return -(-tokens * self.safety.numerator // self.safety.denominator)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
@@ -120,9 +126,13 @@ class TokenCounter:
     Args:
         offload_bytes: a request at least so large is counted in a thread (tiktoken releases the GIL).
         threads: how many at once.
+        remembered: long texts of which the count is remembered: a conversation comes again with each of its turns.
     """
 
-    def __init__(self, *, offload_bytes: int = 32_768, threads: int = 1) -> None:
+    def __init__(self, *, offload_bytes: int = 32_768, threads: int = 1, remembered: int = 10_000) -> None:
+        self._remembered_max = remembered
+        self._remembered: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self._remembering = threading.Lock()
         self._offload_bytes = offload_bytes
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
         self._encodings: dict[str, tiktoken.Encoding] = {}
@@ -144,7 +154,7 @@ class TokenCounter:
     def count_text(self, model: str, text: str) -> int:
         """Count the tokens of a text for a model, raised by its family's safety factor."""
         choice = _choose(model)
-        return math.ceil(self._count(choice.name, text) * choice.safety)
+        return choice.raised(self._count(choice.name, text))
 
     def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
         """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
@@ -152,7 +162,7 @@ class TokenCounter:
         tally = _Tally()
         for text in tally.texts_of(ask):
             tally.tokens += self._count(choice.name, text)
-        return PromptCount(math.ceil(tally.tokens * choice.safety) + tally.fixed_tokens, tally.images)
+        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images)
 
     async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
         """Count a prompt, in a thread when the request is large."""
@@ -163,8 +173,22 @@ class TokenCounter:
     def _count(self, name: str, text: str) -> int:
         if len(text) > _TEXT_CHARS_MAX:
             return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+        if len(text) < _REMEMBERED_CHARS_MIN:
+            return len(self._encoding(name).encode_ordinary(text))
+        # By its digest: no prompt is kept, and one that comes again costs a hundredth of counting it.
+        key = (name, blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+        with self._remembering:
+            known = self._remembered.get(key)
+            if known is not None:
+                self._remembered.move_to_end(key)
+                return known
         encoding = self._encoding(name)
-        return sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
+        tokens = sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
+        with self._remembering:
+            self._remembered[key] = tokens
+            if len(self._remembered) > self._remembered_max:
+                self._remembered.popitem(last=False)
+        return tokens
 
     def _encoding(self, name: str) -> tiktoken.Encoding:
         found = self._encodings.get(name)

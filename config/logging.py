@@ -1,12 +1,14 @@
 """Logs: structlog to stderr, JSON for machines or lines for people. Never prompts, answers or keys."""
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, get_args
 
+import orjson
 import structlog
 
 from config.secrets import Redactor
@@ -45,14 +47,11 @@ def configure_logging(settings: LogSettings, *, hide: Iterable[str] = ()) -> Non
     def redact_line(_logger: object, _method: str, line: str) -> str:
         return redact(line)
 
+    for_machines = settings.format == "json"
     structlog.configure(
         processors=[
             _LevelGate(settings.level),
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            *(_for_machines() if settings.format == "json" else _for_people()),
+            *([_LineForMachines()] if for_machines else _for_people()),
             redact_line,  # type: ignore[list-item]  # behind the renderer there is a line, no longer an event
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
@@ -74,22 +73,31 @@ def change_level(level: LogLevel) -> LogLevel | None:
     return None
 
 
-def _for_machines() -> list[structlog.typing.Processor]:
-    return [
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_pid,
-        structlog.processors.JSONRenderer(),
-    ]
+class _LineForMachines:
+    """Writes an event as one line of JSON, with its level, the time, and the process: one step, as each request is told."""
 
+    def __init__(self) -> None:
+        self._add_stack = structlog.processors.StackInfoRenderer()
 
-def _add_pid(_logger: object, _method: str, event: Any) -> Any:
-    """Say which worker it was."""
-    event["pid"] = os.getpid()
-    return event
+    def __call__(self, logger: Any, method: str, event: Any) -> str:
+        if "exc_info" in event:
+            event = structlog.processors.format_exc_info(logger, method, event)
+        if "stack_info" in event:
+            event = self._add_stack(logger, method, event)
+        event["level"] = method
+        event["timestamp"] = f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+        event["pid"] = os.getpid()
+        try:
+            return orjson.dumps(event, default=repr).decode()
+        except orjson.JSONEncodeError:  # an integer of more than 64 bits, half a surrogate
+            return json.dumps(event, default=repr)
 
 
 def _for_people() -> list[structlog.typing.Processor]:
     return [
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
         _shorten,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),

@@ -39,7 +39,9 @@ def _forms(secret: str) -> Iterator[str]:
     escaped = json.dumps(secret)[1:-1]
     yield escaped
     yield json.dumps(escaped)[1:-1]
-    yield json.dumps(secret, ensure_ascii=False)[1:-1].replace("/", "\\/")
+    unescaped = json.dumps(secret, ensure_ascii=False)[1:-1]
+    yield unescaped
+    yield unescaped.replace("/", "\\/")
     yield repr(secret)[1:-1]
 
 

@@ -389,6 +389,7 @@ class HoldSettings(_Section):
     plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
     extend_at_percent: Annotated[int, Field(gt=0, le=100)] = 80
     expected_tokens: Count = 256  # a usual answer, for what an estimate expects
+    counted_texts: Count = 10_000  # long texts of which the number of tokens is remembered
 
 
 class BatchSettings(_Section):

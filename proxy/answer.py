@@ -17,6 +17,7 @@ from billing.errors import ProviderUnavailableError
 from billing.ledger import Ending, Settlement
 from billing.pricing import Usage, reported_cost_usd, usage_from_openai
 from billing.provider import Bill
+from billing.waiting import wait_until_done
 from proxy.ask import Ask
 from proxy.errors import (
     ProxyError,
@@ -117,7 +118,7 @@ class Answer:
         return int((time.monotonic() - self.call.started_s) * 1000)
 
     def conclude(self) -> asyncio.Task[Settlement | None]:
-        """End the call, once; the task's result is its settlement. Wait for it with ``asyncio.wait``."""
+        """End the call, once; the task's result is its settlement. Wait for it with ``wait_until_done``."""
         if self._conclusion is None:
             evidence = self._reported()
             if evidence is not None:
@@ -164,7 +165,7 @@ class Answer:
             self._release_connection()  # before its records are asked: it bills until it notices
         evidence = self._reported() or await self._from_records()
         ended = self._end(evidence)
-        await asyncio.wait((ended,))
+        await wait_until_done(ended)
         return ended.result()
 
     async def _let_the_provider_end(self) -> None:

@@ -12,7 +12,14 @@ from config.settings import LimitSettings
 from proxy.context import stages_of
 from proxy.dialects import Dialect
 from proxy.errors import BadRequestError, BodyTimeoutError, BodyTooLargeError
-from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
+from proxy.jsonspan import (
+    DuplicateKeyError,
+    JsonSpanError,
+    add_members,
+    read_object,
+    scan_object,
+    set_members,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +31,8 @@ class Ask:
     """
 
     dialect: Dialect
+    body: bytes
     text: str
-    members: list[Member]
     fields: Mapping[str, Any]
     model: str
     stream: bool
@@ -35,8 +42,11 @@ class Ask:
 
     def body_with(self, changes: Mapping[str, str]) -> bytes:
         """Return the body with these members set to JSON text, everything else untouched."""
-        text = set_members(self.text, self.members, changes) if changes else self.text
-        return text.encode()
+        if not changes:
+            return self.body
+        if any(name in self.fields for name in changes):
+            return set_members(self.text, scan_object(self.text), changes).encode()
+        return add_members(self.text, changes).encode()
 
     @property
     def output(self) -> Output:
@@ -58,21 +68,20 @@ async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect
     body = await read_body(request, limits)
     try:
         text = body.decode("utf-8")
-        members = scan_object(text)
+        fields = read_object(text)
     except UnicodeDecodeError:
         raise BadRequestError("The body is not valid UTF-8.") from None
     except DuplicateKeyError as error:
         raise BadRequestError(f"The body names {error.key!r} twice.", param=error.key) from None
     except JsonSpanError as error:
         raise BadRequestError(f"The body is not a valid JSON object: {error}") from None
-    fields = {member.key: member.value for member in members}
     dialect.check(fields)
     options = fields.get("stream_options")
     stages_of(request).mark("read")
     return Ask(
         dialect=dialect,
+        body=body,
         text=text,
-        members=members,
         fields=fields,
         model=fields["model"],
         stream=bool(fields.get("stream")),
@@ -91,6 +100,12 @@ async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
     if request.content_length is not None and request.content_length > limits.body_bytes:
         raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
     try:
+        content = request.content
+        if content.is_eof() and content.exception() is None:  # it came with its head
+            body: bytes = content.read_nowait(-1)
+            if len(body) > limits.body_bytes:
+                raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
+            return body
         async with asyncio.timeout(limits.body_timeout_s):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

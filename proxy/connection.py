@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from billing.ids import new_id
 from config.settings import HttpSettings, LimitSettings
+from proxy.direct import DirectWays
 from proxy.errors import http_error_response
 from proxy.headers import UsualHeaders
 
@@ -266,6 +267,7 @@ class ClientRunner(web.AppRunner):
         self._app.on_startup.freeze()
         await self._app.startup()
         self._app.freeze()
+        self._ways = DirectWays(self._app)
         return ClientServer(
             self._handle,
             request_factory=self._app._make_request,  # noqa: SLF001 - the same
@@ -276,7 +278,7 @@ class ClientRunner(web.AppRunner):
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
-            return await self._app._handle(request)  # noqa: SLF001 - as above
+            return await self._ways.handle(request)
         except web.HTTPException as error:
             # Raised before any middleware: an expectation other than 100-continue.
             response = http_error_response(

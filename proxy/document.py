@@ -4,16 +4,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, scan_object, set_members
+from proxy.jsonspan import DuplicateKeyError, JsonSpanError, Member, read_object, scan_object, set_members
 
 
 @dataclass(frozen=True, slots=True)
 class JsonDocument:
-    """A JSON object read, with its text; without ``members`` if it names a key twice, as then it cannot be changed safely."""
+    """A JSON object read, with its text.
+
+    Args:
+        ambiguous: it names a key twice, and so cannot be changed safely.
+    """
 
     text: str
     fields: Mapping[str, Any]
-    members: list[Member] | None
+    ambiguous: bool = False
+
+    def scan(self) -> list[Member]:
+        """Return the members with their places; none of an ambiguous one."""
+        return [] if self.ambiguous else scan_object(self.text)
 
 
 def read_document(data: bytes, *, inexact: frozenset[str] = frozenset()) -> JsonDocument | None:
@@ -25,12 +33,14 @@ def read_document(data: bytes, *, inexact: frozenset[str] = frozenset()) -> Json
     """
     try:
         text = data.decode()
-        members = scan_object(text, exact_numbers=True, inexact=inexact)
+        if any(f'"{name}"' in text for name in inexact):
+            members = scan_object(text, exact_numbers=True, inexact=inexact)
+            return JsonDocument(text, {member.key: member.value for member in members})
+        return JsonDocument(text, read_object(text, exact_numbers=True))
     except DuplicateKeyError:
         return _read_ambiguous(text)
     except (UnicodeDecodeError, JsonSpanError):
         return None
-    return JsonDocument(text, {member.key: member.value for member in members}, members)
 
 
 def _read_ambiguous(text: str) -> JsonDocument | None:
@@ -38,7 +48,7 @@ def _read_ambiguous(text: str) -> JsonDocument | None:
         members = scan_object(text, exact_numbers=True, unique_keys=False)
     except JsonSpanError:
         return None
-    return JsonDocument(text, {member.key: member.value for member in members}, None)
+    return JsonDocument(text, {member.key: member.value for member in members}, ambiguous=True)
 
 
 def with_cost(
@@ -51,23 +61,19 @@ def with_cost(
         price_usage: makes the cost, as a JSON number in USD.
     """
     usage = found.fields.get("usage")
-    if (
-        price_usage is None
-        or found.members is None
-        or not isinstance(usage, dict)
-        or usage.get("cost") is not None
-    ):
+    if price_usage is None or found.ambiguous or not isinstance(usage, dict) or usage.get("cost") is not None:
         return None
     cost = price_usage(usage)
     if cost is None:
         return None
-    place = next(member for member in found.members if member.key == "usage")
+    members = found.scan()
+    place = next(member for member in members if member.key == "usage")
     usage_text = found.text[place.value_start : place.value_end]
     try:
         priced = set_members(usage_text, scan_object(usage_text), {"cost": cost})
     except DuplicateKeyError:
         return None
-    return set_members(found.text, found.members, {"usage": priced})
+    return set_members(found.text, members, {"usage": priced})
 
 
 def with_member(body: bytes, name: str, value: str) -> bytes:

@@ -24,6 +24,10 @@ EVENT_BYTES_MAX = 4 * 1024 * 1024
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
 _DONE = b"[DONE]"
 _VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
+_BLANK = b"\n\n"  # ends an event, whatever the line ends of the others are
+# Where an event that must be read begins to show it; ``_glance`` decides.
+_TELLING = re.compile(rb'"error"|\[DONE\]|\\u00[567]|"usage"(?!:null)')
+_TELLING_OR_ID = re.compile(_TELLING.pattern + rb'|"id"')
 _LETTER_ESCAPE = re.compile(
     rb"\\u00[567]"
 )  # a key may be spelled with escapes, if only to slip past a byte search
@@ -57,7 +61,7 @@ class PlainAnswer:
         model: that answered.
         usage: as reported, numbers with a fraction as ``Decimal``.
         error: an error inside a successful answer.
-        completion_text: everything the model wrote, to count its tokens where usage is missing.
+        fields: all of it, parsed.
         body: what goes on to the client.
         is_object: False if the body is no JSON object at all; then nothing else is known.
     """
@@ -66,9 +70,14 @@ class PlainAnswer:
     model: str | None
     usage: Mapping[str, Any] | None
     error: StreamError | None
-    completion_text: str
+    fields: Mapping[str, Any]
     body: bytes
     is_object: bool
+
+    @property
+    def completion_text(self) -> str:
+        """Everything the model wrote, to count its tokens where usage is missing."""
+        return text_of_choices(self.fields.get("choices")) + text_of_output(self.fields.get("output"))
 
 
 class StreamMeter:
@@ -129,11 +138,32 @@ class StreamMeter:
         """
         if self.done:
             return b""
-        if not self._splitter.pending and len(data) <= self._event_bytes_max:
-            passed = self._glance(data)
-            if passed is not None:
-                return passed
-        return b"".join(self._read(data))
+        if self._splitter.pending or len(data) > self._event_bytes_max:
+            return b"".join(self._read(data))
+        passed = self._glance(data)
+        return b"".join(self._read_some(data)) if passed is None else passed
+
+    def _read_some(self, data: bytes) -> Iterator[bytes]:
+        """Read the events that need it; the many between them, which one read may bring, are only glanced at together."""
+        start = 0
+        while start < len(data) and not self.done:
+            pattern = _TELLING if self.generation_id is not None else _TELLING_OR_ID
+            found = pattern.search(data, start)
+            told_at = len(data) if found is None else found.start()
+            cut = max(data.rfind(_BLANK, start, told_at) + len(_BLANK), start)
+            if cut > start + 1:
+                events = data[start:cut]
+                passed = self._glance(events)
+                if passed is None:
+                    yield from self._read(events)
+                else:
+                    yield passed
+                start = cut
+                continue
+            end = data.find(_BLANK, told_at)
+            end = len(data) if end < 0 else end + len(_BLANK)
+            yield from self._read(data[start:end])
+            start = end
 
     def _glance(self, events: bytes) -> bytes | None:
         """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
@@ -216,13 +246,17 @@ class StreamMeter:
             return event if priced is None else replace_data(event, priced.encode())
         if fields["usage"] is not None and not fields.get("choices") and fields.get("error") is None:
             return b""
-        if found.members is None:
+        if found.ambiguous:
             return event
-        return replace_data(event, set_members(found.text, found.members, {"usage": None}).encode())
+        return replace_data(event, set_members(found.text, found.scan(), {"usage": None}).encode())
 
     def progress_tokens(self) -> int:
         """Return about how many tokens the answer has so far, rather too many than too few; costs next to nothing."""
         return self._transcript.estimate(_BYTES_PER_TOKEN)
+
+    def least_tokens(self) -> int:
+        """Return how many tokens the answer has so far if each event since the last ``fold`` is one; costs nothing."""
+        return self._transcript.least
 
     def fold(self, count_text: Callable[[str], int]) -> int:
         """Count what was kept, drop it, and return the tokens of the answer so far.
@@ -301,7 +335,7 @@ def read_plain(
     """
     found = read_document(body, inexact=_VECTORS)
     if found is None:
-        return PlainAnswer(None, None, None, None, "", body, is_object=False)
+        return PlainAnswer(None, None, None, None, {}, body, is_object=False)
     fields = found.fields
     usage = fields.get("usage")
     priced = with_cost(found, price_usage)
@@ -310,7 +344,7 @@ def read_plain(
         model=_text_or_none(fields.get("model")),
         usage=usage if isinstance(usage, dict) else None,
         error=find_error(fields),
-        completion_text=text_of_choices(fields.get("choices")) + text_of_output(fields.get("output")),
+        fields=fields,
         body=body if priced is None else priced.encode(),
         is_object=True,
     )

@@ -74,8 +74,8 @@ class ResponseMeter(StreamMeter):
         if found.fields.get("type") not in _LAST_TYPES:
             return event
         priced = None if response is None else with_cost(response, self._price_usage)
-        if priced is not None and found.members is not None:
-            text = set_members(found.text, found.members, {"response": priced})
+        if priced is not None and not found.ambiguous:
+            text = set_members(found.text, found.scan(), {"response": priced})
             event = replace_data(event, text.encode())
         self.done, self.done_event = True, close_event(event)
         return b""
@@ -83,7 +83,7 @@ class ResponseMeter(StreamMeter):
     @staticmethod
     def _find_response(found: JsonDocument) -> JsonDocument | None:
         """Return the ``response`` inside an event, with its own text."""
-        for member in found.members or ():
+        for member in found.scan():
             if member.key == "response" and isinstance(member.value, dict):
                 return read_document(found.text[member.value_start : member.value_end].encode())
         return None

@@ -1,6 +1,7 @@
 """Serving: one process that accepts calls, and the master that keeps several of them."""
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from proxy.services import SERVICES
 _log = structlog.get_logger("tuma.server")
 _BACKLOG = 4096
 _POLL_S = 0.02
+# Objects made beyond those that were dropped before the youngest are looked at, and how many such looks before an older
+# generation is. Calls leave few cycles: what each look goes over is alive, and with Python's own 700 it is looked at twice per call.
+_COLLECT_AFTER = (10_000, 20, 20)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -79,6 +83,7 @@ async def serve_worker(
         await site.start()
         assert isinstance(runner.server, ClientServer)
         app[SERVICES].tasks.keep(runner.server.drop_slow_clients, name="slow clients")
+        _tune_collector()
         on_ready()
         await stop.wait()
         _log.info("server.stopping", calls=len(app[SERVICES].calls))
@@ -89,6 +94,16 @@ async def serve_worker(
         await _drain(app, settings.shutdown_s)
     finally:
         await runner.cleanup()
+
+
+def _tune_collector() -> None:
+    """Let the garbage collector leave alone what a worker keeps for its life: modules, schemas, prices, the vocabulary.
+
+    A collection that goes over them stops every call for a fifth of a second; see ``docs/benchmarks.md``.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 async def _drain(app: web.Application, timeout_s: float) -> None:

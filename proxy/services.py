@@ -215,7 +215,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
-        counter=TokenCounter(),
+        counter=TokenCounter(remembered=settings.holds.counted_texts),
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),

@@ -90,6 +90,11 @@ class Transcript:
         content_bytes = self.kept_bytes - self._fresh_events * (self._envelope_bytes or 0)
         return self._tokens + self._fresh_events + max(0, content_bytes) // bytes_per_token
 
+    @property
+    def least(self) -> int:
+        """Tokens, if each event since the last ``fold`` has one."""
+        return self._tokens + self._fresh_events
+
     def fold(self, count_text: Callable[[str], int]) -> int:
         """Count what was kept since the last time, drop it, and return the count of everything so far."""
         self._read()

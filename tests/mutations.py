@@ -1295,8 +1295,8 @@ MUTATIONS = (
     Mutation(
         "the wait for a settlement does not end it",
         "proxy/relay.py",
-        "    await asyncio.wait((task,), timeout=wait_s)",
-        "    await asyncio.wait_for(task, timeout=wait_s)",
+        "    done = await wait_until_done(task, wait_s)",
+        "    done = await asyncio.wait_for(task, wait_s) is not None",
         "tests/proxy/test_relay.py",
     ),
     Mutation(
@@ -1310,7 +1310,7 @@ MUTATIONS = (
     Mutation(
         "a connection that was cut is not used",
         "billing/redis_pipe.py",
-        "            if _is_alive(idle):",
+        "            if idle.is_alive:",
         "            if True:",
         "tests/billing/test_holds.py",
     ),
@@ -1471,8 +1471,8 @@ MUTATIONS = (
     Mutation(
         "a user's limits count beside the key's",
         "billing/holds.py",
-        "        return [(self.key_id, self.limits), (self.user_id, self.user_limits)]",
-        "        return [(self.key_id, self.limits)]",
+        "    return [(key_id, limits), (user_id, user_limits)]",
+        "    return [(key_id, limits)]",
         "tests/billing/test_caps.py",
     ),
     Mutation(

@@ -81,8 +81,10 @@ class Upstream:
         """Return the members of the request, as JSON text, that this provider needs set so that it reports usage."""
         if not ask.stream or not ask.dialect.usage_by_option:
             return {}
-        options = {**(ask.stream_options or {}), "include_usage": True}
-        return {"stream_options": json.dumps(options)}
+        options = ask.stream_options or {}
+        if options.get("include_usage") is True:
+            return {}
+        return {"stream_options": json.dumps({**options, "include_usage": True})}
 
     async def send(
         self, ask: Ask, *, call_id: UUID, trace: Mapping[str, str] | None = None

@@ -1,7 +1,7 @@
 """Holds in real Redis: admission, leases, mirrors that come and go."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavaila
 from billing.holds import Hold, Holds, Limits, shard_of
 from billing.ids import new_id
 from billing.money import NANO
+from billing.redis_link import Argument, RedisLink
 from billing.redis_pipe import RedisPipe, load_script
 from config.settings import HoldSettings, RedisSettings
 from scripts.office import Office
@@ -234,15 +235,15 @@ async def test_a_redis_that_does_not_answer_fails_closed(office: Office) -> None
     server.close()
 
 
-async def test_concurrent_commands_share_pipelines(office: Office) -> None:
+async def test_concurrent_commands_share_pipelines(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    exchange = office.pipe._exchange
+    exchange = RedisLink.exchange
 
-    async def counting(connection: object, commands: list[Any]) -> Any:
+    async def counting(link: RedisLink, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         sent.append(len(commands))
-        return await exchange(connection, commands)  # type: ignore[arg-type]
+        return await exchange(link, commands)
 
-    office.pipe._exchange = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(RedisLink, "exchange", counting)
     await asyncio.gather(*(office.pipe.run("PING") for _ in range(200)))
     assert sum(sent) == 200
     assert len(sent) <= 3

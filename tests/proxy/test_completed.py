@@ -204,3 +204,14 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reserve 0.51 upstream 800" in line
     assert "key_id" not in line
     assert "pid" not in line
+
+
+def test_a_line_that_the_fast_writer_cannot_write_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSettings())
+        structlog.get_logger("a test").info("odd", number=2**80, half="\ud800", thing=ValueError("no"))
+    finally:
+        structlog.configure(**before)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["number"], line["half"], line["thing"]) == (2**80, "\ud800", "ValueError('no')")

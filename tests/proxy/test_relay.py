@@ -213,7 +213,7 @@ async def test_a_slow_client_slows_the_provider(
         await asyncio.sleep(0.2)
         live = list(proxy.services.calls._live.values())
         progress = live[0].progress if live else None
-        now = int(progress()["completion_tokens"]) if progress is not None else 0
+        now = int(progress(True)["completion_tokens"]) if progress is not None else 0
         if read == now > 0:
             break
         read = now

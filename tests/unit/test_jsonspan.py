@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.jsonspan import DuplicateKeyError, JsonSpanError, scan_object, set_members
+from proxy.jsonspan import (
+    DuplicateKeyError,
+    JsonSpanError,
+    add_members,
+    read_object,
+    scan_object,
+    set_members,
+)
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -36,7 +43,7 @@ def _texts(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 def test_values_and_places(made: tuple[str, dict[str, Any]]) -> None:
     text, fields = made
     members = scan_object(text)
-    assert {member.key: member.value for member in members} == fields
+    assert {member.key: member.value for member in members} == fields == read_object(text)
     for member in members:
         assert json.loads(text[member.value_start : member.value_end]) == member.value
         assert json.loads("{" + text[member.start : member.end] + "}") == {member.key: member.value}
@@ -77,12 +84,25 @@ def test_accepts_what_json_accepts_and_no_more(text: str) -> None:
         expected = None
     try:
         found = {member.key: member.value for member in scan_object(text)}
-    except DuplicateKeyError:
+    except DuplicateKeyError as error:
+        with pytest.raises(DuplicateKeyError) as again:
+            read_object(text)
+        assert again.value.key == error.key
         return
     except JsonSpanError:
         assert not isinstance(expected, dict)
+        with pytest.raises(JsonSpanError):
+            read_object(text)
         return
-    assert found == expected
+    assert found == expected == read_object(text)
+
+
+@given(_texts())
+def test_members_are_added_as_they_are_set(made: tuple[str, dict[str, Any]]) -> None:
+    text, fields = made
+    if fields:
+        changes = {"new, surely": "[1]", "newer": '"x"'}
+        assert add_members(text, changes) == set_members(text, scan_object(text), changes)
 
 
 @pytest.mark.parametrize(
@@ -141,12 +161,18 @@ def test_refuses(text: str) -> None:
     for exact in (False, True):
         with pytest.raises(JsonSpanError):
             scan_object(text, exact_numbers=exact)
+        with pytest.raises(JsonSpanError):
+            read_object(text, exact_numbers=exact)
 
 
 def test_a_key_named_twice_is_refused_at_the_top_only() -> None:
     with pytest.raises(DuplicateKeyError) as caught:
         scan_object('{"model":"a","\\u006dodel":"b"}')
     assert caught.value.key == "model"
+    with pytest.raises(DuplicateKeyError) as caught:
+        read_object('{"model":"a","\\u006dodel":"b"}')
+    assert caught.value.key == "model"
+    assert read_object('{"a":{"b":1,"b":2}}') == {"a": {"b": 2}}
     assert scan_object('{"a":{"b":1,"b":2}}')[0].value == {"b": 2}
 
 
@@ -166,6 +192,7 @@ def test_white_space_costs_next_to_nothing() -> None:
 def test_exact_numbers() -> None:
     text = '{"cost":0.1000000000000000055511151231257827,"e":1E-7,"n":12345678901234567890123}'
     exact = {member.key: member.value for member in scan_object(text, exact_numbers=True)}
+    assert exact == read_object(text, exact_numbers=True)
     assert exact == {
         "cost": Decimal("0.1000000000000000055511151231257827"),
         "e": Decimal("1E-7"),
@@ -178,3 +205,5 @@ def test_exact_numbers() -> None:
 def test_exact_numbers_have_a_bound(number: str) -> None:
     with pytest.raises(JsonSpanError):
         scan_object(f'{{"a":[{number}]}}', exact_numbers=True)
+    with pytest.raises(JsonSpanError):
+        read_object(f'{{"a":[{number}]}}', exact_numbers=True)

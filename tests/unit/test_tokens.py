@@ -229,3 +229,14 @@ _SHARED = TokenCounter()
 @given(st.text(st.characters(), max_size=300))
 def test_counts_never_exceed_the_bytes(text: str) -> None:
     assert _SHARED.count_text("gpt-4o", text) <= max(len(text.encode("utf-8", "replace")) * 3, 1)
+
+
+def test_a_long_text_counts_the_same_when_it_comes_again() -> None:
+    counter = TokenCounter(remembered=2)
+    texts = [f"{word} " * 2_000 for word in ("wallet", "money", "pesa")]
+    first = [counter.count_text("gpt-4o", text) for text in texts]
+    assert first == [_SHARED.count_text("gpt-4o", text) for text in texts]
+    assert first == [counter.count_text("gpt-4o", text) for text in texts]
+    # Another vocabulary counts otherwise, and is not answered with what the first one counted.
+    assert counter.count_text("gpt-4", texts[2]) == _SHARED.count_text("gpt-4", texts[2]) != first[2]
+    assert len(counter._remembered) == 2
