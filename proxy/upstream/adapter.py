@@ -49,7 +49,9 @@ class Upstream:
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
         self._client: UpstreamClient | None = None
-        self._request_heads: dict[str, bytes] = {}  # of the dialects' paths: all but what each call has of its own
+        self._request_heads: dict[
+            str, bytes
+        ] = {}  # of the dialects' paths: all but what each call has of its own
 
     async def start(self) -> None:
         """Open the connection pools."""
@@ -108,7 +110,9 @@ class Upstream:
         if head is None:
             head = self._request_heads[path] = self._request_head(path)
         body = ask.body_with(self.request_changes(ask))
-        own = f"X-Request-Id: {call_id}\r\n{_lines(trace) if trace else ''}Content-Length: {len(body)}\r\n\r\n"
+        own = (
+            f"X-Request-Id: {call_id}\r\n{_lines(trace) if trace else ''}Content-Length: {len(body)}\r\n\r\n"
+        )
         settings = self._settings
         return await self._client.post(
             head + own.encode("ascii"),

@@ -81,7 +81,9 @@ class ChunkedBody:
         self.ended = False
         self.left = b""  # what came after the end
         self._kept = b""  # the beginning of a line that is not whole yet
-        self._missing = 0  # until the end of the chunk under way, its line's end included; 0: a size comes next
+        self._missing = (
+            0  # until the end of the chunk under way, its line's end included; 0: a size comes next
+        )
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
@@ -345,7 +347,9 @@ class Inflater:
         self._is_gzip = coding in _GZIP
         self._engine: zlib._Decompress | None = None
         self._pending = b""
-        self._is_full = False  # the last piece was as large as one may be: more of it may be inside the engine
+        self._is_full = (
+            False  # the last piece was as large as one may be: more of it may be inside the engine
+        )
 
     def feed(self, data: bytes) -> None:
         """Take more of the body as it came."""

@@ -323,7 +323,9 @@ def test_interim_answers_are_passed_over_and_gzip_is_taken_off(run: Callable[[Sc
     async def respond(_: int, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         await writer.drain()
-        writer.write(b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed))
+        writer.write(
+            b"HTTP/1.1 201 Created\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+        )
         for at in range(0, len(packed), 100):
             writer.write(packed[at : at + 100])
             await writer.drain()
@@ -364,6 +366,37 @@ def test_a_provider_that_nobody_reads_is_made_to_wait(run: Callable[[Scenario], 
                     found += len(piece)
                 assert found == size
             assert len(server.writers) == 1
+
+    run(scenario)
+
+
+def test_a_burst_is_read_in_few_pieces_and_the_first_at_once(
+    run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def respond(_: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"5\r\nfirst\r\n")
+        for _ in range(3000):
+            writer.write(b"5\r\nhello\r\n")
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+
+    async def scenario() -> None:
+        async with served(respond) as (_, client):
+            monkeypatch.setattr(client_module, "_BURST_S", 60.0)
+            response = await post(client)
+            assert (await response.read_some()).startswith(b"first")  # though a burst lasts a minute
+            await until(lambda: response._burst is not None)
+            response.close()
+            assert response._burst is None
+            monkeypatch.setattr(client_module, "_BURST_S", 0.002)
+            began = time.monotonic()
+            response = await post(client)
+            pieces = []
+            while piece := await response.read_some():
+                pieces.append(piece)
+            assert b"".join(pieces) == b"first" + b"hello" * 3000
+            assert len(pieces) < 10 + 2 * (time.monotonic() - began) / 0.002
+            assert response._burst is None
 
     run(scenario)
 
@@ -543,7 +576,9 @@ def test_who_does_not_listen(run: Callable[[Scenario], None]) -> None:
         for _ in range(3):
             with pytest.raises(aiohttp.ClientConnectorError):
                 await post(client)
-        client = UpstreamClient(URL("http://no-such-name.invalid:9"), connections_max=1, connect_timeout_s=10.0)
+        client = UpstreamClient(
+            URL("http://no-such-name.invalid:9"), connections_max=1, connect_timeout_s=10.0
+        )
         with pytest.raises((aiohttp.ClientConnectorDNSError, TimeoutError)):
             await post(client)
         assert client._free == 1

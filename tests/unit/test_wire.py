@@ -22,7 +22,9 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 _data = st.one_of(
     st.binary(min_size=1, max_size=40),
-    st.lists(st.sampled_from([b"\r\n", b"\r", b"\n", b"0", b"5\r\nhello", b"0\r\n\r\n"]), min_size=1).map(b"".join),
+    st.lists(st.sampled_from([b"\r\n", b"\r", b"\n", b"0", b"5\r\nhello", b"0\r\n\r\n"]), min_size=1).map(
+        b"".join
+    ),
     st.integers(1, 5000).map(lambda size: b"x" * size),
 )
 _size = st.sampled_from(["{:x}", "{:X}", "{:04x}", "{:x} ", "{:x}\t;", "{:x};name=value", '{:x} ; a="b;c"'])
@@ -33,13 +35,22 @@ def _responses(draw: st.DrawFn) -> tuple[bytes, bytes, bool]:
     """A response, its body, and whether it ends without its connection."""
     pieces = draw(st.lists(_data, max_size=30))
     body = b"".join(pieces)
-    head = draw(st.sampled_from([b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 \r\nLink: x\r\n\r\n" * 3])) + OK
+    head = (
+        draw(
+            st.sampled_from([b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 \r\nLink: x\r\n\r\n" * 3])
+        )
+        + OK
+    )
     kind = draw(st.sampled_from(["chunked", "length", "close"]))
     if kind == "close":
         return head + b"\r\n" + body, body, False
     if kind == "length":
         return head + b"content-LENGTH:%d \r\n\r\n" % len(body) + body, body, True
-    sizes = draw(st.one_of(st.just(["{:x}"] * len(pieces)), st.lists(_size, min_size=len(pieces), max_size=len(pieces))))
+    sizes = draw(
+        st.one_of(
+            st.just(["{:x}"] * len(pieces)), st.lists(_size, min_size=len(pieces), max_size=len(pieces))
+        )
+    )
     chunks = [
         size.format(len(piece)).encode() + b"\r\n" + piece + b"\r\n"
         for size, piece in zip(sizes, pieces, strict=False)
@@ -121,7 +132,10 @@ def test_an_end_before_the_end_is_seen(made: tuple[bytes, bytes, bool], data: st
         b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         OK + b"X: " + b"a" * HEAD_BYTES_MAX + b"\r\n\r\n",
         OK + b"X: " + b"a" * HEAD_BYTES_MAX,
-        *(CHUNKED + size + b"\r\nhello\r\n" for size in (b"", b"+5", b"-5", b"0x5", b"5_", b" 5", b"5 5", b"g", b"\xd9\xa5")),
+        *(
+            CHUNKED + size + b"\r\nhello\r\n"
+            for size in (b"", b"+5", b"-5", b"0x5", b"5_", b" 5", b"5 5", b"g", b"\xd9\xa5")
+        ),
         CHUNKED + b"5;\0\r\nhello\r\n",
         CHUNKED + b"5;a\nb\r\nhello\r\n",
         CHUNKED + b"1" * 16 + b"\r\nhello\r\n",
