@@ -341,7 +341,7 @@ class Inflater:
         coding: gzip or deflate.
     """
 
-    __slots__ = ("_engine", "_is_gzip", "_is_full", "_pending")
+    __slots__ = ("_engine", "_is_full", "_is_gzip", "_pending")
 
     def __init__(self, coding: str) -> None:
         self._is_gzip = coding in _GZIP

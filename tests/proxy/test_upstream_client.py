@@ -82,7 +82,7 @@ class Server:
                 assert length is not None
                 self.requests.append(head + await reader.readexactly(int(length[1])))
                 await self._respond(len(self.requests), writer)
-        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
+        except (asyncio.IncompleteReadError, OSError, RuntimeError, asyncio.CancelledError):
             self.ended.append(writer)
         finally:
             writer.close()
@@ -176,7 +176,7 @@ def test_a_connection_that_may_hold_more_is_not_used_again(
             for number in range(3):
                 response = await post(client)
                 assert await read(response) == body
-                await until(lambda number=number: len(server.ended) == number + 1)
+                await until(lambda ended=number + 1: len(server.ended) == ended)  # type: ignore[misc]
             assert len(server.writers) == 3
 
     run(scenario)
