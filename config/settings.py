@@ -136,7 +136,7 @@ class UpstreamSettings(_Section):
     generation_wait_s: Positive = 15.0  # how long /generation is asked for an exact figure before estimating
     answer_bytes: Count = 64 * 1024 * 1024  # a plain answer larger than this is refused
     event_bytes: Count = 4 * 1024 * 1024  # one event of a stream
-    connections_max: Count = 20_000
+    connections_max: Count = 20_000  # at once; further calls wait for one, as long as for a first byte
 
     @field_validator("base_url")
     @classmethod

@@ -29,6 +29,7 @@ from proxy.errors import (
 from proxy.meter import PlainAnswer, StreamMeter
 from proxy.services import Services
 from proxy.sse import EventTooLargeError
+from proxy.upstream.client import UpstreamResponse
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
@@ -49,7 +50,7 @@ class Answer:
         self.services = services
         self.call = call
         self.ask = ask
-        self.response: aiohttp.ClientResponse | None = None
+        self.response: UpstreamResponse | None = None
         self.meter: StreamMeter | None = None
         self.plain: PlainAnswer | None = None
         self.ending: Ending | None = None  # how it ended, once that is known
@@ -72,7 +73,7 @@ class Answer:
             )
             if self.response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True
-                body = await self.response.content.read(_ERROR_BYTES_MAX)
+                body = await self.response.read_up_to(_ERROR_BYTES_MAX)
                 raise self.refusal(self.response.status, body, self.response.headers)
         except ProxyError as error:
             self.outcome = (
@@ -175,7 +176,7 @@ class Answer:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError):
             async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
                 while drain or self.call.generation_id is None:
-                    chunk = await self.response.content.readany()
+                    chunk = await self.response.read_some()
                     if not chunk:
                         self.complete = True
                         break
@@ -249,7 +250,4 @@ class Answer:
 
     def _release_connection(self) -> None:
         if self.response is not None:
-            if self.complete:
-                self.response.release()
-            else:
-                self.response.close()
+            self.response.close()  # an answer that was read to its end has no connection any more

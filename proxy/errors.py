@@ -222,7 +222,7 @@ def upstream_error(
     Args:
         status: the provider's.
         body: the provider's.
-        headers: the provider's; only ``Retry-After`` is used.
+        headers: the provider's, by lower-case name; only ``retry-after`` is used.
         redact: takes our own key out, should the provider show it.
     """
     error = _parse_error(body, redact)
@@ -234,7 +234,7 @@ def upstream_error(
         case 429:
             return UpstreamBusyError(
                 "The provider limits requests; try again.",
-                retry_after=_whole_seconds(headers.get("Retry-After")),
+                retry_after=_whole_seconds(headers.get("retry-after")),
             )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)

@@ -71,7 +71,7 @@ async def _read_answer(answer: Answer) -> bytes:
     pieces: list[bytes] = []
     size = 0
     try:
-        while piece := await answer.response.content.readany():
+        while piece := await answer.response.read_some():
             pieces.append(piece)
             size += len(piece)
             if size > most:
@@ -165,7 +165,7 @@ class _StreamRelay:
         self._request = request
         self._answer = answer
         self._meter = meter
-        self._content = answer.response.content
+        self._response = answer.response
         self._client: web.StreamResponse | None = None
         self._completion_tokens = answer.call.quote.completion_tokens
         self._check_at = self._threshold()
@@ -224,7 +224,7 @@ class _StreamRelay:
         """Relay until the provider's end; False when the wallet is empty before that."""
         meter = self._meter
         answer = self._answer
-        while chunk := await self._content.readany():
+        while chunk := await self._response.read_some():
             answer.mark_first_byte()
             passed = await answer.meter_chunk(chunk)
             if passed:

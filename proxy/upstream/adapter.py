@@ -8,19 +8,21 @@ from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import aiohttp
+from yarl import URL
 
 from billing.errors import ProviderUnavailableError
 from billing.provider import Activity, Bill, Source
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
 from proxy.ask import Ask
+from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 _RECORD_TIMEOUT_S = 10.0
 
 
 class Upstream:
-    """The provider, over one warm connection pool.
+    """The provider: calls over warm connections of our own client, its records over a session of aiohttp's.
 
     Args:
         settings: where it is, its key, and how long to wait for it.
@@ -46,9 +48,18 @@ class Upstream:
         )  # what it says of its errors may show our key
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
+        self._client: UpstreamClient | None = None
+        self._request_heads: dict[
+            str, bytes
+        ] = {}  # of the dialects' paths: all but what each call has of its own
 
     async def start(self) -> None:
-        """Open the connection pool."""
+        """Open the connection pools."""
+        self._client = UpstreamClient(
+            URL(self._base_url),
+            connections_max=self._settings.connections_max,
+            connect_timeout_s=self._settings.connect_timeout_s,
+        )
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self._settings.connections_max, keepalive_timeout=60, ttl_dns_cache=60
@@ -60,7 +71,10 @@ class Upstream:
         )
 
     async def close(self) -> None:
-        """Close the connection pool."""
+        """Close the connection pools."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -76,7 +90,7 @@ class Upstream:
 
     async def send(
         self, ask: Ask, *, call_id: UUID, trace: Mapping[str, str] | None = None
-    ) -> aiohttp.ClientResponse:
+    ) -> UpstreamResponse:
         """Send the request once; a paid POST is never repeated by itself.
 
         Args:
@@ -90,21 +104,31 @@ class Upstream:
         Raises:
             aiohttp.ClientError, TimeoutError: no answer came.
         """
-        assert self._session is not None
-        idle_s = self._settings.idle_timeout_s if ask.stream else self._settings.first_byte_timeout_s
-        return await self._session.post(
-            f"{self._base_url}{ask.dialect.path}",
-            data=ask.body_with(self.request_changes(ask)),
-            headers={**self._headers, "X-Request-Id": str(call_id), **(trace or {})},
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self._settings.connect_timeout_s, sock_read=idle_s
-            ),
-            allow_redirects=False,
+        assert self._client is not None
+        path = ask.dialect.path
+        head = self._request_heads.get(path)
+        if head is None:
+            head = self._request_heads[path] = self._request_head(path)
+        body = ask.body_with(self.request_changes(ask))
+        own = (
+            f"X-Request-Id: {call_id}\r\n{_lines(trace) if trace else ''}Content-Length: {len(body)}\r\n\r\n"
+        )
+        settings = self._settings
+        return await self._client.post(
+            head + own.encode("ascii"),
+            body,
+            idle_s=settings.idle_timeout_s if ask.stream else settings.first_byte_timeout_s,
         )
 
-    def generation_id(self, response: aiohttp.ClientResponse) -> str | None:
+    def _request_head(self, path: str) -> bytes:
+        url = URL(self._base_url + path)
+        host = url.host_port_subcomponent or ""
+        lines = _lines({"Host": host, **self._headers, "Accept": "*/*", "User-Agent": "tuma"})
+        return f"POST {url.raw_path} HTTP/1.1\r\n{lines}".encode("ascii")
+
+    def generation_id(self, response: UpstreamResponse) -> str | None:
         """Return the answer's id where the provider names it in a header, before the body."""
-        return response.headers.get("X-Generation-Id")
+        return response.headers.get("x-generation-id")
 
     async def find_bill(self, generation_id: str) -> Bill | None:
         """Return the provider's record of an answer; this kind of provider has none."""
@@ -172,3 +196,15 @@ class Upstream:
             raise ProviderUnavailableError(
                 f"the provider's {path} does not answer: {type(error).__name__}"
             ) from error
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    """Return headers as they go out.
+
+    Raises:
+        ValueError: one has what would end its line.
+    """
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers) or "\0" in text:
+        raise ValueError("a header for the provider has a line's end in it")
+    return text

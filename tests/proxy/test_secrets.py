@@ -352,7 +352,7 @@ def test_an_error_that_shows_our_key() -> None:
     redact = Redactor([UPSTREAM_KEY])
     for body in (json.dumps({"error": {"message": UPSTREAM_KEY}}), json.dumps({"error": UPSTREAM_KEY})):
         for status in (400, 401, 403, 422):
-            error = upstream_error(status, body.encode(), {"Retry-After": UPSTREAM_KEY}, redact=redact)
+            error = upstream_error(status, body.encode(), {"retry-after": UPSTREAM_KEY}, redact=redact)
             assert CANARY not in repr(error)
             assert CANARY not in repr(vars(error))
     assert "'a\\u0000b'" not in repr(upstream_error(400, b"\xff", {}, redact=redact))

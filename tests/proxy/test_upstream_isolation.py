@@ -12,6 +12,7 @@ from aiohttp import web
 
 from config.settings import Settings
 from proxy.services import make_upstream
+from proxy.upstream.adapter import _lines
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.conftest import Payer, Running, check_books, make_payer, make_settings, run_proxy, sync_models
@@ -274,3 +275,10 @@ def test_a_base_url_has_no_more_than_a_place() -> None:
     ):
         with pytest.raises(ValueError, match="TUMA_UPSTREAM__BASE_URL"):
             make_settings(postgres_dsn="", redis_url="", upstream_url=url)
+
+
+def test_no_header_of_ours_can_begin_another() -> None:
+    assert _lines({"traceparent": "00-a", "tracestate": "b=c"}) == "traceparent: 00-a\r\ntracestate: b=c\r\n"
+    for value in ("a\r\nX: y", "a\nX: y", "a\rX: y", "a\0"):
+        with pytest.raises(ValueError, match="line's end"):
+            _lines({"tracestate": value})
