@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from scripts.bench.run import Measured
+from scripts.bench.results import Measured
 from scripts.bench.stats import Spread, shown, spread
 
 _WIDTH, _LEFT, _RIGHT = 760, 110, 190

@@ -1,62 +1,111 @@
 """The recorded ratios, and whether a run is worse than they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from billing.errors import InputError
-from scripts.bench.run import Result
-from scripts.bench.stats import rounded, spread
+from scripts.bench.results import Measured, Result
+from scripts.bench.rounds import BESIDE
+from scripts.bench.stats import median_interval, rounded, spread
 
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.json"
 REGRESSION = 0.15
-# What is compared with the floor; more is worse. Times of the wall clock are the neighbours' as much as ours.
-_FIGURES = ("cpu_ms", "kib_per_stream")
+# What is compared with the floor, the first that was measured; more is worse. Times of the wall clock are the neighbours' as
+# much as ours.
+_JUDGED = (BESIDE, "cpu_ms", "kib_per_stream")
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A ratio beside the recorded one."""
+    """The ratios of some rounds beside the recorded one."""
 
     name: str
     recorded: float
-    now: float
+    values: Sequence[float]
+
+    @property
+    def now(self) -> float:
+        """Their median."""
+        return spread(self.values).median
+
+    @property
+    def low(self) -> float:
+        """What the true median is surely not below; of a single measurement, itself."""
+        return self._interval[0]
+
+    @property
+    def high(self) -> float:
+        """What the true median is surely not above; of a single measurement, itself."""
+        return self._interval[1]
+
+    @property
+    def _interval(self) -> tuple[float, float]:
+        return (self.now, self.now) if self.name.endswith(".kib_per_stream") else median_interval(self.values)
+
+    @property
+    def _limit(self) -> float:
+        return self.recorded * (1 + REGRESSION)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether these rounds cannot tell if it is worse by more than 15 percent."""
+        return self.low <= self._limit < self.high
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is worse by more than 15 percent."""
-        return self.now > self.recorded * (1 + REGRESSION)
+        """Whether it is worse by more than 15 percent, as far as can be told."""
+        return self.now > self._limit
 
     def __str__(self) -> str:
         verdict = "WORSE" if self.is_worse else "ok"
-        return f"{verdict:<6} {self.name}: {self.now:.2f} of the floor's, recorded {self.recorded:.2f}"
+        rounds = f"{len(self.values)} rounds" + (", not sure" if self.is_unsure else "")
+        return (
+            f"{verdict:<6} {self.name}: {self.now:.2f} of the floor's ({self.low:.2f}…{self.high:.2f}, {rounds}),"
+            f" recorded {self.recorded:.2f}"
+        )
+
+
+def find_judged(scenario: Measured) -> tuple[str, list[float]] | None:
+    """Return the name and the values of the ratio that a scenario is judged by, if it has one."""
+    for figure in _JUDGED:
+        values = scenario.ratios(figure)
+        if values:
+            # Memory comes in steps: what few streams take says nothing of what many do.
+            name = f"{scenario.name}.{scenario.calls}" if figure == "kib_per_stream" else scenario.name
+            return f"{name}.{figure}", values
+    return None
 
 
 def ratios_of(result: Result) -> dict[str, float]:
-    """Return the median ratios of Tuma to the floor, by scenario and figure."""
-    found = {}
-    for scenario in result.scenarios:
-        for figure in _FIGURES:
-            values = scenario.ratios(figure)
-            if values:
-                # Memory comes in steps: what few streams take says nothing of what many do.
-                name = f"{scenario.name}.{scenario.calls}" if figure == "kib_per_stream" else scenario.name
-                found[f"{name}.{figure}"] = rounded(spread(values).median)
-    return found
+    """Return the median ratios of Tuma to the floor that are judged, by scenario and figure."""
+    found = filter(None, map(find_judged, result.scenarios))
+    return {name: rounded(spread(values).median) for name, values in found}
 
 
-def compare_ratios(recorded: Mapping[str, float], now: Mapping[str, float]) -> list[Compared]:
+def compare_ratios(recorded: Mapping[str, float], scenarios: Sequence[Measured]) -> list[Compared]:
     """Compare what both have.
 
     Raises:
         InputError: they have nothing in common, which would prove nothing.
     """
-    both = [Compared(name, recorded[name], value) for name, value in now.items() if name in recorded]
+    found = filter(None, map(find_judged, scenarios))
+    both = [Compared(name, recorded[name], values) for name, values in found if name in recorded]
     if not both:
         raise InputError("nothing that was measured has a recorded ratio; record one with --record")
     return both
+
+
+def is_unsure(recorded: Mapping[str, float], scenario: Measured) -> bool:
+    """Whether a scenario's rounds are too few to judge it by."""
+    found = find_judged(scenario)
+    return (
+        found is not None
+        and found[0] in recorded
+        and Compared(found[0], recorded[found[0]], found[1]).is_unsure
+    )
 
 
 def read_record(path: Path) -> dict[str, float]:

@@ -4,12 +4,17 @@ from typing import Any
 
 from billing.money import format_usd
 from scripts.bench.record import Compared
-from scripts.bench.run import Measured, Result
-from scripts.bench.stats import spread
+from scripts.bench.results import Measured, Result
+from scripts.bench.stats import rounded, spread
 
 _LABELS = {
     "cpu_ms": "CPU ms per call",
+    "beside_cpu_ms": "CPU ms per call, side by side",
+    "postgres_cpu_ms": "Postgres' CPU ms per call",
+    "redis_cpu_ms": "Redis' CPU ms per call",
     "calls_per_s": "calls/s",
+    "cores_busy": "cores busy, all together",
+    "busiest_percent": "of that CPU, the busiest worker's, %",
     "latency_p50_ms": "latency p50 ms",
     "latency_p99_ms": "latency p99 ms",
     "first_byte_p50_ms": "first byte p50 ms",
@@ -18,10 +23,17 @@ _LABELS = {
     "added_first_byte_p99_ms": "added to first byte p99 ms",
     "gap_p50_ms": "between chunks p50 ms",
     "gap_p99_ms": "between chunks p99 ms",
-    "stores_cpu_ms": "Postgres' and Redis' CPU ms",
+    "chunk_delay_p50_ms": "a chunk's way p50 ms",
+    "chunk_delay_p99_ms": "a chunk's way p99 ms",
+    "added_chunk_delay_p50_ms": "added to a chunk's way p50 ms",
+    "added_chunk_delay_p99_ms": "added to a chunk's way p99 ms",
     "kib_per_stream": "KiB per waiting stream",
+    "cpu_ms_per_s": "CPU ms per second, all streams",
+    "postgres_cpu_ms_per_s": "Postgres' CPU ms per second",
+    "redis_cpu_ms_per_s": "Redis' CPU ms per second",
     "settlements_per_s": "settlements/s",
 }
+_SIDES_UNNAMED = 3
 
 
 def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
@@ -37,7 +49,13 @@ def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
             "proved": result.proved,
         },
         "check": [
-            {"name": each.name, "recorded": each.recorded, "now": each.now, "ok": not each.is_worse}
+            {
+                "name": each.name,
+                "recorded": each.recorded,
+                **{part: rounded(getattr(each, part)) for part in ("now", "low", "high")},
+                "rounds": len(each.values),
+                "ok": not each.is_worse,
+            }
             for each in compared
         ],
     }
@@ -49,8 +67,29 @@ def _scenario_json(scenario: Measured) -> dict[str, Any]:
         for side, figures in scenario.sides.items()
     }
     found = {"name": scenario.name, "about": scenario.about, "calls": scenario.calls, "sides": sides}
-    by_cpu = scenario.ratios("cpu_ms") or scenario.ratios("kib_per_stream")
-    return {**found, "ratio": spread(by_cpu).as_json()} if by_cpu else found
+    ratios = {
+        f"{side} by {by}": {name: spread(values).as_json() for name, values in compared.items()}
+        for side, by, compared in _compared(scenario)
+    }
+    return {**found, "ratios": ratios} if ratios else found
+
+
+def _compared(scenario: Measured) -> list[tuple[str, str, dict[str, list[float]]]]:
+    """Return the ratios of sides to those they are compared with, by figure."""
+    pairs = [(side, by) for side in scenario.sides if side not in scenario.against for by in scenario.against]
+    found = [
+        (
+            side,
+            by,
+            {
+                name: values
+                for name in scenario.compared
+                if (values := scenario.ratios(name, side=side, by=by))
+            },
+        )
+        for side, by in pairs
+    ]
+    return [each for each in found if each[2]]
 
 
 def in_words(result: Result, compared: list[Compared]) -> str:
@@ -80,8 +119,14 @@ def _table(scenario: Measured) -> list[str]:
         if not any(values):
             continue
         row = [f"  {label}", *("" if each is None else str(spread(each)) for each in values)]
-        by_floor = scenario.ratios(name) if name in ("cpu_ms", "kib_per_stream") else []
-        rows.append([*row, f"ratio {spread(by_floor)}"] if by_floor else row)
+        row += [
+            f"{spread(compared[name])} of {by}"
+            if len(sides) <= _SIDES_UNNAMED
+            else f"{side} {spread(compared[name])} of {by}"
+            for side, by, compared in _compared(scenario)
+            if name in compared
+        ]
+        rows.append(row)
     widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(max(map(len, rows)))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()

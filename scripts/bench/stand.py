@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,11 +22,14 @@ from billing.money import NANO
 from billing.pricebook import PriceBook
 from config.settings import Settings, load_settings
 from proxy.upstream.listing import read_listing
+from scripts.bench.gauges import Clocks
 from scripts.bench.scenarios import Scenario
 from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
 from scripts.parts import end, first_line, spawn
 
+FLOORS = FLOOR, FLOOR_ASYNCIO = "floor", "floor-asyncio"
+TUMA = "tuma"
 TUMA_KEY = "sk-bench-tuma"
 SETTLE_KEY = "sk-bench-settle"
 _FLOOR_KEY = "sk-bench-floor"
@@ -48,12 +50,25 @@ class Side:
         base_url: up to and with ``/v1``.
         keys: with which calls are made, in turns.
         pid: of its process; None for a peer's, which is somewhere.
+        billed_to: the provider's key of the books that its calls are in; "" for a side without books.
     """
 
     name: str
     base_url: str
     keys: tuple[str, ...]
     pid: int | None = None
+    billed_to: str = ""
+
+    def target(self, scenario: Scenario) -> dict[str, Any]:
+        """Return where the calls of a scenario go, and what they are, for the load generator."""
+        parts = urlsplit(self.base_url)
+        secure = parts.scheme == "https"
+        return {
+            "host": parts.hostname,
+            "port": parts.port or (443 if secure else 80),
+            "secure": secure,
+            "requests": self.requests(scenario),
+        }
 
     def requests(self, scenario: Scenario) -> list[str]:
         """Return the request of a scenario for each key, as it goes over the wire."""
@@ -81,9 +96,10 @@ class Stand:
         self._load: subprocess.Popen[str] | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._redis: EmbeddedRedis | None = None
+        self._pids: dict[str, int] = {}
         self.upstream_url = ""
-        self.floor = Side("floor", "", ())
-        self.tuma = Side("tuma", "", ())
+        self.floors: tuple[Side, ...] = ()
+        self.tuma = Side(TUMA, "", ())
 
     def start_stores(self) -> None:
         """Start Postgres, Redis and the provider, with as many open files allowed as the machine allows.
@@ -95,45 +111,74 @@ class Stand:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._postgres = self._stack.enter_context(EmbeddedPostgres(self._folder / "postgres"))
         self._redis = self._stack.enter_context(EmbeddedRedis(self._folder / "redis"))
-        self.upstream_url = self._part("upstream", "--port", str(self._upstream_port))[1]
+        process, self.upstream_url = self._part("upstream", "--port", str(self._upstream_port))
+        self._pids = {
+            "postgres_cpu_ms": self._postgres.pid,
+            "redis_cpu_ms": self._redis.pid,
+            "provider_cpu_ms": process.pid,
+        }
 
-    def settings(self, *, database: str = "tuma", upstream_key: str = TUMA_KEY) -> Settings:
+    def settings(
+        self, *, database: str = "tuma", upstream_key: str = TUMA_KEY, redis_number: int = 0
+    ) -> Settings:
         """Return what Tuma is set to; all else is as it is delivered."""
         assert self._postgres is not None
         assert self._redis is not None
         return load_settings(
             postgres={"dsn": self._postgres.dsn(database)},
-            redis={"url": self._redis.url},
+            redis={"url": f"{self._redis.url.removesuffix('/0')}/{redis_number}"},
             upstream={"base_url": self.upstream_url, "api_key": upstream_key},
             auth={"key_pepper": _PEPPER},
             port=0,
         )
 
     def start_proxies(self, keys: tuple[str, ...]) -> None:
-        """Start the floor, Tuma and the load generator.
+        """Start the floors, Tuma and the load generator.
 
         Raises:
             EmbeddedError: one of them does not start.
         """
-        process, url = self._part("floor", "--base-url", self.upstream_url, "--api-key", _FLOOR_KEY)
-        self.floor = Side("floor", url, ("sk-nobody-looks",), process.pid)
-        settings = self.settings()
+        self.floors = (self._start_floor(FLOOR, "uvloop"), self._start_floor(FLOOR_ASYNCIO, "asyncio"))
+        self.tuma = self.start_tuma(TUMA, self.settings(), keys, billed_to=TUMA_KEY)
+        self._load = self._spawn("load", stdin=subprocess.PIPE)
+        first_line(self._load, "bench load")
+        self._pids["load_cpu_ms"] = self._load.pid
+
+    def _start_floor(self, name: str, loop: str) -> Side:
+        options = ("--base-url", self.upstream_url, "--api-key", _FLOOR_KEY, "--loop", loop)
+        process, url = self._part("floor", *options)
+        return Side(name, url, ("sk-nobody-looks",), process.pid)
+
+    def start_tuma(
+        self, name: str, settings: Settings, keys: tuple[str, ...], *, billed_to: str, workers: int = 1
+    ) -> Side:
+        """Start a Tuma, as it is delivered but for where its servers are.
+
+        Args:
+            name: of the side.
+            settings: from ``settings()``.
+            keys: with which it is called.
+            billed_to: its own key of the provider.
+            workers: how many processes serve.
+
+        Raises:
+            EmbeddedError: it does not start.
+        """
         env = {
             "TUMA_POSTGRES__DSN": settings.postgres.dsn.get_secret_value(),
             "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
             "TUMA_UPSTREAM__BASE_URL": self.upstream_url,
-            "TUMA_UPSTREAM__API_KEY": TUMA_KEY,
+            "TUMA_UPSTREAM__API_KEY": billed_to,
             "TUMA_AUTH__KEY_PEPPER": _PEPPER,
             "TUMA_PORT": "0",
+            "TUMA_WORKERS": str(workers),
         }
         # What it logs is written, as everywhere; into a file, so that it does not run over the terminal.
-        log = self._stack.enter_context((self._folder / "tuma.log").open("wb"))
+        log = self._stack.enter_context((self._folder / f"{name}.log").open("wb"))
         process = spawn([sys.executable, "-m", "scripts.cli", "serve"], {**os.environ, **env}, stderr=log)
         self._stack.callback(end, process, timeout_s=_STOP_S)
         url = first_line(process, f"tuma serve (see {log.name})").rpartition(" ")[2]
-        self.tuma = Side("tuma", f"{url}/v1", keys, process.pid)
-        self._load = self._spawn("load", stdin=subprocess.PIPE)
-        first_line(self._load, "bench load")
+        return Side(name, f"{url}/v1", keys, process.pid, billed_to)
 
     def _part(self, name: str, *options: str) -> tuple[subprocess.Popen[str], str]:
         process = self._spawn(name, *options)
@@ -152,13 +197,8 @@ class Stand:
 
     async def load(self, side: Side, scenario: Scenario, **job: Any) -> dict[str, Any]:
         """Let the load generator do a job on a side; return what it says."""
-        parts = urlsplit(side.base_url)
-        secure = parts.scheme == "https"
         told = {
-            "host": parts.hostname,
-            "port": parts.port or (443 if secure else 80),
-            "secure": secure,
-            "requests": side.requests(scenario),
+            **side.target(scenario),
             "stream": scenario.stream,
             "paced": scenario.paced,
             "timeout_s": JOB_S,
@@ -194,11 +234,10 @@ class Stand:
 
         return await asyncio.to_thread(ask)
 
-    def stores_cpu_s(self) -> float:
-        """Return the CPU time that Postgres and Redis have used, in seconds."""
-        assert self._postgres is not None
-        assert self._redis is not None
-        return cpu_s(self._postgres.pid) + cpu_s(self._redis.pid)
+    def clocks(self, side: Side) -> Clocks:
+        """Return the CPU clocks of all that works for a side's calls, its own as ``cpu_ms``."""
+        own = {} if side.pid is None else {"cpu_ms": side.pid}
+        return Clocks({**self._pids, **own})
 
     def stop(self) -> None:
         """End every process that was started."""
@@ -242,32 +281,3 @@ async def begin(stand: Stand) -> None:
     async with open_office(stand.settings()) as office:
         keys = await prepare(office)
     stand.start_proxies(keys)
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process and its living children, user and system, in seconds."""
-    import psutil  # noqa: PLC0415 - comes with the embedded wheels, which an installation without them lacks
-
-    total = 0.0
-    process = psutil.Process(pid)
-    for each in (process, *process.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            total += _exact_cpu_s(each.pid) or sum(each.cpu_times()[:2])
-    return total
-
-
-def _exact_cpu_s(pid: int) -> float | None:
-    """Read a process's CPU clock, which ``/proc`` rounds to 10 ms; see clock_getcpuclockid(3). None where there is none."""
-    if not sys.platform.startswith("linux"):
-        return None
-    with suppress(OSError):
-        return time.clock_gettime((~pid << 3) | 2)
-    return None
-
-
-def memory_bytes(pid: int) -> int:
-    """Return the resident memory of a process and its children."""
-    import psutil  # noqa: PLC0415 - as above
-
-    process = psutil.Process(pid)
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))

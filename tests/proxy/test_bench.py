@@ -72,22 +72,33 @@ async def test_a_small_run(folder: Path, tmp_path: Path) -> None:
     assert list(scenarios) == ["waiting", "plain-8", "stream-8", "paced-8", "settle"]
     for name in ("plain-8", "stream-8", "paced-8"):
         for side in ("floor", "tuma"):
+            if side == "floor" and name != "paced-8":
+                assert scenarios[name]["sides"]["floor-asyncio"]["cpu_ms"]["median"] > 0
             figures = scenarios[name]["sides"][side]
             for figure in ("cpu_ms", "calls_per_s", "latency_p50_ms", "latency_p99_ms", "first_byte_p50_ms"):
                 assert figures[figure]["median"] > 0, (name, side, figure)
         assert "added_first_byte_p50_ms" in scenarios[name]["sides"]["tuma"]
-        assert scenarios[name]["ratio"]["median"] > 0
+        figures = scenarios[name]["sides"]["tuma"]
+        for figure in ("postgres_cpu_ms", "redis_cpu_ms", "cores_busy"):
+            assert figures[figure]["median"] > 0, (name, figure)
+        ratios = scenarios[name]["ratios"]["tuma by floor"]
+        assert ratios["cpu_ms"]["median"] > 0
+        assert ("beside_cpu_ms" in ratios) is (name != "paced-8")
         other = scenarios[name]["sides"]["other"]
         assert other["calls_per_s"]["median"] > 0
         assert "cpu_ms" not in other
     assert scenarios["paced-8"]["sides"]["tuma"]["gap_p99_ms"]["median"] > 0
+    assert scenarios["paced-8"]["sides"]["tuma"]["chunk_delay_p99_ms"]["median"] > 0
+    for figure in ("chunk_delay_p50_ms", "added_chunk_delay_p50_ms", "cpu_ms_per_s", "kib_per_stream"):
+        assert figure in scenarios["waiting"]["sides"]["tuma"], figure
     assert all(side["settlements_per_s"]["median"] > 0 for side in scenarios["settle"]["sides"].values())
     # Each round, its warming up, and the streams that waited, with theirs; of the settled batches the books are others.
+    # Those of plain-8 and stream-8 are made once more, side by side with the floor.
     calls = [scenarios[name]["calls"] for name in ("plain-8", "stream-8", "paced-8")]
+    beside = sum(calls[:2])
     waited = scenarios["waiting"]["calls"]
-    assert found["books"]["calls"] == sum(count + max(count // 4, 1) for count in calls) + waited + min(
-        waited, 50
-    )
+    made = sum(count + max(count // 4, 1) for count in calls) + beside + waited + min(waited, 50)
+    assert found["books"]["calls"] == made
     assert set(found["books"]["proved"]) >= {f"I{number}" for number in range(1, 9)}
     assert ET.parse(plot).getroot().tag.endswith("svg")
 
