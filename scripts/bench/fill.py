@@ -18,6 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from billing.ids import id_floor
+from billing.keys import digest_secret, hint_of, make_secret, name_pepper
 from billing.money import NANO
 from billing.rollup import FIRST_ID, LAST_ID
 
@@ -110,6 +111,33 @@ async def fill(dsn: str, history: History, say: Callable[[str], None]) -> None:
     finally:
         for connection in connections:
             await connection.close()
+
+
+async def add_keys(dsn: str, history: History, pepper: str) -> list[str]:
+    """Give every filled-in wallet the key that its calls were made with; return the secrets, by the wallets' numbers.
+
+    Args:
+        dsn: of the superuser.
+        history: what was filled in.
+        pepper: with which Tuma keeps secrets.
+    """
+    made = [make_secret() for _ in range(history.wallets)]
+    digests = [digest_secret(pepper.encode(), secret) for secret in made]
+    name = name_pepper(pepper.encode())
+    connection = await _connect(dsn)
+    try:
+        await connection.copy_records_to_table(
+            "api_keys",
+            columns=("id", "wallet_id", "hint", "secret_hmac", "pepper"),
+            records=[
+                (user_id(number), wallet_id(number), hint_of(secret), digest, name)
+                for number, (secret, digest) in enumerate(zip(made, digests, strict=True), start=1)
+            ],
+        )
+        await connection.execute("ANALYZE api_keys")
+    finally:
+        await connection.close()
+    return made
 
 
 async def add_partitions(connection: Any, now: datetime) -> None:

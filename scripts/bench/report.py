@@ -48,6 +48,7 @@ def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
             "cost_usd": format_usd(result.books.nanousd),
             "proved": result.proved,
         },
+        "notes": result.notes,
         "check": [
             {
                 "name": each.name,
@@ -105,6 +106,7 @@ def in_words(result: Result, compared: list[Compared]) -> str:
         lines += ["", *_table(scenario)]
     lines += [
         "",
+        *result.notes,
         f"The books have {result.books}, as the provider counted; proved: {', '.join(result.proved)}.",
         *map(str, compared),
     ]

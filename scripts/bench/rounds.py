@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
-from scripts.bench.books import BenchError, Standing, compare
+from billing.rollup import FIRST_ID
+from scripts.bench.books import NOTHING, BenchError, Standing, compare
 from scripts.bench.results import Measured, Options
 from scripts.bench.scenarios import Scenario
 from scripts.bench.stand import FLOOR, FLOORS, Side, Stand
@@ -29,6 +31,7 @@ class Rounds:
         self.options = options
         self.say = say
         self._made: dict[str, int] = {}  # calls that were answered, by the provider's key of their books
+        self._before: dict[str, tuple[Standing, UUID]] = {}
 
     async def measure(self, scenario: Scenario, sides: Sequence[Side]) -> Measured:
         """Make rounds on all sides in turns, and more where ``options.unsure`` says that they are too few to judge by."""
@@ -103,14 +106,26 @@ class Rounds:
         if side.billed_to:
             self._made[side.billed_to] = self._made.get(side.billed_to, 0) + calls
 
+    async def bill(self, billed_to: str, calls: int, cost_nanousd: int) -> None:
+        """Tell the provider, and note for the books, of calls that were settled and never were with it."""
+        told = {"calls": calls, "nanousd": calls * cost_nanousd}
+        await self.stand.ask_upstream("/bench/bill", billed_to, told)
+        self._made[billed_to] = self._made.get(billed_to, 0) + calls
+
+    def begin_after(self, billed_to: str, before: Standing, since: UUID) -> None:
+        """Note what books say of all calls whose ids are less than ``since``: they have ended, and are not read again."""
+        self._before[billed_to] = (before, since)
+
     async def compare(self, office: Office, billed_to: str) -> Standing:
         """Tuma's books, the provider's count and sum, and the client's count are one.
 
         Raises:
             BenchError: they are not.
         """
+        before, since = self._before.get(billed_to, (NOTHING, FIRST_ID))
+        answered = self._made.get(billed_to, 0)
         return await compare(
-            self.stand.ask_upstream, office, billed_to, answered=self._made.get(billed_to, 0)
+            self.stand.ask_upstream, office, billed_to, answered=answered, before=before, since=since
         )
 
 

@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.bench.big import measure_big
 from scripts.bench.books import prove
 from scripts.bench.results import Measured, Options, Result, describe_machine, read_load
 from scripts.bench.rounds import Rounds
-from scripts.bench.scenarios import SCENARIOS, SETTLE, WAITING, WORKERS
+from scripts.bench.scenarios import BIG, SCENARIOS, SETTLE, WAITING, WORKERS
 from scripts.bench.settle import measure_settle
 from scripts.bench.stand import TUMA_KEY, Side, begin, standing
 from scripts.bench.waiting import measure_waiting
@@ -54,6 +55,11 @@ async def _measure(rounds: Rounds, office: Office, result: Result) -> None:
         await keep(await measure_workers(rounds))
     if SETTLE in chosen:
         result.scenarios.append(await measure_settle(rounds))
+    if BIG in chosen:
+        found, notes = await measure_big(rounds, office)
+        result.scenarios += found
+        result.notes += notes
+        result.books = await rounds.compare(office, TUMA_KEY)
 
 
 def _sides(rounds: Rounds, *, slow: bool) -> list[Side]:

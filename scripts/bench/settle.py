@@ -10,17 +10,17 @@ from billing.ledger import Ending, Ledger, Opening
 from billing.migrate import migrate
 from billing.money import NANO
 from billing.opening import record_openings
-from scripts.bench.books import compare, prove
+from scripts.bench.books import prove
 from scripts.bench.results import Measured
 from scripts.bench.rounds import Rounds
 from scripts.bench.scenarios import SETTLE
-from scripts.bench.stand import SETTLE_KEY, Stand
+from scripts.bench.stand import SETTLE_KEY
 from scripts.office import Office, open_office
 
 MANY, ONE = "many wallets", "one wallet"
 _DATABASE = "tuma_settle"
 _WALLETS = 200
-_HOLD_NANO, _COST_NANO = 2_000, 1_000
+_HOLD_NANO, COST_NANO = 2_000, 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def measure_settle(rounds: Rounds) -> Measured:
     async with open_office(stand.settings(database=_DATABASE, upstream_key=SETTLE_KEY)) as office:
         await migrate(office.database)
         await record_openings(office.database, office.upstream)
-        payers = [await _make_payer(office, number) for number in range(_WALLETS + 1)]
+        payers = await make_payers(office, _WALLETS + 1, name="settle")
         ways = {MANY: payers[1:], ONE: payers[:1]}
         ledger = Ledger(office.database, worker_id=new_id())
         rows = office.settings.batch.settle_rows
@@ -57,26 +57,25 @@ async def measure_settle(rounds: Rounds) -> Measured:
                 settled += rows * options.batches
                 if number:  # the first is for warming up
                     found.add(name, {"settlements_per_s": rows * options.batches / took_s})
-        await bill(stand, SETTLE_KEY, settled)
-        await compare(stand.ask_upstream, office, SETTLE_KEY, answered=settled)
+        await rounds.bill(SETTLE_KEY, settled, COST_NANO)
+        await rounds.compare(office, SETTLE_KEY)
         await prove(office)
     return found
 
 
-async def bill(stand: Stand, key: str, settled: int) -> None:
-    """Tell the provider of so many calls that were settled, and never were with it."""
-    await stand.ask_upstream("/bench/bill", key, {"calls": settled, "nanousd": settled * _COST_NANO})
-
-
-async def _make_payer(office: Office, number: int) -> Payer:
-    user_id = await office.wallets.create_user(f"settle{number}@tuma.example")
-    wallet_id = await office.wallets.create_wallet(str(user_id), currency="USD")
-    await office.wallets.credit(wallet_id, 1_000 * NANO, reason="money for the bench")
-    return Payer(user_id, wallet_id)
+async def make_payers(office: Office, count: int, *, name: str) -> list[Payer]:
+    """Make so many wallets with money in them, of users whose addresses begin with ``name``."""
+    made = []
+    for number in range(count):
+        user_id = await office.wallets.create_user(f"{name}{number}@tuma.example")
+        wallet_id = await office.wallets.create_wallet(str(user_id), currency="USD")
+        await office.wallets.credit(wallet_id, 1_000 * NANO, reason="money for the bench")
+        made.append(Payer(user_id, wallet_id))
+    return made
 
 
 async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> float:
-    """Open calls and settle them; return the seconds of the settling."""
+    """Open calls of the payers in turns, and settle them; return the seconds of the settling."""
     calls = [
         Opening(
             new_id(),
@@ -100,9 +99,9 @@ async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> fl
                 call.call_id,
                 "settled",
                 "completed",
-                cost_nanousd=_COST_NANO,
-                provider_cost_nanousd=_COST_NANO,
-                charge_nano=_COST_NANO,
+                cost_nanousd=COST_NANO,
+                provider_cost_nanousd=COST_NANO,
+                charge_nano=COST_NANO,
             )
             for call in calls
         ]

@@ -32,11 +32,13 @@ FLOORS = FLOOR, FLOOR_ASYNCIO = "floor", "floor-asyncio"
 TUMA = "tuma"
 TUMA_KEY = "sk-bench-tuma"
 SETTLE_KEY = "sk-bench-settle"
+BIG_KEY = "sk-bench-big"
 _FLOOR_KEY = "sk-bench-floor"
-_PEPPER = "a pepper for the bench, long enough"
+PEPPER = "a pepper for the bench, long enough"
 _WALLETS = 32
 _CREDIT = 10_000_000
-_CURRENCY, _RATE, _MARKUP_BPS = "NGN", "1600", 250
+CURRENCY, RATE, SPREAD = "NGN", 1600, 40  # of it for a dollar, and what is spread beside them
+_MARKUP_BPS = SPREAD * 10_000 // RATE
 _STOP_S = 30.0
 _ASK_S = 10.0
 JOB_S = 120.0
@@ -51,6 +53,7 @@ class Side:
         keys: with which calls are made, in turns.
         pid: of its process; None for a peer's, which is somewhere.
         billed_to: the provider's key of the books that its calls are in; "" for a side without books.
+        postgres_pid: of its Postgres, if that is not the stand's first.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Side:
     keys: tuple[str, ...]
     pid: int | None = None
     billed_to: str = ""
+    postgres_pid: int | None = None
 
     def target(self, scenario: Scenario) -> dict[str, Any]:
         """Return where the calls of a scenario go, and what they are, for the load generator."""
@@ -118,17 +122,41 @@ class Stand:
             "provider_cpu_ms": process.pid,
         }
 
+    @contextmanager
+    def quick_postgres(self, name: str) -> Iterator[EmbeddedPostgres]:
+        """Run a Postgres that does not wait for the disk, to be filled; then have the disk take what is left."""
+        with EmbeddedPostgres(self._folder / name, fast=True) as server:
+            yield server
+        os.sync()
+
+    def start_postgres(self, name: str) -> EmbeddedPostgres:
+        """Start one more Postgres, in earnest."""
+        return self._stack.enter_context(EmbeddedPostgres(self._folder / name))
+
     def settings(
-        self, *, database: str = "tuma", upstream_key: str = TUMA_KEY, redis_number: int = 0
+        self,
+        *,
+        database: str = "tuma",
+        upstream_key: str = TUMA_KEY,
+        postgres: EmbeddedPostgres | None = None,
+        redis_number: int = 0,
     ) -> Settings:
-        """Return what Tuma is set to; all else is as it is delivered."""
-        assert self._postgres is not None
+        """Return what Tuma is set to; all else is as it is delivered.
+
+        Args:
+            database: in Postgres.
+            upstream_key: with which it calls the provider.
+            postgres: another than the stand's first.
+            redis_number: of the database in Redis; each set of books needs one of its own.
+        """
+        postgres = postgres or self._postgres
+        assert postgres is not None
         assert self._redis is not None
         return load_settings(
-            postgres={"dsn": self._postgres.dsn(database)},
+            postgres={"dsn": postgres.dsn(database)},
             redis={"url": f"{self._redis.url.removesuffix('/0')}/{redis_number}"},
             upstream={"base_url": self.upstream_url, "api_key": upstream_key},
-            auth={"key_pepper": _PEPPER},
+            auth={"key_pepper": PEPPER},
             port=0,
         )
 
@@ -150,7 +178,14 @@ class Stand:
         return Side(name, url, ("sk-nobody-looks",), process.pid)
 
     def start_tuma(
-        self, name: str, settings: Settings, keys: tuple[str, ...], *, billed_to: str, workers: int = 1
+        self,
+        name: str,
+        settings: Settings,
+        keys: tuple[str, ...],
+        *,
+        billed_to: str,
+        workers: int = 1,
+        postgres: EmbeddedPostgres | None = None,
     ) -> Side:
         """Start a Tuma, as it is delivered but for where its servers are.
 
@@ -160,6 +195,7 @@ class Stand:
             keys: with which it is called.
             billed_to: its own key of the provider.
             workers: how many processes serve.
+            postgres: another than the stand's first.
 
         Raises:
             EmbeddedError: it does not start.
@@ -169,7 +205,7 @@ class Stand:
             "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
             "TUMA_UPSTREAM__BASE_URL": self.upstream_url,
             "TUMA_UPSTREAM__API_KEY": billed_to,
-            "TUMA_AUTH__KEY_PEPPER": _PEPPER,
+            "TUMA_AUTH__KEY_PEPPER": PEPPER,
             "TUMA_PORT": "0",
             "TUMA_WORKERS": str(workers),
         }
@@ -178,7 +214,7 @@ class Stand:
         process = spawn([sys.executable, "-m", "scripts.cli", "serve"], {**os.environ, **env}, stderr=log)
         self._stack.callback(end, process, timeout_s=_STOP_S)
         url = first_line(process, f"tuma serve (see {log.name})").rpartition(" ")[2]
-        return Side(name, f"{url}/v1", keys, process.pid, billed_to)
+        return Side(name, f"{url}/v1", keys, process.pid, billed_to, postgres.pid if postgres else None)
 
     def _part(self, name: str, *options: str) -> tuple[subprocess.Popen[str], str]:
         process = self._spawn(name, *options)
@@ -236,8 +272,8 @@ class Stand:
 
     def clocks(self, side: Side) -> Clocks:
         """Return the CPU clocks of all that works for a side's calls, its own as ``cpu_ms``."""
-        own = {} if side.pid is None else {"cpu_ms": side.pid}
-        return Clocks({**self._pids, **own})
+        own = {"cpu_ms": side.pid, "postgres_cpu_ms": side.postgres_pid}
+        return Clocks({**self._pids, **{name: pid for name, pid in own.items() if pid is not None}})
 
     def stop(self) -> None:
         """End every process that was started."""
@@ -257,19 +293,23 @@ def standing(folder: Path, *, upstream_port: int) -> Iterator[Stand]:
         stand.stop()
 
 
-async def prepare(office: Office) -> tuple[str, ...]:
-    """Make the schema, prices, a rate, and wallets with money; return a key of each wallet."""
+async def prepare(office: Office) -> None:
+    """Make the schema, prices and a rate."""
     await migrate(office.database)
     priced, _ = read_listing(await office.upstream.list_models())
     await PriceBook(office.database).set_prices(priced, source=office.settings.upstream.kind)
     await FxBook(office.database, office.settings.fx).set_rate(
-        "USD", _CURRENCY, Decimal(_RATE), markup_bps=_MARKUP_BPS
+        "USD", CURRENCY, Decimal(RATE), markup_bps=_MARKUP_BPS
     )
+
+
+async def add_payers(office: Office) -> tuple[str, ...]:
+    """Make wallets with money; return a key of each."""
     keys = Keys(office.database, office.settings.auth, office.settings.limits)
     made = []
     for number in range(_WALLETS):
         user_id = await office.wallets.create_user(f"bench{number}@tuma.example")
-        wallet_id = await office.wallets.create_wallet(str(user_id), currency=_CURRENCY)
+        wallet_id = await office.wallets.create_wallet(str(user_id), currency=CURRENCY)
         await office.wallets.credit(wallet_id, _CREDIT * NANO, reason="money for the bench")
         made.append((await keys.create(wallet_id, KeyRules(name="bench"))).secret)
     return tuple(made)
@@ -279,5 +319,6 @@ async def begin(stand: Stand) -> None:
     """Start everything, with prices and payers in the books."""
     stand.start_stores()
     async with open_office(stand.settings()) as office:
-        keys = await prepare(office)
+        await prepare(office)
+        keys = await add_payers(office)
     stand.start_proxies(keys)
