@@ -32,6 +32,17 @@ _LABELS = {
     "postgres_cpu_ms_per_s": "Postgres' CPU ms per second",
     "redis_cpu_ms_per_s": "Redis' CPU ms per second",
     "settlements_per_s": "settlements/s",
+    "own_percent": "of a core, %",
+    "calls_per_core_s": "calls/s that a core of its own would carry",
+    "pairs_per_s": "reserved and released, calls/s",
+    "redis_us": "Redis' CPU µs per call",
+    "pairs_per_core_s": "calls/s that a core of its own would carry",
+    "open_per_s": "opened/s",
+    "settle_per_s": "settled/s",
+    "open_postgres_us": "Postgres' CPU µs per opening",
+    "settle_postgres_us": "Postgres' CPU µs per settlement",
+    "open_wal_bytes": "WAL bytes per opening",
+    "settle_wal_bytes": "WAL bytes per settlement",
 }
 _SIDES_UNNAMED = 3
 

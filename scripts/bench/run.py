@@ -6,9 +6,10 @@ from pathlib import Path
 
 from scripts.bench.big import measure_big
 from scripts.bench.books import prove
+from scripts.bench.capacity import measure_capacity
 from scripts.bench.results import Measured, Options, Result, describe_machine, read_load
 from scripts.bench.rounds import Rounds
-from scripts.bench.scenarios import BIG, SCENARIOS, SETTLE, WAITING, WORKERS
+from scripts.bench.scenarios import BIG, CAPACITY, SCENARIOS, SETTLE, WAITING, WORKERS
 from scripts.bench.settle import measure_settle
 from scripts.bench.stand import TUMA_KEY, Side, begin, standing
 from scripts.bench.waiting import measure_waiting
@@ -55,6 +56,11 @@ async def _measure(rounds: Rounds, office: Office, result: Result) -> None:
         await keep(await measure_workers(rounds))
     if SETTLE in chosen:
         result.scenarios.append(await measure_settle(rounds))
+    if CAPACITY in chosen:
+        found, notes = await measure_capacity(rounds)
+        result.scenarios += found
+        result.notes += notes
+        result.books = await rounds.compare(office, TUMA_KEY)
     if BIG in chosen:
         found, notes = await measure_big(rounds, office)
         result.scenarios += found

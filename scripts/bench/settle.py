@@ -10,7 +10,7 @@ from billing.ledger import Ending, Ledger, Opening
 from billing.migrate import migrate
 from billing.money import NANO
 from billing.opening import record_openings
-from scripts.bench.books import prove
+from scripts.bench.books import BenchError, prove
 from scripts.bench.results import Measured
 from scripts.bench.rounds import Rounds
 from scripts.bench.scenarios import SETTLE
@@ -76,6 +76,14 @@ async def make_payers(office: Office, count: int, *, name: str) -> list[Payer]:
 
 async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> float:
     """Open calls of the payers in turns, and settle them; return the seconds of the settling."""
+    calls = await open_batch(ledger, payers, rows)
+    began = time.perf_counter()
+    await settle_calls(ledger, calls)
+    return time.perf_counter() - began
+
+
+async def open_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> list[Opening]:
+    """Open so many calls of the payers in turns."""
     calls = [
         Opening(
             new_id(),
@@ -91,8 +99,14 @@ async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> fl
         )
         for payer in (payers[number % len(payers)] for number in range(rows))
     ]
-    await ledger.open_calls(calls)
-    began = time.perf_counter()
+    verdicts = set(await ledger.open_calls(calls))
+    if verdicts != {"opened"}:
+        raise BenchError(f"calls to be settled were refused: {', '.join(sorted(verdicts))}")
+    return calls
+
+
+async def settle_calls(ledger: Ledger, calls: Sequence[Opening]) -> None:
+    """Settle calls that were opened, at ``COST_NANO`` each."""
     await ledger.settle_calls(
         [
             Ending(
@@ -106,4 +120,3 @@ async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> fl
             for call in calls
         ]
     )
-    return time.perf_counter() - began

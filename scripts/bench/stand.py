@@ -22,6 +22,7 @@ from billing.money import NANO
 from billing.pricebook import PriceBook
 from config.settings import Settings, load_settings
 from proxy.upstream.listing import read_listing
+from scripts.bench.admit import URL_FROM
 from scripts.bench.gauges import Clocks
 from scripts.bench.scenarios import Scenario
 from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -33,6 +34,7 @@ TUMA = "tuma"
 TUMA_KEY = "sk-bench-tuma"
 SETTLE_KEY = "sk-bench-settle"
 BIG_KEY = "sk-bench-big"
+CAPACITY_KEY = "sk-bench-capacity"
 _FLOOR_KEY = "sk-bench-floor"
 PEPPER = "a pepper for the bench, long enough"
 _WALLETS = 32
@@ -269,6 +271,20 @@ class Stand:
                 return found
 
         return await asyncio.to_thread(ask)
+
+    @contextmanager
+    def admitting(self, clients: int, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
+        """Have so many processes work on Redis, in a database of their own there (``scripts/bench/admit.py``)."""
+        url = self.settings(redis_number=2).redis.url.get_secret_value()
+        command = [sys.executable, "-m", "scripts.bench.admit", *options]
+        processes: list[subprocess.Popen[str]] = []
+        try:
+            while len(processes) < clients:  # one by one: should a start fail, those before are ended
+                processes.append(spawn(command, {**os.environ, URL_FROM: url}))
+            yield processes
+        finally:
+            for process in processes:
+                end(process, timeout_s=_STOP_S)
 
     def clocks(self, side: Side) -> Clocks:
         """Return the CPU clocks of all that works for a side's calls, its own as ``cpu_ms``."""
