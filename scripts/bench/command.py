@@ -17,7 +17,16 @@ import click
 from billing.errors import InputError
 from scripts.bench.books import BenchError
 from scripts.bench.plot import draw
-from scripts.bench.record import RECORD, compare_ratios, is_unsure, read_record, write_record
+from scripts.bench.record import (
+    PAGE,
+    PLOT,
+    RECORD,
+    compare_ratios,
+    is_unsure,
+    read_record,
+    write_page,
+    write_record,
+)
 from scripts.bench.report import as_json as result_json
 from scripts.bench.report import in_words
 from scripts.bench.results import Options, Result
@@ -65,7 +74,9 @@ _WORKERS_MAX = 64
 )
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw CPU per call as SVG.")
 @click.option("--check", is_flag=True, help="Exit 1 where a ratio is 15 % worse than the recorded one.")
-@click.option("--record", is_flag=True, help="Record the ratios in docs/benchmarks.json.")
+@click.option(
+    "--record", is_flag=True, help="Write docs/benchmarks.json; with --all, all of docs/benchmarks.*."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def bench(
@@ -112,7 +123,7 @@ def bench(
         except EmbeddedError as error:
             raise BenchError(str(error)) from error
         compared = compare_ratios(recorded, result.scenarios) if check else []
-        _keep(result, plot=plot, record=record)
+        _keep(result, plot=plot, record=record, everything=everything)
         found = result_json(result, compared)
         return found if as_json else {"report": in_words(result, compared), "ok": found["ok"]}
 
@@ -124,11 +135,15 @@ def bench(
         sys.exit(_STOPPED)
 
 
-def _keep(result: Result, *, plot: Path | None, record: bool) -> None:
+def _keep(result: Result, *, plot: Path | None, record: bool, everything: bool) -> None:
     if plot is not None:
         plot.write_text(draw(result.scenarios), encoding="utf-8")
     if record:
-        write_record(RECORD, result, at=datetime.now(UTC).date().isoformat())
+        at = datetime.now(UTC).date().isoformat()
+        write_record(RECORD, result, at=at)
+        if everything:
+            write_page(PAGE, in_words(result, []), at=at)
+            PLOT.write_text(draw(result.scenarios), encoding="utf-8")
 
 
 def _stop_on_sigterm() -> None:

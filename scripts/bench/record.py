@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from billing.errors import InputError
-from scripts.bench.results import Measured, Result
+from scripts.bench.results import Measured, Result, scenario_json
 from scripts.bench.rounds import BESIDE
 from scripts.bench.stats import median_interval, rounded, spread
 
-RECORD = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.json"
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+RECORD, PAGE, PLOT = (_DOCS / f"benchmarks.{kind}" for kind in ("json", "md", "svg"))
+_PAGE_BEGIN, _PAGE_END = "<!-- measured: begin -->", "<!-- measured: end -->"
 REGRESSION = 0.15
 # What is compared with the floor, the first that was measured; more is worse. Times of the wall clock are the neighbours' as
 # much as ours.
@@ -122,14 +124,32 @@ def read_record(path: Path) -> dict[str, float]:
 
 
 def write_record(path: Path, result: Result, *, at: str) -> None:
-    """Record a run's ratios, and on what machine they were measured; others that are there stay."""
-    before: dict[str, Any] = {}
-    if path.exists():
-        before = read_record(path)
+    """Record a run's figures, and on what machine they were measured; of scenarios that it left out, the former stay."""
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     told = {
         "measured_at": at,
         "machine": result.machine,
         "rounds": result.rounds,
-        "ratios": {**before, **ratios_of(result)},
+        "ratios": {**before.get("ratios", {}), **ratios_of(result)},
+        "notes": result.notes or before.get("notes", []),
+        "scenarios": {
+            **before.get("scenarios", {}),
+            **{scenario.name: scenario_json(scenario) for scenario in result.scenarios},
+        },
     }
-    path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_page(path: Path, words: str, *, at: str) -> None:
+    """Put a run's tables into the page, where its marks are.
+
+    Raises:
+        InputError: it has none.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(_PAGE_BEGIN)
+    _, end, after = rest.partition(_PAGE_END)
+    if not (begin and end):
+        raise InputError(f"{path} has no place for the tables: {_PAGE_BEGIN} … {_PAGE_END}")
+    text = f"\n{at}, `tuma bench --all --record`:\n\n```text\n{words}\n```\n"
+    path.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")

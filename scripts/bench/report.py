@@ -4,7 +4,7 @@ from typing import Any
 
 from billing.money import format_usd
 from scripts.bench.record import Compared
-from scripts.bench.results import Measured, Result
+from scripts.bench.results import Measured, Result, scenario_json
 from scripts.bench.stats import rounded, spread
 
 _LABELS = {
@@ -44,7 +44,6 @@ _LABELS = {
     "open_wal_bytes": "WAL bytes per opening",
     "settle_wal_bytes": "WAL bytes per settlement",
 }
-_SIDES_UNNAMED = 3
 
 
 def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
         "ok": not any(each.is_worse for each in compared),
         "machine": result.machine,
         "rounds": result.rounds,
-        "scenarios": [_scenario_json(scenario) for scenario in result.scenarios],
+        "scenarios": [scenario_json(scenario) for scenario in result.scenarios],
         "books": {
             "calls": result.books.calls,
             "cost_usd": format_usd(result.books.nanousd),
@@ -71,37 +70,6 @@ def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
             for each in compared
         ],
     }
-
-
-def _scenario_json(scenario: Measured) -> dict[str, Any]:
-    sides = {
-        side: {name: spread(values).as_json() for name, values in figures.items()}
-        for side, figures in scenario.sides.items()
-    }
-    found = {"name": scenario.name, "about": scenario.about, "calls": scenario.calls, "sides": sides}
-    ratios = {
-        f"{side} by {by}": {name: spread(values).as_json() for name, values in compared.items()}
-        for side, by, compared in _compared(scenario)
-    }
-    return {**found, "ratios": ratios} if ratios else found
-
-
-def _compared(scenario: Measured) -> list[tuple[str, str, dict[str, list[float]]]]:
-    """Return the ratios of sides to those they are compared with, by figure."""
-    pairs = [(side, by) for side in scenario.sides if side not in scenario.against for by in scenario.against]
-    found = [
-        (
-            side,
-            by,
-            {
-                name: values
-                for name in scenario.compared
-                if (values := scenario.ratios(name, side=side, by=by))
-            },
-        )
-        for side, by in pairs
-    ]
-    return [each for each in found if each[2]]
 
 
 def in_words(result: Result, compared: list[Compared]) -> str:
@@ -132,14 +100,16 @@ def _table(scenario: Measured) -> list[str]:
         if not any(values):
             continue
         row = [f"  {label}", *("" if each is None else str(spread(each)) for each in values)]
-        row += [
-            f"{spread(compared[name])} of {by}"
-            if len(sides) <= _SIDES_UNNAMED
-            else f"{side} {spread(compared[name])} of {by}"
-            for side, by, compared in _compared(scenario)
-            if name in compared
-        ]
         rows.append(row)
+        for by in scenario.against:
+            ratios = {
+                side: compared[name]
+                for side, of, compared in scenario.all_ratios()
+                if of == by and name in compared
+            }
+            if ratios:
+                cells = (str(spread(ratios[side])) if side in ratios else "" for side in sides)
+                rows.append([f"    by {by}", *cells])
     widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(max(map(len, rows)))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()

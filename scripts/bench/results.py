@@ -11,7 +11,7 @@ from typing import Any
 from scripts.bench.books import Standing
 from scripts.bench.scenarios import Scenario
 from scripts.bench.stand import FLOOR, FLOORS, TUMA, Side
-from scripts.bench.stats import ratios
+from scripts.bench.stats import ratios, spread
 
 _FILES_SPARE = 500
 
@@ -45,6 +45,33 @@ class Measured:
         """Return a side's figure by another's, round by round; nothing where one was not measured."""
         above, below = self.values(side, figure), self.values(by, figure)
         return ratios(above, below) if above and below else []
+
+    def all_ratios(self) -> list[tuple[str, str, dict[str, list[float]]]]:
+        """Return the ratios of sides to those they are compared with, by figure."""
+        pairs = [(side, by) for side in self.sides if side not in self.against for by in self.against]
+        found = [
+            (
+                side,
+                by,
+                {name: values for name in self.compared if (values := self.ratios(name, side=side, by=by))},
+            )
+            for side, by in pairs
+        ]
+        return [each for each in found if each[2]]
+
+
+def scenario_json(scenario: Measured) -> dict[str, Any]:
+    """Return a scenario's figures, a spread of each, and its ratios."""
+    sides = {
+        side: {name: spread(values).as_json() for name, values in figures.items()}
+        for side, figures in scenario.sides.items()
+    }
+    found = {"name": scenario.name, "about": scenario.about, "calls": scenario.calls, "sides": sides}
+    by_side = {
+        f"{side} by {by}": {name: spread(values).as_json() for name, values in compared.items()}
+        for side, by, compared in scenario.all_ratios()
+    }
+    return {**found, "ratios": by_side} if by_side else found
 
 
 @dataclass(frozen=True, slots=True)
