@@ -20,7 +20,6 @@ import asyncpg
 from billing.ids import id_floor
 from billing.keys import digest_secret, hint_of, make_secret, name_pepper
 from billing.money import NANO
-from billing.rollup import FIRST_ID, LAST_ID
 
 DAYS = 40
 TABLES = ("calls", "usage", "journal_tx", "journal_entry")
@@ -154,13 +153,6 @@ async def add_partitions(connection: Any, now: datetime) -> None:
                 f" ('{bounds[0]}') TO ('{bounds[1]}')"
             )
         month = following
-
-
-async def sum_up(connection: Any) -> None:
-    """Make the sums of usage, as the migration does of what is there before it."""
-    began = time.monotonic()
-    await connection.execute("SELECT rebuild_usage($1, $2)", FIRST_ID, LAST_ID, timeout=_STATEMENT_S)
-    print(f"all sums made anew: {time.monotonic() - began:.0f} s", flush=True)
 
 
 _Work = Callable[[Any], Awaitable[None]]

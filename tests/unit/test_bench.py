@@ -10,7 +10,15 @@ import pytest
 from billing.errors import InputError
 from scripts.bench.command import read_peers, read_workers
 from scripts.bench.plot import draw
-from scripts.bench.record import Compared, compare_ratios, is_unsure, ratios_of, read_record, write_record
+from scripts.bench.record import (
+    Compared,
+    compare_ratios,
+    is_unsure,
+    ratios_of,
+    read_record,
+    write_page,
+    write_record,
+)
 from scripts.bench.report import as_json, in_words
 from scripts.bench.results import Measured, Options, Result
 from scripts.bench.scenarios import EXTRA, NAMES, SCENARIOS, choose
@@ -116,7 +124,24 @@ def test_ratios_are_recorded_and_read_again(tmp_path: Path) -> None:
     write_record(path, found, at="2026-11-25")
     write_record(path, result(measured("long-8")), at="2026-11-26")
     assert read_record(path) == {**ratios_of(found), "long-8.cpu_ms": 2.5}  # those of before stay
-    assert json.loads(path.read_text())["machine"]["cpus"] == 2
+    told = json.loads(path.read_text())
+    assert told["machine"]["cpus"] == 2
+    assert set(told["scenarios"]) == {"plain-8", "waiting", "settle", "long-8"}
+
+
+def test_the_page_keeps_what_is_not_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    for _ in range(2):
+        write_page(page, "a table", at="2026-11-26")
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert text.count("```text\na table\n```") == 1
+    page.write_text("no marks")
+    with pytest.raises(InputError, match="no place"):
+        write_page(page, "a table", at="2026-11-26")
 
 
 def test_json_and_words_tell_the_same() -> None:
