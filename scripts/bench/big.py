@@ -10,7 +10,7 @@ from billing.ids import new_id
 from billing.ledger import Ledger
 from billing.opening import record_openings
 from config.settings import Settings
-from scripts.bench.books import Standing, prove
+from scripts.bench.books import BenchError, Standing, prove
 from scripts.bench.fill import History, add_keys, fill, user_id, wallet_id
 from scripts.bench.results import Measured
 from scripts.bench.rounds import Rounds
@@ -26,6 +26,10 @@ _NAME = "postgres-big"
 _CALLS = ("plain-32", "stream-32")
 _MANY = 200  # wallets of the small books that are settled
 _STRIDE = 7919  # a prime
+_BYTES_PER_CALL, _BYTES_SPARE = (
+    1_900,
+    4_000_000_000,
+)  # with what sorting for the indexes and the log take meanwhile
 
 
 class _Numbers:
@@ -62,9 +66,10 @@ async def measure_big(rounds: Rounds, small: Office) -> tuple[list[Measured], li
         the scenarios, and what else is to be said.
 
     Raises:
-        BenchError: the books do not hold, before or afterwards, or a call failed.
+        BenchError: the books do not hold, before or afterwards, or a call failed, or the disk is too small.
     """
-    options, notes = rounds.options, []
+    options = rounds.options
+    notes: list[str] = []
     rounds.say(f"{BIG}: {options.wallets:,} wallets and {options.filled:,} ended calls")
     async with _filled(rounds, notes) as big:
         found = [await _settle(rounds, small, big, one=False), await _settle(rounds, small, big, one=True)]
@@ -88,6 +93,11 @@ async def _filled(rounds: Rounds, notes: list[str]) -> AsyncIterator[_Big]:
     """Have the large books, filled and proved, in a Postgres of their own."""
     stand, options = rounds.stand, rounds.options
     history = History(options.wallets, options.filled, CURRENCY, RATE + SPREAD, SPREAD)
+    needed, free = options.filled * _BYTES_PER_CALL + _BYTES_SPARE, stand.free_bytes()
+    if free < needed:
+        raise BenchError(
+            f"{options.filled:,} calls take up to {needed / 1e9:.0f} GB, and {free / 1e9:.0f} are free; set TMPDIR, or fewer --calls"
+        )
     began = time.monotonic()
     with stand.quick_postgres(_NAME) as server:
         async with open_office(_settings(rounds, server)) as office:

@@ -218,7 +218,7 @@ class Load:
         """Make so many calls over so many connections."""
         requests: list[bytes] = [text.encode() for text in job["requests"]]
         left: int = job["calls"]
-        beside = job.get("beside")
+        beside: dict[str, Any] | None = job.get("beside")
         companion = _Companion(beside["requests"][0].encode(), left) if beside else None
 
         def next_request() -> bytes | None:
@@ -239,7 +239,7 @@ class Load:
 
         began = time.perf_counter()
         callers: list[_Caller] = []
-        if companion is not None:
+        if beside is not None and companion is not None:
             callers += await self._connect(
                 beside,
                 job["connections"],

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -123,6 +124,10 @@ class Stand:
             "redis_cpu_ms": self._redis.pid,
             "provider_cpu_ms": process.pid,
         }
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has for data."""
+        return shutil.disk_usage(self._folder).free
 
     @contextmanager
     def quick_postgres(self, name: str) -> Iterator[EmbeddedPostgres]:

@@ -7,7 +7,6 @@ from scripts.bench.results import Measured
 from scripts.bench.rounds import Rounds
 from scripts.bench.scenarios import SCENARIOS, WORKERS, Scenario
 from scripts.bench.stand import TUMA_KEY, Side
-from scripts.bench.stats import rounded
 
 _CONNECTIONS, _TIMES = 64, 2
 
@@ -24,7 +23,9 @@ async def measure_workers(rounds: Rounds) -> Measured:
     about = f"plain calls, {_CONNECTIONS} connections, by the number of workers"
     rounds.say(f"{WORKERS}: {about}")
     sides = [
-        stand.start_tuma(name_of(count), stand.settings(), stand.tuma.keys, billed_to=TUMA_KEY, workers=count)
+        stand.start_tuma(
+            _name_of(count), stand.settings(), stand.tuma.keys, billed_to=TUMA_KEY, workers=count
+        )
         for count in options.workers
     ]
     calls = options.calls(scenario)
@@ -38,8 +39,7 @@ async def measure_workers(rounds: Rounds) -> Measured:
     return found
 
 
-def name_of(workers: int) -> str:
-    """Return how a Tuma with so many workers is called."""
+def _name_of(workers: int) -> str:
     return f"{workers} worker" if workers == 1 else f"{workers} workers"
 
 
@@ -48,5 +48,5 @@ async def _round(rounds: Rounds, side: Side, scenario: Scenario, calls: int) -> 
     before = cpu_s_by_process(side.pid)
     figures = await rounds.once(side, scenario, calls)
     spent = [used - before.get(pid, 0.0) for pid, used in cpu_s_by_process(side.pid).items()]
-    figures["busiest_percent"] = rounded(100 * max(spent) / sum(spent)) if sum(spent) else 0.0
+    figures["busiest_percent"] = 100 * max(spent) / sum(spent) if sum(spent) else 0.0
     return figures

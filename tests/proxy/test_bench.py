@@ -171,15 +171,17 @@ async def test_a_lost_nano_is_a_failed_run(office: Office) -> None:
     assert await compared() == Standing(1, 1_000)
     with pytest.raises(BenchError, match="the client had 2 answers"):
         await compared(2)
-    older = {"before": Standing(5, 7_000), "since": new_id()}
+    before, since = Standing(5, 7_000), new_id()
     billed = {
         "calls": 5,
         "nanousd": 7_000,
     }  # the call above is older: what is known of those is not read again
-    assert await compare(ask, office, "a key", answered=0, quiet_s=0, **older) == Standing(0, 0)
+    assert await compare(ask, office, "a key", answered=0, quiet_s=0, before=before, since=since) == Standing(
+        0, 0
+    )
     billed = {"calls": 6, "nanousd": 8_000}
     with pytest.raises(BenchError, match="the provider billed 1 calls"):
-        await compare(ask, office, "a key", answered=0, quiet_s=0, **older)
+        await compare(ask, office, "a key", answered=0, quiet_s=0, before=before, since=since)
     for wrong in ({"nanousd": 1_001}, {"nanousd": 999}, {"calls": 2}):
         billed = {"calls": 1, "nanousd": 1_000, **wrong}
         with pytest.raises(BenchError, match="the provider billed"):
