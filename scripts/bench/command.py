@@ -140,7 +140,7 @@ def _keep(result: Result, *, plot: Path | None, record: bool, everything: bool) 
         plot.write_text(draw(result.scenarios), encoding="utf-8")
     if record:
         at = datetime.now(UTC).date().isoformat()
-        write_record(RECORD, result, at=at)
+        write_record(RECORD, result, at=at, anew=everything)
         if everything:
             write_page(PAGE, in_words(result, []), at=at)
             PLOT.write_text(draw(result.scenarios), encoding="utf-8")

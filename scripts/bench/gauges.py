@@ -16,15 +16,33 @@ class Clocks:
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = dict(pids)
         self._began_s = time.perf_counter()
+        self._began_machine_s = _machine_s()
         self._began = {name: cpu_s(pid) for name, pid in self._pids.items()}
 
     def ms(self) -> dict[str, float]:
         """Return the milliseconds that each has used since."""
         return {name: (cpu_s(pid) - self._began[name]) * 1000 for name, pid in self._pids.items()}
 
+    def others_percent(self, ours_ms: float) -> float:
+        """Return what others have used since of all cores together, where ``ours_ms`` is not theirs; the kernel's share is."""
+        import psutil  # noqa: PLC0415 - as below
+
+        theirs_s = max(_machine_s() - self._began_machine_s - ours_ms / 1000, 0.0)
+        return 100 * theirs_s / self.seconds() / (psutil.cpu_count() or 1)
+
     def seconds(self) -> float:
         """Return how long that is by the wall clock."""
         return time.perf_counter() - self._began_s
+
+
+def _machine_s() -> float:
+    """Return for how long the cores were busy since the machine was started, all together."""
+    import psutil  # noqa: PLC0415 - as below
+
+    times = psutil.cpu_times()
+    return float(
+        sum(times[:8]) - times.idle - getattr(times, "iowait", 0.0)
+    )  # guests' time is in the users' already
 
 
 def cpu_s(pid: int) -> float:

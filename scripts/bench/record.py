@@ -8,7 +8,8 @@ from typing import Any
 
 from billing.errors import InputError
 from scripts.bench.results import Measured, Result, scenario_json
-from scripts.bench.rounds import BESIDE
+from scripts.bench.rounds import BESIDE, OTHERS
+from scripts.bench.stand import TUMA
 from scripts.bench.stats import median_interval, rounded, spread
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -22,11 +23,17 @@ _JUDGED = (BESIDE, "cpu_ms", "kib_per_stream")
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The ratios of some rounds beside the recorded one."""
+    """The ratios of some rounds beside the recorded one.
+
+    Args:
+        others_percent: what others used of the machine meanwhile: where that is much, or was when it was recorded, a ratio
+            is not what it is on a quiet one.
+    """
 
     name: str
     recorded: float
     values: Sequence[float]
+    others_percent: float = 0.0
 
     @property
     def now(self) -> float:
@@ -66,7 +73,7 @@ class Compared:
         rounds = f"{len(self.values)} rounds" + (", not sure" if self.is_unsure else "")
         return (
             f"{verdict:<6} {self.name}: {self.now:.2f} of the floor's ({self.low:.2f}…{self.high:.2f}, {rounds}),"
-            f" recorded {self.recorded:.2f}"
+            f" recorded {self.recorded:.2f}; others used {self.others_percent:.0f} % of the machine"
         )
 
 
@@ -93,8 +100,14 @@ def compare_ratios(recorded: Mapping[str, float], scenarios: Sequence[Measured])
     Raises:
         InputError: they have nothing in common, which would prove nothing.
     """
-    found = filter(None, map(find_judged, scenarios))
-    both = [Compared(name, recorded[name], values) for name, values in found if name in recorded]
+    both = []
+    for scenario in scenarios:
+        found = find_judged(scenario)
+        if found is not None and found[0] in recorded:
+            others = scenario.values(TUMA, OTHERS)
+            both.append(
+                Compared(found[0], recorded[found[0]], found[1], spread(others).median if others else 0.0)
+            )
     if not both:
         raise InputError("nothing that was measured has a recorded ratio; record one with --record")
     return both
@@ -123,9 +136,18 @@ def read_record(path: Path) -> dict[str, float]:
     return ratios
 
 
-def write_record(path: Path, result: Result, *, at: str) -> None:
-    """Record a run's figures, and on what machine they were measured; of scenarios that it left out, the former stay."""
-    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def write_record(path: Path, result: Result, *, at: str, anew: bool = False) -> None:
+    """Record a run's figures, and on what machine they were measured.
+
+    Args:
+        path: of the record.
+        result: what is recorded.
+        at: the day.
+        anew: whether nothing of what is there stays; else the figures of scenarios that the run left out do.
+    """
+    before: dict[str, Any] = {}
+    if path.exists() and not anew:
+        before = json.loads(path.read_text(encoding="utf-8"))
     told = {
         "measured_at": at,
         "machine": result.machine,

@@ -14,6 +14,7 @@ _LABELS = {
     "redis_cpu_ms": "Redis' CPU ms per call",
     "calls_per_s": "calls/s",
     "cores_busy": "cores busy, all together",
+    "others_percent": "of the machine, what others used, %",
     "busiest_percent": "of that CPU, the busiest worker's, %",
     "latency_p50_ms": "latency p50 ms",
     "latency_p99_ms": "latency p99 ms",
@@ -65,6 +66,7 @@ def as_json(result: Result, compared: list[Compared]) -> dict[str, Any]:
                 "recorded": each.recorded,
                 **{part: rounded(getattr(each, part)) for part in ("now", "low", "high")},
                 "rounds": len(each.values),
+                "others_percent": rounded(each.others_percent),
                 "ok": not each.is_worse,
             }
             for each in compared

@@ -13,6 +13,7 @@ from scripts.office import Office
 
 ROUNDS_MAX = 40
 BESIDE = "beside_cpu_ms"
+OTHERS = "others_percent"
 _FLOOR_TIMES = 4
 _STORES = ("postgres_cpu_ms", "redis_cpu_ms")
 
@@ -76,8 +77,11 @@ class Rounds:
             connections=min(scenario.connections, calls),
             beside=floor.target(scenario),
         )
-        for name, clock in clocks.items():
-            found.add(name, {BESIDE: clock.ms()["cpu_ms"] / calls})
+        spent = {name: clock.ms() for name, clock in clocks.items()}
+        ours_ms = sum(spent[tuma.name].values()) + spent[floor.name]["cpu_ms"]
+        for name, ms in spent.items():
+            found.add(name, {BESIDE: ms["cpu_ms"] / calls})
+        found.add(tuma.name, {OTHERS: clocks[tuma.name].others_percent(ours_ms)})
         self.demand(tuma, said, calls)
         self.demand(floor, said.get("beside", said), calls)
 
@@ -90,6 +94,7 @@ class Rounds:
         self.demand(side, said, calls)
         figures: dict[str, float] = said["figures"]
         figures["cores_busy"] = sum(spent.values()) / 1000 / seconds
+        figures[OTHERS] = clocks.others_percent(sum(spent.values()))
         for name, ms in spent.items():
             if side.billed_to or name not in _STORES:
                 figures[name] = ms / calls

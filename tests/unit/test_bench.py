@@ -127,6 +127,8 @@ def test_ratios_are_recorded_and_read_again(tmp_path: Path) -> None:
     told = json.loads(path.read_text())
     assert told["machine"]["cpus"] == 2
     assert set(told["scenarios"]) == {"plain-8", "waiting", "settle", "long-8"}
+    write_record(path, result(measured("long-8")), at="2026-11-27", anew=True)
+    assert read_record(path) == {"long-8.cpu_ms": 2.5}
 
 
 def test_the_page_keeps_what_is_not_between_its_marks(tmp_path: Path) -> None:

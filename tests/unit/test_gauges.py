@@ -60,6 +60,7 @@ def test_nobody_else_counts() -> None:
         assert spent["ours"] >= 200
         assert spent["theirs"] < 50
         assert clocks.seconds() >= 0.2
+        assert clocks.others_percent(0.0) > clocks.others_percent(200.0) >= 0
     finally:
         os.killpg(process.pid, 9)
         process.wait()
