@@ -45,7 +45,10 @@ _WORKERS_MAX = 64
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer rounds: under a minute.")
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), default=None, help="11; with --quick 2, with --check at least 6."
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=None,
+    help="11; with --quick 2 (paced streams 1), with --check at least 6.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help=f"Repeat for more: {', '.join(NAMES)}.")
 @click.option(

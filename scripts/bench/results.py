@@ -104,6 +104,10 @@ class Options:
         """Return how many calls a round of a scenario makes."""
         return max(round(scenario.calls * self.share), 1)
 
+    def rounds_of(self, scenario: Scenario) -> int:
+        """Return how many rounds a scenario has at least: a quick run has no time for more than one that waits for a pace."""
+        return 1 if self.quick and scenario.paced and self.unsure is None else self.rounds
+
     @property
     def waiting(self) -> int:
         """How many streams wait at once: each takes two files of a proxy."""

@@ -48,7 +48,7 @@ class Rounds:
         for side in sides:
             await self.once(side, scenario, max(calls // 4, 1))
         number = 0
-        while number < options.rounds or (
+        while number < options.rounds_of(scenario) or (
             number < ROUNDS_MAX and options.unsure is not None and options.unsure(found)
         ):
             if scenario.paced or options.unsure is None:
