@@ -222,8 +222,7 @@ class Keys:
         self._used: dict[UUID, datetime] = {}
 
     def _digests(self, secret: str) -> list[bytes]:
-        text = secret.encode("utf-8", "surrogatepass")
-        return [hmac.digest(pepper, text, hashlib.sha256) for pepper in self._peppers]
+        return [digest_secret(pepper, secret) for pepper in self._peppers]
 
     async def create(
         self, wallet_id: UUID, rules: KeyRules | None = None, *, owner: Owner | None = None
@@ -254,7 +253,7 @@ class Keys:
                     wallet_id,
                     None if owner is None else self._auth.keys_max,
                     rules.name,
-                    _hint_of(secret),
+                    hint_of(secret),
                     self._digests(secret)[0],
                     self.pepper,
                     rules.expires_at,
@@ -315,7 +314,7 @@ class Keys:
                     else "SELECT own_rotate_key($1, $2, $3, $4, $5, $6)",
                     key_id,
                     None if owner is None else owner.wallet_id,
-                    _hint_of(secret),
+                    hint_of(secret),
                     self._digests(secret)[0],
                     self.pepper,
                     timedelta(seconds=overlap_s),
@@ -492,7 +491,13 @@ def _checksum(random: str) -> str:
     return digits
 
 
-def _hint_of(secret: str) -> str:
+def digest_secret(pepper: bytes, secret: str) -> bytes:
+    """Return what a secret is kept as, and recognised by."""
+    return hmac.digest(pepper, secret.encode("utf-8", "surrogatepass"), hashlib.sha256)
+
+
+def hint_of(secret: str) -> str:
+    """Return what is shown of a secret."""
     return secret[: len(PREFIX) + 4]
 
 

@@ -227,6 +227,20 @@ MUTATIONS = (
         "tests/proxy/test_bench.py::test_a_lost_nano_is_a_failed_run",
     ),
     Mutation(
+        "a check of the bench goes on until it can tell",
+        "scripts/bench/record.py",
+        "        return self.low <= self._limit < self.high\n",
+        "        return False\n",
+        "tests/unit/test_bench.py::test_rounds_go_on_until_they_tell",
+    ),
+    Mutation(
+        "what a worker had used before it died stays counted",
+        "scripts/bench/gauges.py",
+        "(_exact_cpu_s(each.pid) or user_s + system_s) + sum(dead_s)",
+        "(_exact_cpu_s(each.pid) or user_s + system_s)",
+        "tests/unit/test_gauges.py",
+    ),
+    Mutation(
         "an answer that is not whole is no answer",
         "scripts/bench/load.py",
         """        if self._received[9:12] == b"200" and good:\n""",

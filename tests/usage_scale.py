@@ -20,11 +20,11 @@ import asyncpg
 from billing.db import Database
 from billing.ids import id_floor, new_id
 from billing.migrate import migrate
-from billing.rollup import compare_usage
+from billing.rollup import FIRST_ID, LAST_ID, compare_usage
 from billing.usage import UsageBook, UsageQuery
 from config.settings import load_settings
+from scripts.bench.fill import DAYS, add_partitions
 from scripts.embedded import EmbeddedPostgres
-from tests.scale import DAYS, add_partitions, sum_up
 
 _WALLETS = 100_000
 _PER_STEP = 250_000
@@ -85,6 +85,13 @@ async def fill(connection: Any, calls: int) -> None:
         print(f"{min(done + _PER_STEP, calls):>12} calls, {rate:.0f}/s", flush=True)
     await sum_up(connection)
     await connection.execute("VACUUM (ANALYZE)", timeout=3600)
+
+
+async def sum_up(connection: Any) -> None:
+    """Make the sums of usage, as the migration does of what is there before it."""
+    began = time.monotonic()
+    await connection.execute("SELECT rebuild_usage($1, $2)", FIRST_ID, LAST_ID, timeout=3600)
+    print(f"all sums made anew: {time.monotonic() - began:.0f} s", flush=True)
 
 
 async def _time(name: str, work: Callable[[], Awaitable[object]], times: int = 7) -> None:

@@ -5,10 +5,12 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from billing.books import Books
 from billing.errors import TumaError
 from billing.money import format_usd
+from billing.rollup import FIRST_ID
 from scripts.office import Office
 
 _QUIET_S = 60.0
@@ -31,8 +33,18 @@ class Standing:
         return f"{self.calls} calls for {format_usd(self.nanousd)} USD"
 
 
+NOTHING = Standing(0, 0)
+
+
 async def compare(
-    ask: _Ask, office: Office, key: str, *, answered: int, quiet_s: float = _QUIET_S
+    ask: _Ask,
+    office: Office,
+    key: str,
+    *,
+    answered: int,
+    before: Standing = NOTHING,
+    since: UUID = FIRST_ID,
+    quiet_s: float = _QUIET_S,
 ) -> Standing:
     """Wait until no call is open; return what the provider and Tuma have, when they have the same.
 
@@ -41,6 +53,8 @@ async def compare(
         office: whose database has the calls of this key, and no others.
         key: with which the provider was called.
         answered: how many calls the client counted.
+        before: what is known of the calls that are older than ``since``, and ended; they are not read again.
+        since: a call's least id.
         quiet_s: how long is waited.
 
     Raises:
@@ -48,9 +62,9 @@ async def compare(
     """
     deadline = time.monotonic() + quiet_s
     while True:
-        ours, still_open = await _read(office)
+        ours, still_open = await _read(office, since)
         told = await ask("/bench/books", key)
-        theirs = Standing(told["calls"], told["nanousd"])
+        theirs = Standing(told["calls"] - before.calls, told["nanousd"] - before.nanousd)
         if not still_open and ours == theirs:
             break
         if time.monotonic() > deadline:
@@ -61,11 +75,13 @@ async def compare(
     return ours
 
 
-async def _read(office: Office) -> tuple[Standing, int]:
+async def _read(office: Office, since: UUID) -> tuple[Standing, int]:
     async with office.database.connection() as connection:
         row = await connection.fetchrow(
             "SELECT count(*) FILTER (WHERE state = 'settled') AS settled, count(*) FILTER (WHERE state <> 'settled') AS others,"
             " coalesce(sum(provider_cost_nanousd), 0)::bigint AS cost FROM calls"
+            " WHERE id >= $1",
+            since,
         )
     return Standing(row["settled"], row["cost"]), row["others"]
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,23 +17,54 @@ import click
 from billing.errors import InputError
 from scripts.bench.books import BenchError
 from scripts.bench.plot import draw
-from scripts.bench.record import RECORD, compare_ratios, ratios_of, read_record, write_record
+from scripts.bench.record import (
+    PAGE,
+    PLOT,
+    RECORD,
+    compare_ratios,
+    is_unsure,
+    read_record,
+    write_page,
+    write_record,
+)
 from scripts.bench.report import as_json as result_json
 from scripts.bench.report import in_words
-from scripts.bench.run import Options, Result, run
-from scripts.bench.scenarios import NAMES, choose
+from scripts.bench.results import Options, Result
+from scripts.bench.run import run
+from scripts.bench.scenarios import EXTRA, NAMES, SCENARIOS, WAITING, choose
 from scripts.bench.stand import Side
 from scripts.command import run_command
 from scripts.embedded import EmbeddedError
 
-_ROUNDS, _QUICK_ROUNDS = 7, 2
+_ROUNDS, _QUICK_ROUNDS, _CHECK_ROUNDS = 11, 2, 6
+_JUDGED = frozenset({WAITING, *(scenario.name for scenario in SCENARIOS)})
 _STOPPED = 130
+_WORKERS_MAX = 64
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Fewer rounds of fewer calls: under a minute.")
-@click.option("--rounds", type=click.IntRange(1, 100), default=None, help="7; with --quick, 2.")
+@click.option("--quick", is_flag=True, help="Fewer rounds: under a minute.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=None,
+    help="11; with --quick 2 (paced streams 1), with --check at least 6.",
+)
 @click.option("--only", multiple=True, metavar="NAME", help=f"Repeat for more: {', '.join(NAMES)}.")
+@click.option(
+    "--all", "everything", is_flag=True, help=f"Also {', '.join(EXTRA)}, which are left out otherwise."
+)
+@click.option("--workers", default="1,2", metavar="N,N…", show_default=True, help="What `workers` compares.")
+@click.option(
+    "--wallets", type=click.IntRange(1, 10_000_000), default=100_000, show_default=True, help="In `big`."
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(1, 100_000_000),
+    default=10_000_000,
+    show_default=True,
+    help="Ended ones, in `big`.",
+)
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of each scenario's calls."
 )
@@ -45,7 +77,9 @@ _STOPPED = 130
 )
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw CPU per call as SVG.")
 @click.option("--check", is_flag=True, help="Exit 1 where a ratio is 15 % worse than the recorded one.")
-@click.option("--record", is_flag=True, help="Record the ratios in docs/benchmarks.json.")
+@click.option(
+    "--record", is_flag=True, help="Write docs/benchmarks.json; with --all, all of docs/benchmarks.*."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def bench(
@@ -54,6 +88,10 @@ def bench(
     quick: bool,
     rounds: int | None,
     only: tuple[str, ...],
+    everything: bool,
+    workers: str,
+    wallets: int,
+    calls: int,
     share: float,
     peers: tuple[str, ...],
     upstream_port: int,
@@ -69,21 +107,26 @@ def bench(
 
     async def work() -> dict[str, Any]:
         _stop_on_sigterm()
+        recorded = read_record(RECORD) if check else {}
+        chosen = choose(only, everything=everything)
         options = Options(
-            choose(only),
-            rounds or (_QUICK_ROUNDS if quick else _ROUNDS),
+            chosen & _JUDGED if check else chosen,
+            rounds or (_CHECK_ROUNDS if check else _QUICK_ROUNDS if quick else _ROUNDS),
             quick=quick,
             share=share,
             peers=read_peers(peers),
             upstream_port=upstream_port,
+            unsure=partial(is_unsure, recorded) if check else None,
+            workers=read_workers(workers),
+            wallets=wallets,
+            filled=calls,
         )
-        recorded = read_record(RECORD) if check else {}
         try:
             result = await run(options, lambda line: click.echo(line, err=True))
         except EmbeddedError as error:
             raise BenchError(str(error)) from error
-        compared = compare_ratios(recorded, ratios_of(result)) if check else []
-        _keep(result, plot=plot, record=record)
+        compared = compare_ratios(recorded, result.scenarios) if check else []
+        _keep(result, plot=plot, record=record, everything=everything)
         found = result_json(result, compared)
         return found if as_json else {"report": in_words(result, compared), "ok": found["ok"]}
 
@@ -95,11 +138,15 @@ def bench(
         sys.exit(_STOPPED)
 
 
-def _keep(result: Result, *, plot: Path | None, record: bool) -> None:
+def _keep(result: Result, *, plot: Path | None, record: bool, everything: bool) -> None:
     if plot is not None:
         plot.write_text(draw(result.scenarios), encoding="utf-8")
     if record:
-        write_record(RECORD, result, at=datetime.now(UTC).date().isoformat())
+        at = datetime.now(UTC).date().isoformat()
+        write_record(RECORD, result, at=at, anew=everything)
+        if everything:
+            write_page(PAGE, in_words(result, []), at=at)
+            PLOT.write_text(draw(result.scenarios), encoding="utf-8")
 
 
 def _stop_on_sigterm() -> None:
@@ -107,6 +154,18 @@ def _stop_on_sigterm() -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def read_workers(text: str) -> tuple[int, ...]:
+    """Read numbers of workers.
+
+    Raises:
+        InputError: it is something else.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and 0 < int(part) <= _WORKERS_MAX for part in parts):
+        raise InputError(f"--workers is written as 1,2,4, not {text!r}")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def read_peers(texts: Sequence[str]) -> tuple[Side, ...]:

@@ -1,4 +1,4 @@
-"""The floor: a bare aiohttp pass-through on uvloop, which neither meters nor logs nor looks at anything."""
+"""The floor: a bare aiohttp pass-through, which neither meters nor logs nor looks at anything; on uvloop or on asyncio's own loop."""
 
 import argparse
 import asyncio
@@ -72,8 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.floor", description=__doc__)
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--api-key", required=True)
+    parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
     given = parser.parse_args()
-    uvloop.run(_serve(given.base_url, given.api_key))
+    run = uvloop.run if given.loop == "uvloop" else asyncio.run
+    run(_serve(given.base_url, given.api_key))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, cast
 import uvloop
 
 from scripts.bench.stats import percentile
-from scripts.bench.upstream import CHUNKS, PACE_S
+from scripts.bench.upstream import CHUNKS, PACE_S, delays_s
 
 _OPEN_AT_ONCE = 50
 _TAIL = b"\r\n0\r\n\r\n"
@@ -32,11 +32,17 @@ class _Tally:
     latency: list[float] = field(default_factory=list)
     first_byte: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def as_json(self, seconds: float) -> dict[str, Any]:
         figures: dict[str, float] = {"calls_per_s": len(self.latency) / seconds}
-        for name, values in (("latency", self.latency), ("first_byte", self.first_byte), ("gap", self.gaps)):
+        for name, values in (
+            ("latency", self.latency),
+            ("first_byte", self.first_byte),
+            ("gap", self.gaps),
+            ("chunk_delay", self.delays),
+        ):
             if values:
                 figures[f"{name}_p50_ms"] = percentile(values, 50) * 1000
                 figures[f"{name}_p99_ms"] = percentile(values, 99) * 1000
@@ -52,11 +58,12 @@ class _Caller(asyncio.Protocol):
     """One connection, which makes calls one after the other until there are no more to make.
 
     Args:
-        next_request: the bytes of the next call; None when there are no more.
+        next_request: the bytes of the next call; None when there are no more, nothing when there is none yet.
         tally: where what it took is noted.
         stream: whether answers are streams of 64 chunks.
-        paced: whether the pauses between the chunks are measured.
+        paced: whether the chunks tell when they were sent, so that their way and the pauses between them are measured.
         on_first_byte: called at each answer's first byte.
+        on_idle: called when there is no next call yet; ``call`` asks again.
         after_s: when the first call is made.
     """
 
@@ -68,6 +75,7 @@ class _Caller(asyncio.Protocol):
         stream: bool,
         paced: bool = False,
         on_first_byte: Callable[[], None] | None = None,
+        on_idle: "Callable[[_Caller], None] | None" = None,
         after_s: float = 0.0,
     ) -> None:
         self._next_request = next_request
@@ -75,6 +83,7 @@ class _Caller(asyncio.Protocol):
         self._stream = stream
         self._paced = paced
         self._on_first_byte = on_first_byte
+        self._on_idle = on_idle
         self._after_s = after_s
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
@@ -86,7 +95,7 @@ class _Caller(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make the first call, now or when it is due."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's inherit from nothing
-        asyncio.get_running_loop().call_later(self._after_s, self._call)
+        asyncio.get_running_loop().call_later(self._after_s, self.call)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Note a connection that ended in the middle of a call."""
@@ -101,10 +110,15 @@ class _Caller(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def _call(self) -> None:
+    def call(self) -> None:
+        """Make the next call, if there is one."""
         request = self._next_request()
         if request is None:
             self.close()
+            return
+        if not request:
+            assert self._on_idle is not None
+            self._on_idle(self)
             return
         assert self._transport is not None
         self._received.clear()
@@ -116,6 +130,8 @@ class _Caller(asyncio.Protocol):
         """Take in a part of an answer."""
         now = time.perf_counter()
         self._received += data
+        if self._paced:
+            self._tally.delays += delays_s(data, time.monotonic())
         if not self._body_at and not self._read_head():
             return
         if len(self._received) == self._body_at:
@@ -153,7 +169,42 @@ class _Caller(asyncio.Protocol):
         else:
             self._tally.errors.append(bytes(self._received[:_ERROR_CHARS]).decode(errors="replace"))
         self._last_s = 0.0
-        self._call()
+        self.call()
+
+
+class _Companion:
+    """Makes as many calls somewhere else, each when one of those that are measured is made.
+
+    Both proxies then work at one pace, in the same moments, with the same neighbours.
+    """
+
+    def __init__(self, request: bytes, count: int) -> None:
+        self.tally = _Tally()
+        self._request = request
+        self._count = count
+        self._due = self._made = 0
+        self._idle: list[_Caller] = []
+
+    def caller(self, *, stream: bool, paced: bool) -> _Caller:
+        """Return one more connection to make calls over."""
+        return _Caller(self._next, self.tally, stream=stream, paced=paced, on_idle=self._idle.append)
+
+    def follow(self) -> None:
+        """Make one more call, over a connection that is free, or when one is."""
+        self._due += 1
+        if self._idle:
+            self._idle.pop().call()
+
+    def _next(self) -> bytes | None:
+        if self._made == self._count:
+            return None
+        if self._made == self._due:
+            return b""
+        self._made += 1
+        if self._made == self._count:
+            for caller in self._idle:
+                caller.close()
+        return self._request
 
 
 class Load:
@@ -167,12 +218,16 @@ class Load:
         """Make so many calls over so many connections."""
         requests: list[bytes] = [text.encode() for text in job["requests"]]
         left: int = job["calls"]
+        beside: dict[str, Any] | None = job.get("beside")
+        companion = _Companion(beside["requests"][0].encode(), left) if beside else None
 
         def next_request() -> bytes | None:
             nonlocal left
             if not left:
                 return None
             left -= 1
+            if companion is not None:
+                companion.follow()
             return requests[left % len(requests)]
 
         tally = _Tally()
@@ -183,9 +238,19 @@ class Load:
             return _Caller(next_request, tally, stream=job["stream"], paced=job["paced"], after_s=next(due))
 
         began = time.perf_counter()
-        callers = await self._connect(job, job["connections"], make)
+        callers: list[_Caller] = []
+        if beside is not None and companion is not None:
+            callers += await self._connect(
+                beside,
+                job["connections"],
+                lambda: companion.caller(stream=job["stream"], paced=job["paced"]),
+            )
+        callers += await self._connect(job, job["connections"], make)
         await self._await_ends(callers, tally, job["timeout_s"])
-        return tally.as_json(time.perf_counter() - began)
+        said = tally.as_json(time.perf_counter() - began)
+        if companion is not None:
+            said["beside"] = companion.tally.as_json(time.perf_counter() - began)
+        return said
 
     async def open(self, job: dict[str, Any]) -> dict[str, Any]:
         """Open so many streams that wait; return when each has had its first byte."""
@@ -203,6 +268,7 @@ class Load:
                     lambda: next(one, None),
                     self._tally,
                     stream=True,
+                    paced=True,
                     on_first_byte=lambda: first_byte.set_result(None),
                 )
 
@@ -212,6 +278,13 @@ class Load:
             if self._tally.errors:
                 break
         return {"waiting": len(self._tally.first_byte), "error": next(iter(self._tally.errors), None)}
+
+    async def rest(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Wait, while the streams that were opened go on; return what their chunks took on the way meanwhile."""
+        self._tally.gaps.clear()
+        self._tally.delays.clear()
+        await asyncio.sleep(job["seconds"])
+        return {**self._tally.as_json(job["seconds"]), "chunks": len(self._tally.delays)}
 
     async def finish(self, job: dict[str, Any]) -> dict[str, Any]:
         """Wait until the streams that waited have ended."""
@@ -238,7 +311,7 @@ class Load:
 
 async def _work() -> None:
     load = Load()
-    ways = {"calls": load.calls, "open": load.open, "finish": load.finish}
+    ways = {"calls": load.calls, "open": load.open, "rest": load.rest, "finish": load.finish}
     sys.stdout.write("bench load is ready\n")
     sys.stdout.flush()
     while line := await asyncio.to_thread(sys.stdin.readline):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from scripts.bench.run import Measured
+from scripts.bench.results import Measured
+from scripts.bench.stand import FLOOR
 from scripts.bench.stats import Spread, shown, spread
 
 _WIDTH, _LEFT, _RIGHT = 760, 110, 190
@@ -13,10 +14,11 @@ _STYLE = "font-family='system-ui, sans-serif' font-size='12' fill='#24292f'"
 
 
 def draw(scenarios: Sequence[Measured], figure: str = "cpu_ms", title: str = "CPU ms per call") -> str:
-    """Return an SVG with a bar for each side of each scenario: the median, with a line from least to most."""
+    """Return an SVG with a bar for each side of each scenario that has the floor: the median, with a line from least to most."""
     groups = [
         (scenario.name, {side: spread(of[figure]) for side, of in scenario.sides.items() if of.get(figure)})
         for scenario in scenarios
+        if FLOOR in scenario.sides
     ]
     groups = [(name, bars) for name, bars in groups if bars]
     sides = list(dict.fromkeys(side for _, bars in groups for side in bars))

@@ -1,6 +1,7 @@
 """How many settlements a second go into Postgres, by the ledger itself: of many wallets, and of one."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -9,62 +10,80 @@ from billing.ledger import Ending, Ledger, Opening
 from billing.migrate import migrate
 from billing.money import NANO
 from billing.opening import record_openings
-from scripts.bench.books import compare, prove
-from scripts.bench.stand import SETTLE_KEY, Stand
+from scripts.bench.books import BenchError, prove
+from scripts.bench.results import Measured
+from scripts.bench.rounds import Rounds
+from scripts.bench.scenarios import SETTLE
+from scripts.bench.stand import SETTLE_KEY
 from scripts.office import Office, open_office
 
+MANY, ONE = "many wallets", "one wallet"
 _DATABASE = "tuma_settle"
 _WALLETS = 200
-_HOLD_NANO, _COST_NANO = 2_000, 1_000
+_HOLD_NANO, COST_NANO = 2_000, 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Payer:
+class Payer:
+    """Who pays in a batch."""
+
     user_id: UUID
     wallet_id: UUID
 
 
-async def measure_settle(stand: Stand, *, rounds: int, batches: int) -> dict[str, list[float]]:
-    """Settle batches in turns; return settlements per second of each round, by way.
+async def measure_settle(rounds: Rounds) -> Measured:
+    """Settle batches in turns.
 
     They go into a database of their own, as their calls never were at the provider, which is told what they cost.
 
     Raises:
         BenchError: the books do not hold afterwards.
     """
+    stand, options = rounds.stand, rounds.options
+    rounds.say(f"{SETTLE}: settlements into Postgres, in batches")
+    found = Measured(SETTLE, "settlements in batches, by the ledger", options.batches)
     stand.add_database(_DATABASE)
     async with open_office(stand.settings(database=_DATABASE, upstream_key=SETTLE_KEY)) as office:
         await migrate(office.database)
         await record_openings(office.database, office.upstream)
-        payers = [await _make_payer(office, number) for number in range(_WALLETS + 1)]
-        ways = {"many wallets": payers[1:], "one wallet": payers[:1]}
+        payers = await make_payers(office, _WALLETS + 1, name="settle")
+        ways = {MANY: payers[1:], ONE: payers[:1]}
         ledger = Ledger(office.database, worker_id=new_id())
         rows = office.settings.batch.settle_rows
-        found: dict[str, list[float]] = {name: [] for name in ways}
         settled = 0
-        for number in range(rounds + 1):
+        for number in range(options.rounds + 1):
             for name, chosen in ways.items():
-                took_s = sum([await _batch(ledger, chosen, rows) for _ in range(batches)])
-                settled += rows * batches
+                took_s = sum([await settle_batch(ledger, chosen, rows) for _ in range(options.batches)])
+                settled += rows * options.batches
                 if number:  # the first is for warming up
-                    found[name].append(rows * batches / took_s)
-        await stand.ask_upstream(
-            "/bench/bill", SETTLE_KEY, {"calls": settled, "nanousd": settled * _COST_NANO}
-        )
-        await compare(stand.ask_upstream, office, SETTLE_KEY, answered=settled)
+                    found.add(name, {"settlements_per_s": rows * options.batches / took_s})
+        await rounds.bill(SETTLE_KEY, settled, COST_NANO)
+        await rounds.compare(office, SETTLE_KEY)
         await prove(office)
     return found
 
 
-async def _make_payer(office: Office, number: int) -> _Payer:
-    user_id = await office.wallets.create_user(f"settle{number}@tuma.example")
-    wallet_id = await office.wallets.create_wallet(str(user_id), currency="USD")
-    await office.wallets.credit(wallet_id, 1_000 * NANO, reason="money for the bench")
-    return _Payer(user_id, wallet_id)
+async def make_payers(office: Office, count: int, *, name: str) -> list[Payer]:
+    """Make so many wallets with money in them, of users whose addresses begin with ``name``."""
+    made = []
+    for number in range(count):
+        user_id = await office.wallets.create_user(f"{name}{number}@tuma.example")
+        wallet_id = await office.wallets.create_wallet(str(user_id), currency="USD")
+        await office.wallets.credit(wallet_id, 1_000 * NANO, reason="money for the bench")
+        made.append(Payer(user_id, wallet_id))
+    return made
 
 
-async def _batch(ledger: Ledger, payers: list[_Payer], rows: int) -> float:
-    """Open calls and settle them; return the seconds of the settling."""
+async def settle_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> float:
+    """Open calls of the payers in turns, and settle them; return the seconds of the settling."""
+    calls = await open_batch(ledger, payers, rows)
+    began = time.perf_counter()
+    await settle_calls(ledger, calls)
+    return time.perf_counter() - began
+
+
+async def open_batch(ledger: Ledger, payers: Sequence[Payer], rows: int) -> list[Opening]:
+    """Open so many calls of the payers in turns."""
     calls = [
         Opening(
             new_id(),
@@ -80,19 +99,24 @@ async def _batch(ledger: Ledger, payers: list[_Payer], rows: int) -> float:
         )
         for payer in (payers[number % len(payers)] for number in range(rows))
     ]
-    await ledger.open_calls(calls)
-    began = time.perf_counter()
+    verdicts = set(await ledger.open_calls(calls))
+    if verdicts != {"opened"}:
+        raise BenchError(f"calls to be settled were refused: {', '.join(sorted(verdicts))}")
+    return calls
+
+
+async def settle_calls(ledger: Ledger, calls: Sequence[Opening]) -> None:
+    """Settle calls that were opened, at ``COST_NANO`` each."""
     await ledger.settle_calls(
         [
             Ending(
                 call.call_id,
                 "settled",
                 "completed",
-                cost_nanousd=_COST_NANO,
-                provider_cost_nanousd=_COST_NANO,
-                charge_nano=_COST_NANO,
+                cost_nanousd=COST_NANO,
+                provider_cost_nanousd=COST_NANO,
+                charge_nano=COST_NANO,
             )
             for call in calls
         ]
     )
-    return time.perf_counter() - began

@@ -37,6 +37,24 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
+def median_interval(values: Sequence[float], *, sure: float = 0.95) -> tuple[float, float]:
+    """Return between what values the median lies, as surely as is asked, whatever the distribution is.
+
+    These are two of the values, as many from the least as from the most: the sign test's interval (binomial with p = 1/2).
+    Too few values cannot say it so surely: then it reaches from minus to plus infinity.
+    """
+    count, ordered = len(values), sorted(values)
+    outside, at = 0.0, 0
+    while True:
+        outside += (
+            2 * math.comb(count, at) / 2**count
+        )  # that the median lies below the (at + 1)th value, or above its like
+        if outside > 1 - sure:
+            break
+        at += 1
+    return (ordered[at - 1], ordered[count - at]) if at else (-math.inf, math.inf)
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the least value that is not below ``percent`` of all (nearest rank).
 

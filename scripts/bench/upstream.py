@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import sys
+import time
 from typing import Any, cast
 
 import uvloop
@@ -18,6 +19,7 @@ from scripts.sim.exact import dumps, to_bytes, usd
 
 CHUNKS = 64
 PACE_S = 0.01  # between two chunks of a paced stream
+SLOW_PACE_S = 2.0  # between two chunks of a slow one, until it is released
 API = "/api/v1"
 MODELS = ("bench/fast", "bench/paced", "bench/slow")
 _HEAD_BYTES_MAX = 64 * 1024
@@ -32,6 +34,9 @@ _MODEL = re.compile(rb'"model" *: *"(bench/[a-z]+)"')
 _STREAM = re.compile(rb'"stream" *: *true')
 _GENERATION = re.compile(r"id=gen-bench-([0-9]+)$")
 _WORD = " lorem"
+_STAMP = re.compile(rb'"content":"([0-9]{7})"')
+_STAMPS_PER_S, _STAMPS = 100_000, 10**7
+_SPREAD = 0.618  # of a beat, between two slow streams: evenly, however many there are
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
@@ -85,17 +90,35 @@ def plain_answer(number: int, model: str) -> bytes:
     return head.encode() + body
 
 
+def text_piece(number: int, model: str, text: str = _WORD) -> bytes:
+    """Return a chunk with text."""
+    delta = (
+        f'"choices":[{{"index":0,"delta":{{"role":"assistant","content":"{text}"}},"finish_reason":null}}]'
+    )
+    return _framed(f"data: {_start(number, model)}{delta}}}\n\n")
+
+
+def stamp(now_s: float) -> str:
+    """Write a moment of the monotonic clock, which all processes share, as text for a chunk; it begins anew after 100 s."""
+    return f"{int(now_s * _STAMPS_PER_S) % _STAMPS:07d}"
+
+
+def delays_s(data: bytes, now_s: float) -> list[float]:
+    """Return how long ago the chunks in ``data`` were written, as their stamps say."""
+    return [(now_s * _STAMPS_PER_S - int(found)) % _STAMPS / _STAMPS_PER_S for found in _STAMP.findall(data)]
+
+
 def stream_pieces(number: int, model: str) -> list[bytes]:
     """Return the pieces of a stream: 64 chunks with text, and the end with usage."""
-    start = f'{{"id":"gen-bench-{number}","object":"chat.completion.chunk","created":1700000000,"model":"{model}",'
-    text = _framed(
-        f'data: {start}"choices":[{{"index":0,"delta":{{"role":"assistant","content":"{_WORD}"}},"finish_reason":null}}]}}\n\n'
-    )
     last = _framed(
-        f'data: {start}"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},"finish_reason":"stop"}}],'
+        f'data: {_start(number, model)}"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},"finish_reason":"stop"}}],'
         f'"usage":{_usage(number)}}}\n\n'
     )
-    return [text] * CHUNKS + [last + _STREAM_END]
+    return [text_piece(number, model)] * CHUNKS + [last + _STREAM_END]
+
+
+def _start(number: int, model: str) -> str:
+    return f'{{"id":"gen-bench-{number}","object":"chat.completion.chunk","created":1700000000,"model":"{model}",'
 
 
 def _framed(text: str) -> bytes:
@@ -164,6 +187,7 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
         self._rest: list[bytes] = []
+        self._number, self._model = 0, ""
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -230,12 +254,14 @@ class _Connection(asyncio.Protocol):
             for piece in pieces:
                 self._write(piece)
             return
-        self._write(pieces[0])
-        self._rest = pieces[1:]
+        self._number, self._model, self._rest = number, model, pieces[1:]
+        self._write_stamped()
+        now_s = asyncio.get_running_loop().time()
         if model == "bench/slow":
             self._upstream.waiting[id(self)] = self
+            self._wait(now_s + SLOW_PACE_S * (number * _SPREAD % 1))
         else:
-            self._pace(asyncio.get_running_loop().time(), 1)
+            self._pace(now_s, 1)
 
     def _pace(self, began_s: float, number: int) -> None:
         """Send the next piece on the beat, however late the one before was."""
@@ -243,14 +269,28 @@ class _Connection(asyncio.Protocol):
         self._timer = loop.call_at(began_s + number * PACE_S, self._beat, began_s, number)
 
     def _beat(self, began_s: float, number: int) -> None:
-        self._write(self._rest[number - 1])
-        if number < len(self._rest):
+        if number == len(self._rest):
+            self._write(self._rest[-1])
+        else:
+            self._write_stamped()
             self._pace(began_s, number + 1)
+
+    def _wait(self, until_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(until_s, self._say_more, until_s)
+
+    def _say_more(self, at_s: float) -> None:
+        self._write_stamped()
+        self._wait(at_s + SLOW_PACE_S)
 
     def release(self) -> None:
         """Send the rest of a stream that waits."""
+        if self._timer is not None:
+            self._timer.cancel()
         for piece in self._rest:
             self._write(piece)
+
+    def _write_stamped(self) -> None:
+        self._write(text_piece(self._number, self._model, stamp(time.monotonic())))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

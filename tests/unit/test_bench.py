@@ -1,20 +1,38 @@
 """The bench's arithmetic: medians, ratios, what counts as a regression, the plot, who may be a peer."""
 
 import json
+import math
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from billing.errors import InputError
-from scripts.bench.command import read_peers
+from scripts.bench.command import read_peers, read_workers
 from scripts.bench.plot import draw
-from scripts.bench.record import Compared, compare_ratios, ratios_of, read_record, write_record
+from scripts.bench.record import (
+    Compared,
+    compare_ratios,
+    is_unsure,
+    ratios_of,
+    read_record,
+    write_page,
+    write_record,
+)
 from scripts.bench.report import as_json, in_words
-from scripts.bench.run import Measured, Options, Result
-from scripts.bench.scenarios import NAMES, SCENARIOS, choose
-from scripts.bench.stats import percentile, ratios, spread
-from scripts.bench.upstream import CHUNKS, BilledCalls, cost_nanousd, plain_answer, stream_pieces
+from scripts.bench.results import Measured, Options, Result
+from scripts.bench.scenarios import EXTRA, NAMES, SCENARIOS, choose
+from scripts.bench.stats import median_interval, percentile, ratios, spread
+from scripts.bench.upstream import (
+    CHUNKS,
+    BilledCalls,
+    cost_nanousd,
+    delays_s,
+    plain_answer,
+    stamp,
+    stream_pieces,
+    text_piece,
+)
 
 
 def measured(name: str = "plain-8", figure: str = "cpu_ms") -> Measured:
@@ -51,13 +69,50 @@ def test_ratios_are_of_one_round() -> None:
         ratios([1], [1, 2])
 
 
+def test_where_a_median_lies() -> None:
+    # Of the sign test's table: 5 values say it in 15 of 16 cases, 6 in 31 of 32, 9 without the ends in 246 of 256.
+    assert median_interval([1.0] * 5) == (-math.inf, math.inf)
+    assert median_interval([3, 1, 2, 6, 5, 4]) == (1, 6)
+    assert median_interval(list(range(9))) == (1, 7)
+    assert median_interval(list(range(9)), sure=0.99) == (0, 8)
+    assert median_interval([], sure=0.5) == (-math.inf, math.inf)
+
+
 def test_a_regression_is_more_than_15_percent() -> None:
-    assert not Compared("a", 2.0, 2.3).is_worse
-    assert Compared("a", 2.0, 2.31).is_worse
-    assert not Compared("a", 2.0, 0.1).is_worse
-    assert [each.name for each in compare_ratios({"a": 1, "b": 1}, {"a": 1, "c": 9})] == ["a"]
+    assert not Compared("a", 2.0, [2.3]).is_worse
+    assert Compared("a", 2.0, [2.31]).is_worse
+    assert not Compared("a", 2.0, [0.1]).is_worse
+    found = measured()
+    assert [each.name for each in compare_ratios({"plain-8.cpu_ms": 1, "b": 1}, [found])] == [
+        "plain-8.cpu_ms"
+    ]
     with pytest.raises(InputError, match="nothing that was measured"):
-        compare_ratios({"b": 1}, {"a": 1})
+        compare_ratios({"b": 1}, [found])
+
+
+@pytest.mark.parametrize(
+    ("values", "unsure", "worse"),
+    [
+        ([2.0] * 5, True, False),  # too few
+        ([2.0] * 6, False, False),
+        ([2.5] * 6, False, True),
+        ([2.0, 2.0, 2.0, 2.0, 2.0, 2.31], True, False),
+        ([2.5, 2.5, 2.5, 2.5, 2.5, 2.29], True, True),  # the median says so, but who knows
+        ([2.0] * 8 + [9.0], False, False),  # one of nine rounds may be anything
+        ([2.5] * 8 + [1.0], False, True),
+    ],
+)
+def test_rounds_go_on_until_they_tell(values: list[float], unsure: bool, worse: bool) -> None:
+    compared = Compared("plain-8.beside_cpu_ms", 2.0, values)
+    assert (compared.is_unsure, compared.is_worse) == (unsure, worse)
+    found = Measured("plain-8", "", 10, {"floor": {"beside_cpu_ms": [1.0] * len(values)}})
+    found.sides["tuma"] = {"beside_cpu_ms": values, "cpu_ms": [100.0]}
+    assert is_unsure({"plain-8.beside_cpu_ms": 2.0}, found) is unsure
+    assert not is_unsure({"another": 2.0}, found)
+
+
+def test_memory_is_measured_once() -> None:
+    assert not Compared("waiting.10.kib_per_stream", 2.0, [2.2]).is_unsure
 
 
 def test_ratios_are_recorded_and_read_again(tmp_path: Path) -> None:
@@ -69,16 +124,39 @@ def test_ratios_are_recorded_and_read_again(tmp_path: Path) -> None:
     write_record(path, found, at="2026-11-25")
     write_record(path, result(measured("long-8")), at="2026-11-26")
     assert read_record(path) == {**ratios_of(found), "long-8.cpu_ms": 2.5}  # those of before stay
-    assert json.loads(path.read_text())["machine"]["cpus"] == 2
+    told = json.loads(path.read_text())
+    assert told["machine"]["cpus"] == 2
+    assert set(told["scenarios"]) == {"plain-8", "waiting", "settle", "long-8"}
+    write_record(path, result(measured("long-8")), at="2026-11-27", anew=True)
+    assert read_record(path) == {"long-8.cpu_ms": 2.5}
+
+
+def test_the_page_keeps_what_is_not_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    for _ in range(2):
+        write_page(page, "a table", at="2026-11-26")
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert text.count("```text\na table\n```") == 1
+    page.write_text("no marks")
+    with pytest.raises(InputError, match="no place"):
+        write_page(page, "a table", at="2026-11-26")
 
 
 def test_json_and_words_tell_the_same() -> None:
     found = result(measured())
-    worse = [Compared("plain-8.cpu_ms", 2.0, 2.5)]
+    worse = [Compared("plain-8.cpu_ms", 2.0, [2.5] * 6)]
     told = as_json(found, worse)
     assert told["ok"] is False
     assert told["scenarios"][0]["sides"]["tuma"]["cpu_ms"] == {"median": 1.2, "least": 0.6, "most": 1.25}
-    assert told["scenarios"][0]["ratio"] == {"median": 2.5, "least": 2.0, "most": 3.0}
+    assert told["scenarios"][0]["ratios"] == {
+        "tuma by floor": {"cpu_ms": {"median": 2.5, "least": 2.0, "most": 3.0}}
+    }
+    (judged,) = told["check"]
+    assert {**judged, "rounds": 6, "ok": False, "low": 2.5, "high": 2.5} == judged
     assert as_json(found, [])["ok"] is True
     words = in_words(found, worse)
     assert "CPU ms per call" in words
@@ -102,11 +180,27 @@ def test_the_plot_is_svg_with_a_bar_for_each_side() -> None:
 
 
 def test_scenarios_are_chosen_by_name_or_kind() -> None:
-    assert choose(()) == set(NAMES)
+    assert choose(()) == set(NAMES) - set(EXTRA)
+    assert choose((), everything=True) == set(NAMES)
     assert choose(("plain", "settle")) == {"plain-8", "plain-32", "settle"}
     with pytest.raises(InputError, match="nothing is called 'plian'"):
         choose(("plain", "plian"))
     assert [Options(choose(()), 1, share=0.0001).calls(each) for each in SCENARIOS] == [1] * len(SCENARIOS)
+
+
+def test_numbers_of_workers() -> None:
+    assert read_workers("1,2") == (1, 2)
+    assert read_workers("4, 4") == (4,)
+    for wrong in ("", "0", "1,", "two", "-1", "65"):
+        with pytest.raises(InputError, match="written as"):
+            read_workers(wrong)
+
+
+def test_a_chunk_tells_when_it_was_written() -> None:
+    for written in (0.0, 12.5, 99.99995, 12_345.678):
+        chunks = text_piece(1, "bench/slow", stamp(written)) * 2
+        assert delays_s(chunks, written + 0.25) == pytest.approx([0.25, 0.25], abs=2e-5)
+    assert delays_s(b"".join(stream_pieces(1, "bench/fast")), 1.0) == []
 
 
 def test_peers_are_on_this_machine() -> None:
