@@ -1030,7 +1030,7 @@ MUTATIONS = (
         "wallets are locked in order when calls open",
         "billing/migrations/0018_cheaper_batches.sql",
         "WHERE w.id = ANY (p_wallet) ORDER BY w.id FOR NO KEY UPDATE",
-        "WHERE w.id = ANY (p_wallet) FOR NO KEY UPDATE",
+        "WHERE w.id = ANY (p_wallet) ORDER BY w.id DESC FOR NO KEY UPDATE",
         "tests/billing/test_locks.py",
     ),
     Mutation(
@@ -1044,7 +1044,7 @@ MUTATIONS = (
         "wallets are locked in order when calls end",
         "billing/migrations/0018_cheaper_batches.sql",
         "          ORDER BY w.id FOR NO KEY UPDATE) l;\n    IF any_capped THEN -- before",
-        "          FOR NO KEY UPDATE) l;\n    IF any_capped THEN -- before",
+        "          ORDER BY w.id DESC FOR NO KEY UPDATE) l;\n    IF any_capped THEN -- before",
         "tests/billing/test_locks.py",
     ),
     Mutation(
