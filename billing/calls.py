@@ -439,6 +439,7 @@ class Calls:
     async def _settle(self, call: LiveCall, ending: Ending) -> Settlement | None:
         if call.opened is None:
             return None  # refused or failed before the call's row was queued
+        self._opens.hurry(call.opened)
         verdict = await call.opened
         if verdict != _OPENED:
             if ending.cost_nanousd == 0:

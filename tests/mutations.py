@@ -38,6 +38,55 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a batch waits for who is coming",
+        "billing/batcher.py",
+        "or (self._hurried and self._coming() <= 0):",
+        "or self._hurried:",
+        "tests/unit/test_batcher.py",
+    ),
+    Mutation(
+        "nobody waits for ever for who is coming",
+        "billing/batcher.py",
+        "        self._timer = loop.call_at(self._leave_at_s, self._leave)\n",
+        "        self._timer = loop.call_later(3600, self._leave)\n",
+        "tests/unit/test_batcher.py",
+    ),
+    Mutation(
+        "the least patient decides when a batch leaves",
+        "billing/batcher.py",
+        "            self._timer = asyncio.get_running_loop().call_at(leave_at_s, self._leave)\n",
+        "            self._timer = asyncio.get_running_loop().call_later(3600, self._leave)\n",
+        "tests/unit/test_batcher.py",
+    ),
+    Mutation(
+        "an answer's first byte hurries its call's row",
+        "billing/calls.py",
+        "        self._opens.hurry(call.opened)\n        if not await",
+        "        if not await",
+        "tests/proxy/test_batches.py",
+    ),
+    Mutation(
+        "a call that ends hurries its row",
+        "billing/calls.py",
+        "        self._opens.hurry(call.opened)\n        verdict",
+        "        verdict",
+        "tests/proxy/test_batches.py",
+    ),
+    Mutation(
+        "who is refused is not waited for",
+        "billing/calls.py",
+        "            self._arriving -= 1\n            self._opens.reconsider()\n            raise",
+        "            raise",
+        "tests/proxy/test_batches.py",
+    ),
+    Mutation(
+        "who is settled is not waited for",
+        "billing/calls.py",
+        "        self._leaving.discard(call.call_id)\n        answer =",
+        "        answer =",
+        "tests/proxy/test_batches.py",
+    ),
+    Mutation(
         "a settlement balances",
         "billing/migrations/0018_cheaper_batches.sql",
         "HAVING sum(t.amount_nano) <> 0 LIMIT 1",
