@@ -55,6 +55,7 @@ async def test_no_call_waits_for_who_does_not_come(
         assert await ask(proxy, rich.secret) == 502, (
             "one that fails before its first byte has a row all the same"
         )
+        await proxy.quiet()
         sim.reset_behaviour()
         payers = [rich, rich, poor]
         found = await asyncio.gather(

@@ -715,7 +715,7 @@ class BooksMachine(RuleBasedStateMachine):
         self.scene.redis.open()
         for worker in self.workers:
             for connection in worker.pipe._idle:
-                await connection.disconnect(nowait=True)
+                await connection.close(now=True)
             worker.pipe._idle.clear()
 
     async def lose_redis(self) -> None:
