@@ -50,7 +50,7 @@ REPEATABLE = (
 )
 
 
-class _TracelessConnection(asyncpg.Connection):
+class _TracelessConnection(asyncpg.Connection):  # type: ignore[misc]
     """A connection whose session nobody changes: returning it to the pool is no round trip, but after a broken transaction."""
 
     def get_reset_query(self) -> str:
