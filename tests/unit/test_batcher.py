@@ -70,7 +70,7 @@ async def test_a_batch_waits_for_who_is_coming() -> None:
     assert bench.batches == []
     bench.coming = 0
     third = bench.batcher.submit(3)
-    assert await asyncio.gather(*(first, second, third)) == [2, 4, 6]
+    assert list(await asyncio.gather(first, second, third)) == [2, 4, 6]
     assert bench.batches == [[1, 2, 3]]
 
 
@@ -137,7 +137,7 @@ async def test_the_least_patient_decides() -> None:
     await turns()
     second = bench.batcher.submit(2, patience_ms=SOON_MS)
     third = bench.batcher.submit(3, patience_ms=NEVER_MS)
-    assert await asyncio.gather(*(first, second, third)) == [2, 4, 6]
+    assert list(await asyncio.gather(first, second, third)) == [2, 4, 6]
     assert bench.batches == [[1, 2, 3]]
 
 
