@@ -22,6 +22,10 @@ _log = structlog.get_logger("tuma.batcher")
 class Batcher(Generic[Item, Result]):
     """Collects items and commits them in batches, one batch at a time, repeating a batch until Postgres answers.
 
+    What a batch costs is much the same for one item and for ten, so a batch waits for company, as long as that harms
+    nobody: until it is full, until its first item has waited for as long as it may, or, if somebody is waiting for one of
+    its items, until nobody else is on the way here.
+
     A batch may be repeated because its commit is idempotent. A batch that Postgres refuses for one item's sake is split,
     so that the others are not held up. How long one caller waits is the caller's business; the item stays queued.
 
@@ -29,9 +33,10 @@ class Batcher(Generic[Item, Result]):
         commit: commits a batch and returns a result per item, in order.
         name: for logs.
         rows_max: items per batch.
-        delay_ms: how long the first item of a batch waits for company.
+        delay_ms: how long an item waits for company at most, once somebody waits for it.
         queue_max: items waiting; beyond it ``full`` is true.
         meters: where batches are counted.
+        coming: how many will submit something very soon; nobody is known to, without it.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Batcher(Generic[Item, Result]):
         delay_ms: float,
         queue_max: int,
         meters: Meters | None = None,
+        coming: Callable[[], int] = lambda: 0,
     ) -> None:
         self._commit = commit
         self._name = name
@@ -50,10 +56,15 @@ class Batcher(Generic[Item, Result]):
         self._delay_s = delay_ms / 1000
         self._queue_max = queue_max
         self._meters = meters or Meters()
+        self._coming = coming
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._tasks = TrackedTasks()
         self._running = False
         self._away = False
+        self._hurried = False  # somebody waits for an item of the next batch
+        self._leave_at_s = 0.0  # when the next batch leaves at the latest, by the loop's clock
+        self._company: asyncio.Future[None] | None = None  # while a batch waits for company
+        self._timer: asyncio.TimerHandle | None = None  # the same
 
     @property
     def away(self) -> bool:
@@ -68,31 +79,66 @@ class Batcher(Generic[Item, Result]):
     def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Queue an item; the future holds its result, once committed."""
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    def submit(self, item: Item, *, patience_ms: float | None = None) -> asyncio.Future[Result]:
+        """Queue an item; the future holds its result, once committed.
+
+        Args:
+            item: what is committed.
+            patience_ms: how long it may wait for company as long as nobody waits for it; None if somebody does.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
         self._queue.append((item, answer))
+        if patience_ms is None:
+            self._expect(loop.time() + self._delay_s)
+            self._hurried = True
+        else:
+            self._expect(loop.time() + patience_ms / 1000)
         if not self._running:
             self._running = True
             self._tasks.start(self._drain(), name=f"{self._name} batches")
+        else:
+            self.reconsider()
         return answer
 
-    def withdraw(self, answer: asyncio.Future[Result]) -> bool:
-        """Take an item back that has not been sent yet; False when it may have been committed."""
-        for index, (_, waiting) in enumerate(self._queue):
-            if waiting is answer:
-                del self._queue[index]
-                answer.cancel()
-                return True
-        return False
+    def hurry(self, answer: asyncio.Future[Result]) -> None:
+        """Somebody waits for this item now."""
+        if self._hurried or not any(waiting is answer for _, waiting in self._queue):
+            return  # its batch hurries already, or has left
+        self._hurried = True
+        self._expect(asyncio.get_running_loop().time() + self._delay_s)
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Let the batch that waits leave, if it need not wait any more: somebody who was coming is not, or is here."""
+        if self._company is not None and self._is_ready():
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._company is not None and not self._company.done():
+            self._company.set_result(None)
+
+    def _expect(self, leave_at_s: float) -> None:
+        """Let the next batch leave then at the latest."""
+        if len(self._queue) > 1 and leave_at_s >= self._leave_at_s:
+            return
+        self._leave_at_s = leave_at_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(leave_at_s, self._leave)
+
+    def _is_ready(self) -> bool:
+        if len(self._queue) >= self._rows_max or (self._hurried and self._coming() <= 0):
+            return True
+        return asyncio.get_running_loop().time() >= self._leave_at_s
 
     async def _drain(self) -> None:
         try:
             while self._queue:
-                if len(self._queue) < self._rows_max:
-                    await asyncio.sleep(self._delay_s)
+                await self._wait_for_company()
                 batch = self._queue[: self._rows_max]
                 del self._queue[: len(batch)]
+                self._hurried = bool(self._queue)  # who is left behind has waited
                 try:
                     await self._commit_all(batch)
                 except asyncio.CancelledError:
@@ -100,6 +146,18 @@ class Batcher(Generic[Item, Result]):
                     raise
         finally:
             self._running = False
+
+    async def _wait_for_company(self) -> None:
+        if self._is_ready():
+            return
+        loop = asyncio.get_running_loop()
+        self._company = loop.create_future()
+        self._timer = loop.call_at(self._leave_at_s, self._leave)
+        try:
+            await self._company
+        finally:
+            self._timer.cancel()
+            self._company = self._timer = None
 
     async def _commit_all(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         pause_s = _BACKOFF_FIRST_S

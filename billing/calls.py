@@ -135,9 +135,10 @@ class Calls:
             ledger.open_calls,
             name="open",
             rows_max=batch.open_rows,
-            delay_ms=batch.open_delay_ms,
+            delay_ms=batch.settle_delay_ms,
             queue_max=batch.queue_rows,
             meters=meters,
+            coming=lambda: self._arriving,
         )
         self._extends = Batcher[Extension, str](
             ledger.extend_calls,
@@ -154,11 +155,15 @@ class Calls:
             delay_ms=batch.settle_delay_ms,
             queue_max=batch.queue_rows,
             meters=meters,
+            coming=lambda: len(self._leaving),
         )
         self._corrections = Corrections(
             keeper or database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
         )
         self._live: dict[UUID, LiveCall] = {}
+        # Who is about to be opened, and who is about to be settled: batches wait for them.
+        self._arriving = 0
+        self._leaving: set[UUID] = set()
         self._show_gauges(meters)
         self._endings = TrackedTasks()
 
@@ -212,19 +217,24 @@ class Calls:
         """
         self.quota.admit(call_id)
         taken_nanousd = 0
+        self._arriving += 1
         try:
             await self._wait_for_postgres()
             if not self.quota.covers(quote.hold_nanousd):
                 # No slab is leased, and no quota called used up, for a call that its wallet cannot bear anyway.
                 await self.holds.look(_hold_of(caller, quote, call_id))
             taken_nanousd = await self.quota.take(quote.hold_nanousd)
-            return await self._reserve(
+            call = await self._reserve(
                 caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
             )
         except BaseException:
             self.quota.give_back(taken_nanousd, spent_nanousd=0)
             self.quota.ended(call_id)
+            self._arriving -= 1
+            self._opens.reconsider()
             raise
+        self._arriving -= 1
+        return call
 
     async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> RateState:
         """Return or raise what ``reserve`` would just now, but hold, write and count nothing.
@@ -272,7 +282,8 @@ class Calls:
     def open(self, call: LiveCall) -> None:
         """Queue the call's row for the next group commit; ``confirm_open`` waits for it."""
         call.opened = self._opens.submit(
-            _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd)
+            _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
+            patience_ms=self._batch.open_delay_ms,
         )
 
     async def confirm_open(self, call: LiveCall) -> None:
@@ -283,6 +294,9 @@ class Calls:
             PostgresUnavailableError: it did not answer in time; the row may still be committed, and is then ended.
         """
         assert call.opened is not None
+        if not call.stream:
+            self._leaving.add(call.call_id)  # all of its answer is here
+        self._opens.hurry(call.opened)
         if not await wait_until_done(call.opened, self._batch.open_wait_s):
             raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
         match call.opened.result():
@@ -393,6 +407,8 @@ class Calls:
         finally:
             call.stages.mark("settle")
             self._live.pop(call.call_id, None)
+            self._leaving.discard(call.call_id)
+            self._settles.reconsider()
             spent_nanousd = 0 if settlement is None else ending.cost_nanousd
             self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
             self.quota.ended(call.call_id)
@@ -423,6 +439,7 @@ class Calls:
     async def _settle(self, call: LiveCall, ending: Ending) -> Settlement | None:
         if call.opened is None:
             return None  # refused or failed before the call's row was queued
+        self._opens.hurry(call.opened)
         verdict = await call.opened
         if verdict != _OPENED:
             if ending.cost_nanousd == 0:
@@ -430,6 +447,7 @@ class Calls:
             # Postgres refused the call, yet the provider billed it: our cost, on nobody's wallet.
             await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
             ending = on_the_house(ending)
+        self._leaving.discard(call.call_id)
         answer = self._settles.submit(ending)
         if not await wait_until_done(answer, self._batch.settle_wait_s):
             await self.note(call, settlement=ending_as_note(ending))

@@ -38,6 +38,9 @@ MISCONFIGURED = (
 )
 _DSN = "TUMA_POSTGRES__DSN"
 _TELL_OF_POOLER = "set TUMA_POSTGRES__POOLER=transaction, and TUMA_POSTGRES__DIRECT_DSN to the server itself (docs/operations.md)"
+# Who may call functions and nothing else, of which none leaves a trace in the session: locks and settings end with the
+# transaction. tests/billing/test_sessions.py asks all of those functions.
+_LEAVE_NOTHING: frozenset[Role] = frozenset(("proxy", "settler"))
 # What of a DSN's options names a file.
 _FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl"))
 # What a transaction may be repeated after, as every posting is idempotent.
@@ -49,11 +52,14 @@ REPEATABLE = (
 )
 
 
-class _LentConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection through a pooler: what asyncpg would undo when it is returned may be another's by then."""
+class _TracelessConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection whose session nobody changes: returning it to the pool is no round trip, but after a broken transaction.
+
+    Through a pooler there is no session to undo anything in: what asyncpg would undo may be another's by then.
+    """
 
     def get_reset_query(self) -> str:
-        """Return nothing to undo: whoever comes through a pooler leaves nothing behind a transaction."""
+        """Return nothing; a transaction that is still open is rolled back all the same."""
         return ""
 
 
@@ -108,11 +114,16 @@ class Database:
 
     def _pool_options(self) -> dict[str, Any]:
         if self._settings.pooler == "none":
-            return {"server_settings": {"application_name": self._name, "lock_timeout": LOCK_TIMEOUT}}
+            return {
+                "server_settings": {"application_name": self._name, "lock_timeout": LOCK_TIMEOUT},
+                "connection_class": (
+                    _TracelessConnection if self.role in _LEAVE_NOTHING else asyncpg.Connection
+                ),
+            }
         return {
             "server_settings": {"application_name": self._name},  # a pooler refuses what it does not know
             "statement_cache_size": 0,
-            "connection_class": _LentConnection,
+            "connection_class": _TracelessConnection,
         }
 
     def _read_login(self) -> dict[str, str]:

@@ -419,9 +419,13 @@ class BatchSettings(_Section):
     """Group commit of opened and settled calls."""
 
     open_rows: Count = 500
-    open_delay_ms: Annotated[float, Field(ge=0)] = 0.0
+    open_delay_ms: Annotated[float, Field(ge=0)] = (
+        5.0  # how long a call's row waits for others while nothing waits for it
+    )
     settle_rows: Count = 500
-    settle_delay_ms: Annotated[float, Field(ge=0)] = 2.0
+    settle_delay_ms: Annotated[float, Field(ge=0)] = (
+        2.0  # the same, of what an answer waits for; less if nobody is coming
+    )
     queue_rows: Count = 100_000  # beyond this new calls are refused
     open_wait_s: Positive = 5.0  # how long a call waits for Postgres before 503
     settle_wait_s: Positive = 1.0  # how long an answer's end waits for its settlement to be posted

@@ -63,6 +63,26 @@ async def test_batches_over_the_same_wallets_never_deadlock(
         )
 
 
+async def test_openings_and_extensions_of_the_same_wallets_never_deadlock(
+    payers: list[Payer], ledgers: list[Ledger]
+) -> None:
+    """Both at the same time, again and again: were one in another order, they would meet."""
+    dice = random.Random(5)
+    half = TOGETHER // 2
+    running = [shuffled(payers, dice) for _ in range(half)]
+    for ledger, calls in zip(ledgers, running, strict=False):
+        await ledger.open_calls(calls)
+    for number in range(ROUNDS):
+        hold = 2_000 + number
+        await asyncio.gather(
+            *(
+                ledger.extend_calls([Extension(call.call_id, hold, hold) for call in calls])
+                for ledger, calls in zip(ledgers, running, strict=False)
+            ),
+            *(ledger.open_calls(shuffled(payers, dice)) for ledger in ledgers[half:]),
+        )
+
+
 async def test_whoever_keeps_wallets_watched_holds_no_feed_and_waits(
     office: Office, payers: list[Payer]
 ) -> None:
