@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,11 +48,18 @@ class ClientWatch:
 
     async def write(self, response: web.StreamResponse, data: bytes) -> None:
         """Send bytes, as fast as the client takes them; to a client that is gone, nothing."""
+        await self._watched(response.write, data)
+
+    async def finish(self, response: web.StreamResponse, last: bytes) -> None:
+        """Send the last bytes and the end, in one write."""
+        await self._watched(response.write_eof, last)
+
+    async def _watched(self, write: Callable[[bytes], Awaitable[None]], data: bytes) -> None:
         if self.gone:
             return
         self.writing_since = time.monotonic()
         try:
-            await response.write(data)
+            await write(data)
         except ConnectionResetError:
             self.lost()
         finally:

@@ -9,7 +9,6 @@ The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the obje
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
@@ -91,8 +90,10 @@ def read_object(text: str, *, exact_numbers: bool = False) -> dict[str, Any]:
     Raises:
         DuplicateKeyError, JsonSpanError: as there.
     """
-    with _told_apart():
+    try:
         fields = (_EXACT_READER if exact_numbers else _READER).decode(text)
+    except (ValueError, RecursionError) as error:
+        raise _span_error(error) from None
     if not isinstance(fields, dict):
         raise JsonSpanError("it is no object")
     if isinstance(fields, _Ambiguous):
@@ -100,21 +101,15 @@ def read_object(text: str, *, exact_numbers: bool = False) -> dict[str, Any]:
     return fields
 
 
-@contextmanager
-def _told_apart() -> Iterator[None]:
-    """Raise what cannot be read as a ``JsonSpanError``."""
-    try:
-        yield
-    except JsonSpanError:
-        raise
-    except json.JSONDecodeError as error:
-        raise JsonSpanError(f"{error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise JsonSpanError("nested too deep") from None
-    except ValueError:
-        raise JsonSpanError(
-            "a number is out of range"
-        ) from None  # int() refuses literals of thousands of digits
+def _span_error(error: Exception) -> JsonSpanError:
+    """Say what cannot be read, and why."""
+    if isinstance(error, JsonSpanError):
+        return error
+    if isinstance(error, json.JSONDecodeError):
+        return JsonSpanError(f"{error.msg} at character {error.pos}")
+    if isinstance(error, RecursionError):
+        return JsonSpanError("nested too deep")
+    return JsonSpanError("a number is out of range")  # int() refuses literals of thousands of digits
 
 
 def scan_object(
@@ -136,9 +131,11 @@ def scan_object(
         DuplicateKeyError: a key of the object itself (not of one inside it) occurs twice.
         JsonSpanError: malformed, not an object, nested too deep, or a number that is out of range.
     """
-    with _told_apart():
-        decoder = _EXACT_DECODER if exact_numbers else _DECODER
+    decoder = _EXACT_DECODER if exact_numbers else _DECODER
+    try:
         return _scan(text, decoder.raw_decode, unique_keys=unique_keys, inexact=inexact)
+    except (ValueError, RecursionError) as error:
+        raise _span_error(error) from None
 
 
 def _scan(text: str, decode: Any, *, unique_keys: bool, inexact: frozenset[str]) -> list[Member]:

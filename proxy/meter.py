@@ -25,9 +25,8 @@ _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the
 _DONE = b"[DONE]"
 _VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
 _BLANK = b"\n\n"  # ends an event, whatever the line ends of the others are
-# Where an event that must be read begins to show it; ``_glance`` decides.
-_TELLING = re.compile(rb'"error"|\[DONE\]|\\u00[567]|"usage"(?!:null)')
-_TELLING_OR_ID = re.compile(_TELLING.pattern + rb'|"id"')
+_MARKS = (b'"id"', b'"error"', _DONE, b"\\u00", b'"usage"')  # the first one counts until the id is known
+_USAGE, _NULL = 4, b":null"
 _LETTER_ESCAPE = re.compile(
     rb"\\u00[567]"
 )  # a key may be spelled with escapes, if only to slip past a byte search
@@ -78,6 +77,35 @@ class PlainAnswer:
     def completion_text(self) -> str:
         """Everything the model wrote, to count its tokens where usage is missing."""
         return text_of_choices(self.fields.get("choices")) + text_of_output(self.fields.get("output"))
+
+
+class _Telling:
+    """Finds where an event that must be read begins to show it; ``_glance`` decides.
+
+    Each mark is looked for once in all of the bytes: a byte search is many times faster than an expression of them all.
+
+    Args:
+        data: whole events, and perhaps a part of one.
+    """
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = [-1] * len(_MARKS)
+
+    def find(self, start: int, *, without_id: bool) -> int:
+        """Return the place of the first mark from ``start`` on; the length, where there is none."""
+        data, at = self._data, self._at
+        first = len(data)
+        for index in range(without_id, len(_MARKS)):
+            if at[index] < start:
+                place = data.find(_MARKS[index], start)
+                while index == _USAGE and place >= 0 and data.startswith(_NULL, place + len(_MARKS[_USAGE])):
+                    place = data.find(_MARKS[_USAGE], place + 1)
+                at[index] = len(data) if place < 0 else place
+            first = min(first, at[index])
+        return first
 
 
 class StreamMeter:
@@ -145,11 +173,9 @@ class StreamMeter:
 
     def _read_some(self, data: bytes) -> Iterator[bytes]:
         """Read the events that need it; the many between them, which one read may bring, are only glanced at together."""
-        start = 0
+        start, telling = 0, _Telling(data)
         while start < len(data) and not self.done:
-            pattern = _TELLING if self.generation_id is not None else _TELLING_OR_ID
-            found = pattern.search(data, start)
-            told_at = len(data) if found is None else found.start()
+            told_at = telling.find(start, without_id=self.generation_id is not None)
             cut = max(data.rfind(_BLANK, start, told_at) + len(_BLANK), start)
             if cut > start + 1:
                 events = data[start:cut]
@@ -248,6 +274,9 @@ class StreamMeter:
             return b""
         if found.ambiguous:
             return event
+        passed, nulls = _NULL_USAGE.subn(b"", event)
+        if nulls == 1 == event.count(b'"usage"'):
+            return passed
         return replace_data(event, set_members(found.text, found.scan(), {"usage": None}).encode())
 
     def progress_tokens(self) -> int:

@@ -23,7 +23,7 @@ from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
 from proxy.meter import StreamMeter, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
-_COUNT_BYTES_MAX = 2 * 1024  # of events that are counted while their first byte waits
+_COUNT_BYTES_MAX = 512  # of events that are counted while their first byte waits
 _GROWTH = 2
 _NO_STREAM = (
     "application/json",
@@ -344,9 +344,8 @@ class _StreamRelay:
 
     async def _finish(self, last: bytes) -> None:
         assert self._client is not None
-        await self._write_on(last)
         with contextlib.suppress(ConnectionResetError, aiohttp.ClientConnectionResetError):
-            await self._client.write_eof()
+            await self.watch.finish(self._client, last)
 
     async def _write_on(self, data: bytes) -> None:
         """Write what comes after the answer; its settlement does not depend on this client any more."""

@@ -83,7 +83,9 @@ async def test_plain_client_gone_is_charged(proxy: Running, office: Office, sim:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await session.post(f"{proxy.base_url}/v1/chat/completions", json=told)
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(20):
+        while not billed(sim):
+            await asyncio.sleep(0.05)
     await proxy.quiet()
     assert await charged(office, payer) == billed(sim) > 0
     await check_books(office)
