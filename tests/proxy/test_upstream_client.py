@@ -529,6 +529,22 @@ def test_calls_wait_for_a_connection_in_turn(run: Callable[[Scenario], None]) ->
     run(scenario)
 
 
+def test_a_connection_for_one_who_has_left_goes_to_the_next(run: Callable[[Scenario], None]) -> None:
+    async def scenario() -> None:
+        async with served(always(CHUNKED), connections_max=1) as (_, client):
+            response = await post(client)
+            leaving, staying = (asyncio.ensure_future(post(client)) for _ in range(2))
+            await until(lambda: len(client._waiting) == 2)
+            response.close()
+            leaving.cancel()
+            await asyncio.wait((leaving,))
+            (await asyncio.wait_for(staying, 20)).close()
+            assert leaving.cancelled()
+            assert client._free == 1
+
+    run(scenario)
+
+
 def test_idle_connections_are_closed(
     run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
