@@ -378,7 +378,12 @@ async def test_the_hold_grows_with_the_answer(
 ) -> None:
     events = [
         event
-        async for event in await create(client, kind, {"chunks": 3000, "events_per_write": 50}, stream=True)
+        async for event in await create(
+            client,
+            kind,
+            {"chunks": 3000, "events_per_write": 50, "stall_after": 2500, "stall_s": 0.2},
+            stream=True,
+        )
     ]
     assert len(text_of(kind, events).split()) == 3000
     async with office.database.connection() as connection:

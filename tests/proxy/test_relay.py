@@ -111,7 +111,10 @@ async def test_the_hold_grows_with_the_answer(proxy: Running, office: Office, si
     payer = await make_payer(office)
     client: Any = AsyncOpenAI(base_url=f"{proxy.base_url}/v1", api_key=payer.secret, max_retries=0)
     stream: Any = await client.chat.completions.create(
-        model=MODEL, messages=HELLO, stream=True, extra_body={"sim": {"chunks": 3000, "events_per_write": 50}}
+        model=MODEL,
+        messages=HELLO,
+        stream=True,
+        extra_body={"sim": {"chunks": 3000, "events_per_write": 50, "stall_after": 2500, "stall_s": 0.2}},
     )
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert len(text.split()) == 3000
@@ -126,7 +129,11 @@ async def test_the_hold_grows_at_the_price_of_the_dearest_that_may_answer(
 ) -> None:
     payer = await make_payer(office)
     dear = "anthropic/claude-sonnet-4.5"
-    ask = {**body(chunks=3000, events_per_write=50), "model": "openai/gpt-4o-mini", "models": [dear]}
+    ask = {
+        **body(chunks=3000, events_per_write=50, stall_after=2500, stall_s=0.2),
+        "model": "openai/gpt-4o-mini",
+        "models": [dear],
+    }
     async with (
         aiohttp.ClientSession(headers=auth(payer)) as session,
         session.post(f"{proxy.base_url}/v1/chat/completions", json=ask) as response,
