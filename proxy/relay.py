@@ -168,12 +168,12 @@ class _StreamRelay:
         self._response = answer.response
         self._client: web.StreamResponse | None = None
         self._completion_tokens = answer.call.quote.completion_tokens
-        self._check_at = self._threshold()
+        self._check_at = self._threshold(self._completion_tokens)
         self.watch: ClientWatch
 
-    def _threshold(self) -> int:
+    def _threshold(self, completion_tokens: int) -> int:
         percent = self._answer.services.settings.holds.extend_at_percent
-        return max(self._completion_tokens * percent // 100, 1)
+        return max(completion_tokens * percent // 100, 1)
 
     def client_left(self) -> None:
         """Stop reading, if this provider stops billing then; once its id is known, or it could not be asked."""
@@ -274,15 +274,19 @@ class _StreamRelay:
     async def _grow(self) -> bool:
         """Enlarge the hold when the running cost nears it; False when the wallet refuses."""
         answer = self._answer
-        if self._meter.fold(answer.count_text) < self._check_at:
+        tokens = self._meter.fold(answer.count_text)
+        if tokens < self._check_at:
             return True  # the cheap estimate ran ahead of the exact count
-        more = answer.call.quote.grown_to(self._completion_tokens * _GROWTH)
+        wanted = self._completion_tokens * _GROWTH
+        while tokens >= self._threshold(wanted):  # much came at once
+            wanted *= _GROWTH
+        more = answer.call.quote.grown_to(wanted)
         if not await answer.services.calls.extend(
             answer.call, hold_nano=more.hold_nano, hold_nanousd=more.hold_nanousd
         ):
             return False
-        self._completion_tokens *= _GROWTH
-        self._check_at = self._threshold()
+        self._completion_tokens = wanted
+        self._check_at = self._threshold(wanted)
         return True
 
     def _left(self) -> web.StreamResponse:
