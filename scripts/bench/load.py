@@ -65,6 +65,7 @@ class _Caller(asyncio.Protocol):
         on_first_byte: called at each answer's first byte.
         on_idle: called when there is no next call yet; ``call`` asks again.
         after_s: when the first call is made.
+        every_s: from the beginning of a call to that of the next, if the answer is there by then; 0 for as fast as it goes.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class _Caller(asyncio.Protocol):
         on_first_byte: Callable[[], None] | None = None,
         on_idle: "Callable[[_Caller], None] | None" = None,
         after_s: float = 0.0,
+        every_s: float = 0.0,
     ) -> None:
+        self._every_s = every_s
         self._next_request = next_request
         self._tally = tally
         self._stream = stream
@@ -169,7 +172,11 @@ class _Caller(asyncio.Protocol):
         else:
             self._tally.errors.append(bytes(self._received[:_ERROR_CHARS]).decode(errors="replace"))
         self._last_s = 0.0
-        self.call()
+        wait_s = self._sent_s + self._every_s - now
+        if wait_s > 0:
+            asyncio.get_running_loop().call_later(wait_s, self.call)
+        else:
+            self.call()
 
 
 class _Companion:
@@ -232,10 +239,19 @@ class Load:
 
         tally = _Tally()
         # Paced streams last equally long: begun at once, they would all begin again at once.
-        due = itertools.count(0, CHUNKS * PACE_S / job["connections"] if job["paced"] else 0.0)
+        every_s = job["connections"] / job["rate"] if job["rate"] else 0.0
+        lasts_s = CHUNKS * PACE_S if job["paced"] else every_s
+        due = itertools.count(0, lasts_s / job["connections"])
 
         def make() -> _Caller:
-            return _Caller(next_request, tally, stream=job["stream"], paced=job["paced"], after_s=next(due))
+            return _Caller(
+                next_request,
+                tally,
+                stream=job["stream"],
+                paced=job["paced"],
+                after_s=next(due),
+                every_s=every_s,
+            )
 
         began = time.perf_counter()
         callers: list[_Caller] = []

@@ -47,15 +47,19 @@ class Rounds:
         }
         for side in sides:
             await self.once(side, scenario, max(calls // 4, 1))
+        rate = None
+        if scenario.half:
+            rate = (await self.once(self.stand.tuma, scenario, calls))["calls_per_s"] / 2
+            often = dict.fromkeys(sides, calls)
         number = 0
         while number < options.rounds_of(scenario) or (
             number < ROUNDS_MAX and options.unsure is not None and options.unsure(found)
         ):
-            if scenario.paced or options.unsure is None:
+            if scenario.paced or scenario.half or options.unsure is None:
                 # The other way round every second time: who comes first finds another machine than who comes last.
                 for side in sides if number % 2 == 0 else sides[::-1]:
-                    found.add(side.name, await self.once(side, scenario, often[side]))
-            if not scenario.paced:
+                    found.add(side.name, await self.once(side, scenario, often[side], rate=rate))
+            if not scenario.paced and not scenario.half:
                 await self._beside(found, scenario, calls)
             number += 1
         add_differences(found)
@@ -85,11 +89,15 @@ class Rounds:
         self.demand(tuma, said, calls)
         self.demand(floor, said.get("beside", said), calls)
 
-    async def once(self, side: Side, scenario: Scenario, calls: int) -> dict[str, float]:
-        """Make one round; return its figures."""
+    async def once(
+        self, side: Side, scenario: Scenario, calls: int, *, rate: float | None = None
+    ) -> dict[str, float]:
+        """Make one round, of so many calls per second if a rate is given; return its figures."""
         clocks = self.stand.clocks(side)
         connections = min(scenario.connections, calls)
-        said = await self.stand.load(side, scenario, do="calls", calls=calls, connections=connections)
+        said = await self.stand.load(
+            side, scenario, do="calls", calls=calls, connections=connections, rate=rate
+        )
         spent, seconds = clocks.ms(), clocks.seconds()
         self.demand(side, said, calls)
         figures: dict[str, float] = said["figures"]

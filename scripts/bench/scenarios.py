@@ -25,6 +25,7 @@ class Scenario:
         about: for people.
         model: of the bench's provider; it says how fast the answer comes.
         calls: of one round.
+        half: made at half the pace that Tuma had with as many connections as fast as they go: what waits then is not a queue.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Scenario:
     stream: bool = False
     model: str = "bench/fast"
     long: bool = False
+    half: bool = False
 
     @property
     def paced(self) -> bool:
@@ -74,6 +76,17 @@ SCENARIOS = (
         64,
         stream=True,
         model="bench/paced",
+    ),
+    Scenario(
+        "half-plain", "plain calls at half the pace that Tuma can keep, 8 connections", 8, 600, half=True
+    ),
+    Scenario(
+        "half-stream",
+        "streams of 64 chunks at half the pace that Tuma can keep, 8 connections",
+        8,
+        300,
+        stream=True,
+        half=True,
     ),
     Scenario("long-8", "plain calls with prompts of 30,000 tokens, 8 connections", 8, 48, long=True),
 )

@@ -244,6 +244,7 @@ class Stand:
             **side.target(scenario),
             "stream": scenario.stream,
             "paced": scenario.paced,
+            "rate": None,
             "timeout_s": JOB_S,
             **job,
         }
