@@ -50,6 +50,7 @@ from config.settings import Settings
 _log = structlog.get_logger("tuma.calls")
 _AWAY_POLL_S = 0.05
 _OPENED = "opened"
+_COMMIT_MS = 2.0  # about what the commit of a batch takes
 _RENEW_TOGETHER = 100
 _DROP_AFTER_S = 2.0  # past the pipeline's own deadline
 
@@ -68,6 +69,7 @@ class LiveCall:
     rates: RateState
     quota_nanousd: int  # taken of the provider's quota
     opened: asyncio.Future[str] | None = None
+    opening_s: float = 0.0  # when its row was queued, by the monotonic clock
     notes: dict[str, str] = field(default_factory=dict)
     # Counts what passed so far, for the notes; cheaply, if it is not to be exact.
     progress: Callable[[bool], Mapping[str, str]] | None = None
@@ -164,6 +166,7 @@ class Calls:
         # Who is about to be opened, and who is about to be settled: batches wait for them.
         self._arriving = 0
         self._leaving: set[UUID] = set()
+        self._thinks_s = 0.0  # how long the provider lets its first byte be waited for, of late
         self._show_gauges(meters)
         self._endings = TrackedTasks()
 
@@ -281,10 +284,18 @@ class Calls:
 
     def open(self, call: LiveCall) -> None:
         """Queue the call's row for the next group commit; ``confirm_open`` waits for it."""
+        call.opening_s = time.monotonic()
+        # While the provider thinks there is time to wait for company; one that answers at once would be kept waiting.
+        patience_ms = min(self._batch.open_delay_ms, self._thinks_s * 1000 - _COMMIT_MS)
         call.opened = self._opens.submit(
             _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
-            patience_ms=self._batch.open_delay_ms,
+            patience_ms=patience_ms if patience_ms > 0 else None,
         )
+
+    def _learn_pace(self, call: LiveCall) -> None:
+        """Follow how long the provider takes to its first byte: down quickly, up slowly."""
+        took_s = time.monotonic() - call.opening_s
+        self._thinks_s += (took_s - self._thinks_s) * (0.5 if took_s < self._thinks_s else 0.1)
 
     async def confirm_open(self, call: LiveCall) -> None:
         """Wait until the call is open in Postgres; no byte of the answer may reach the client before.
@@ -294,6 +305,7 @@ class Calls:
             PostgresUnavailableError: it did not answer in time; the row may still be committed, and is then ended.
         """
         assert call.opened is not None
+        self._learn_pace(call)
         if not call.stream:
             self._leaving.add(call.call_id)  # all of its answer is here
         self._opens.hurry(call.opened)

@@ -40,6 +40,25 @@ async def ask(proxy: Running, secret: str, *, stream: bool = False) -> int:
         return response.status
 
 
+async def test_rows_wait_for_company_while_the_provider_thinks(
+    office: Office, sim: SimulatedProvider, settings: Settings
+) -> None:
+    """Of one that answers at once none waits; one that took a second is remembered slowly, and forgotten quickly."""
+    payer = await make_payer(office)
+    await sync_models(office)
+    async with run_proxy(settings) as proxy:
+        calls = proxy.services.calls
+        assert calls._thinks_s == 0
+        sim.set_behaviour(first_delay_ms=1_000)
+        assert await ask(proxy, payer.secret) == 200
+        slow_s = calls._thinks_s
+        assert slow_s >= 0.1
+        sim.reset_behaviour()
+        assert await ask(proxy, payer.secret) == 200
+        assert calls._thinks_s < slow_s
+        await proxy.quiet()
+
+
 async def test_no_call_waits_for_who_does_not_come(
     office: Office, sim: SimulatedProvider, settings: Settings
 ) -> None:
@@ -47,6 +66,9 @@ async def test_no_call_waits_for_who_does_not_come(
     await sync_models(office)
     async with run_proxy(settings) as proxy:
         calls = proxy.services.calls
+        calls._thinks_s = (
+            1e15  # of a provider that thinks for ever, rows wait for company until they are hurried
+        )
         for stream in (False, True):
             assert await ask(proxy, rich.secret, stream=stream) == 200
         assert await ask(proxy, poor.secret) == 402, "one that is refused is not coming any more"
