@@ -71,6 +71,7 @@ class LiveCall:
     opened: asyncio.Future[str] | None = None
     opening_s: float = 0.0  # when its row was queued, by the monotonic clock
     notes: dict[str, str] = field(default_factory=dict)
+    noting: asyncio.Future[Any] | None = None  # under way, until the answer's first byte
     # Counts what passed so far, for the notes; cheaply, if it is not to be exact.
     progress: Callable[[bool], Mapping[str, str]] | None = None
     started_s: float = field(default_factory=time.monotonic)
@@ -313,7 +314,7 @@ class Calls:
             raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
         match call.opened.result():
             case "opened":
-                return
+                await self._confirm_noted(call)
             case "insufficient_funds":
                 raise InsufficientFundsError("The wallet does not cover this call.")
             case "cap_exceeded":
@@ -336,6 +337,26 @@ class Calls:
             if call.opened is not None and "generation_id" in notes:
                 await wait_until_done(call.opened, self._batch.open_wait_s)
                 await self._note_in_postgres([call])
+
+    def note_soon(self, call: LiveCall, **notes: str) -> None:
+        """Begin to note, as ``note`` does; ``confirm_open`` waits for it beside the commit."""
+        if call.noting is not None or call.turn.locked():
+            call.noting = self._endings.start(self.note(call, **notes), name=f"note {call.call_id}")
+            return
+        call.notes.update(notes)
+        if call.progress is not None:
+            call.notes.update(call.progress(False))
+        call.noting = asyncio.ensure_future(self.holds.begin_renew(call.hold, call.notes))
+
+    async def _confirm_noted(self, call: LiveCall) -> None:
+        noting, call.noting = call.noting, None
+        if noting is None:
+            return
+        await wait_until_done(noting)
+        if isinstance(noting.exception(), RedisUnavailableError):
+            await self._note_in_postgres([call])
+        else:
+            noting.result()
 
     async def _renew(self, call: LiveCall, *, exact: bool = True) -> None:
         async with call.turn:
@@ -438,6 +459,10 @@ class Calls:
     async def _release(
         self, call: LiveCall, *, charge_nano: int | None, charge_nanousd: int = 0, tokens_used: int = 0
     ) -> None:
+        if call.noting is not None:  # what brings a hold back must not come after what drops it
+            await wait_until_done(call.noting)
+            if not call.noting.cancelled():
+                call.noting.exception()  # looked at: nothing is to be noted any more
         try:
             async with call.turn:
                 await self.holds.release(

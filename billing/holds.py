@@ -386,6 +386,11 @@ class Holds:
         Raises:
             RedisUnavailableError: Redis is away.
         """
+        reply: bytes = await self.begin_renew(hold, notes)
+        return reply.decode()
+
+    def begin_renew(self, hold: Hold, notes: Mapping[str, str] | None = None) -> Awaitable[bytes]:
+        """Send what ``renew`` sends; who awaits the result has what it raises, and its reply."""
         place, call = hold.find_place(), str(hold.call_id)
         keys = (place.mirror, place.fill, place.leases, place.notes + call, *place.flights)
         args: list[str | int] = [
@@ -405,8 +410,7 @@ class Holds:
         ]
         for name, value in (notes or {}).items():
             args += (name, value)
-        reply: bytes = await self._pipe.call(self._renew, keys, args)
-        return reply.decode()
+        return self._pipe.call(self._renew, keys, args)
 
     async def release(
         self, hold: Hold, *, charge_nano: int | None, charge_nanousd: int = 0, tokens_used: int = 0

@@ -56,6 +56,7 @@ class Answer:
         self.ending: Ending | None = None  # how it ended, once that is known
         self.outcome = "failed"
         self.house = False  # the house pays: the caller was told that nothing is charged
+        self.begun = False  # bytes of it may have reached the client
         self.complete = False  # the provider has said all it will say
         self.first_byte_ms: int | None = None
         self._failed_status = False
@@ -103,11 +104,17 @@ class Answer:
         return error
 
     async def note_id(self, generation_id: str | None) -> None:
-        """Note the provider's id of the answer, once; an id that no record could be asked for by is none."""
+        """Note the provider's id of the answer, once; an id that no record could be asked for by is none.
+
+        Before the answer's first byte it is noted beside the commit that opens the call: ``confirm_open`` waits for both.
+        """
         if generation_id is None or self.call.generation_id is not None:
             return
         if generation_id.isascii() and generation_id.isprintable() and len(generation_id) <= _ID_LENGTH_MAX:
-            await self.services.calls.note(self.call, generation_id=generation_id)
+            if self.begun:
+                await self.services.calls.note(self.call, generation_id=generation_id)
+            else:
+                self.services.calls.note_soon(self.call, generation_id=generation_id)
 
     def mark_first_byte(self) -> None:
         """Note when the provider's first byte came, in milliseconds since arrival."""

@@ -88,6 +88,7 @@ async def _confirm_open(answer: Answer) -> None:
     answer.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
     try:
         await answer.services.calls.confirm_open(answer.call)
+        answer.begun = True
     except TumaError as error:
         answer.house = True
         answer.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"

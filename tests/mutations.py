@@ -1597,8 +1597,15 @@ MUTATIONS = (
     Mutation(
         "what Redis cannot note is noted in Postgres",
         "billing/calls.py",
-        "                await self._note_in_postgres([call])\n",
-        "                pass\n",
+        "            await self._note_in_postgres([call])\n        else:\n",
+        "            pass\n        else:\n",
+        "tests/faults/test_kill.py",
+    ),
+    Mutation(
+        "a first byte waits for the note of its answer's id",
+        "billing/calls.py",
+        "                await self._confirm_noted(call)\n",
+        "                return\n",
         "tests/faults/test_kill.py",
     ),
     Mutation(
