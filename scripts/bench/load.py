@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import uvloop
 
+from scripts.bench.scenarios import NUMBER
 from scripts.bench.stats import percentile
 from scripts.bench.upstream import CHUNKS, PACE_S, delays_s
 
@@ -220,10 +221,12 @@ class Load:
     def __init__(self) -> None:
         self._waiting: list[_Caller] = []
         self._tally = _Tally()
+        self._numbers = itertools.count()
 
     async def calls(self, job: dict[str, Any]) -> dict[str, Any]:
         """Make so many calls over so many connections."""
         requests: list[bytes] = [text.encode() for text in job["requests"]]
+        mark, numbers = NUMBER.encode(), self._numbers
         left: int = job["calls"]
         beside: dict[str, Any] | None = job.get("beside")
         companion = _Companion(beside["requests"][0].encode(), left) if beside else None
@@ -235,7 +238,7 @@ class Load:
             left -= 1
             if companion is not None:
                 companion.follow()
-            return requests[left % len(requests)]
+            return requests[left % len(requests)].replace(mark, b"%08d" % next(numbers))
 
         tally = _Tally()
         # Paced streams last equally long: begun at once, they would all begin again at once.

@@ -13,6 +13,7 @@ _WORDS = (
     " problem hand part place case week company system program question work government number night point home"
     " water room mother area story fact month lot right study book eye job word business issue side kind head"
 )
+NUMBER = "@@@@@@@@"  # the load generator writes the number of a call there
 _SHORT = "In one sentence: what is a wallet?"
 
 
@@ -25,6 +26,8 @@ class Scenario:
         about: for people.
         model: of the bench's provider; it says how fast the answer comes.
         calls: of one round.
+        long: the prompt is long, and none comes twice.
+        talk: the prompt is a long text that came before, and a short one that did not.
         half: made at half the pace that Tuma had with as many connections as fast as they go: what waits then is not a queue.
     """
 
@@ -35,6 +38,7 @@ class Scenario:
     stream: bool = False
     model: str = "bench/fast"
     long: bool = False
+    talk: bool = False
     half: bool = False
 
     @property
@@ -44,9 +48,14 @@ class Scenario:
 
     def body(self) -> str:
         """Return the request's body."""
-        content = _long_text() if self.long else _SHORT
-        asked = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        asked = {"model": self.model, "messages": self._messages()}
         return json.dumps({**asked, "stream": True} if self.stream else asked)
+
+    def _messages(self) -> list[dict[str, str]]:
+        if self.talk:
+            before = ({"role": "user", "content": _long_text()}, {"role": "assistant", "content": _SHORT})
+            return [*before, {"role": "user", "content": f"{NUMBER} {_SHORT}"}]
+        return [{"role": "user", "content": f"{NUMBER} {_long_text()}" if self.long else _SHORT}]
 
 
 def _long_text() -> str:
@@ -88,7 +97,12 @@ SCENARIOS = (
         stream=True,
         half=True,
     ),
-    Scenario("long-8", "plain calls with prompts of 30,000 tokens, 8 connections", 8, 48, long=True),
+    Scenario(
+        "long-8", "plain calls with prompts of 30,000 tokens, none twice, 8 connections", 8, 48, long=True
+    ),
+    Scenario(
+        "talk-8", "plain calls with 30,000 tokens that came before and a new question", 8, 48, talk=True
+    ),
 )
 WAITING = "waiting"
 SETTLE = "settle"
