@@ -97,7 +97,8 @@ async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: it could not be read.
     """
-    if request.content_length is not None and request.content_length > limits.body_bytes:
+    length = request.content_length
+    if length is not None and length > limits.body_bytes:
         raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
     try:
         content = request.content

@@ -124,6 +124,11 @@ class ClientProtocol(RequestHandler):
             if self._head_bytes > self._head_bytes_max:
                 self.refuse_head(431)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Read on after a pause; aiohttp asks for it with each body, and then parses nothing once more."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def _refuse_other_versions(self) -> None:
         """Let nothing wait that says it is HTTP/0.9 or HTTP/2; aiohttp would answer in the same version."""
         for index, (message, _) in enumerate(self._messages):

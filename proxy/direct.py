@@ -4,14 +4,17 @@ For each request aiohttp searches its routes, makes and freezes a match, and lay
 a route without variables in its path all of that is the same every time.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import hdrs, web
 from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Of a middleware that has nothing to do on most paths: on which it has. It is asked once for each path.
+CONCERN = web.AppKey[Mapping[Any, Callable[[str], bool]]]("concern", Mapping)
 
 
 class _Way(NamedTuple):
@@ -35,12 +38,14 @@ class DirectWays:
                     match = UrlMappingMatchInfo({}, route)
                     match.add_app(app)
                     match.freeze()
-                    way = _Way(match, self._around(route.handler))
+                    way = _Way(match, self._around(route.handler, resource.canonical))
                     self._ways.setdefault((route.method, resource.canonical), way)
 
-    def _around(self, handler: _Handler) -> _Handler:
+    def _around(self, handler: _Handler, path: str) -> _Handler:
+        concern = self._app.get(CONCERN, {})
         for middleware in reversed(self._app.middlewares):
-            handler = partial(middleware, handler=handler)
+            if middleware not in concern or concern[middleware](path):
+                handler = partial(middleware, handler=handler)
         return handler
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
