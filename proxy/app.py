@@ -49,8 +49,8 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     app[LIMITS] = settings.limits
     app[USUAL] = usual = UsualHeaders(settings.http)
     app[CORS] = cors = Cors(settings.cors)
-    app[HEADS] = Heads(usual, cors)
-    app[DRAINING] = asyncio.Event()
+    app[DRAINING] = draining = asyncio.Event()
+    app[HEADS] = Heads(usual, cors, draining)
     app.cleanup_ctx.append(_services(settings, seat))
     app.on_response_prepare.append(_finish_head)
     app.on_shutdown.append(_end_feeds)
@@ -88,8 +88,9 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
 async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Turn every error into OpenAI's shape; never a stack trace."""
     try:
-        check_head(request, request.app[LIMITS])
-        facts_of(request).head_checked = True
+        facts = facts_of(request)
+        check_head(request, facts.app[LIMITS])
+        facts.head_checked = True
         return await handler(request)
     except TumaError as error:
         words = str(error)[:_LOGGED_CHARS_MAX]

@@ -44,7 +44,7 @@ class Ask:
         """Return the body with these members set to JSON text, everything else untouched."""
         if not changes:
             return self.body
-        if any(name in self.fields for name in changes):
+        if not self.fields.keys().isdisjoint(changes):
             return set_members(self.text, scan_object(self.text), changes).encode()
         return add_members(self.text, changes).encode()
 
@@ -56,7 +56,10 @@ class Ask:
     @property
     def models(self) -> list[str]:
         """Every model that may answer: the one asked for, and OpenRouter's fallbacks."""
-        return [self.model, *(name for name in self.fields.get("models") or () if name != self.model)]
+        fallbacks = self.fields.get("models")
+        return (
+            [self.model, *(name for name in fallbacks if name != self.model)] if fallbacks else [self.model]
+        )
 
 
 async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect) -> Ask:

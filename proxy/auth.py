@@ -38,7 +38,8 @@ async def authenticate(request: web.Request) -> Caller:
         RateLimitError: too many keys that are not valid came from the client's address.
         PostgresUnavailableError, JwksUnavailableError: who calls cannot be told just now.
     """
-    services = request.app[SERVICES]
+    facts = facts_of(request)
+    services = facts.app[SERVICES]
     try:
         if services.failures.any_limited:
             async with services.failures.lane(_network_of(request, services)):
@@ -49,7 +50,6 @@ async def authenticate(request: web.Request) -> Caller:
         await count_failure(request, services)
         raise
     _require_address(caller, request, services)
-    facts = facts_of(request)
     facts.caller = caller
     facts.stages.mark("authenticate")
     return caller

@@ -46,7 +46,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
 
 
 async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    services = request.app[SERVICES]
+    services = facts_of(request).app[SERVICES]
     caller = await authenticate(request)
     ask = await read_ask(request, services.settings.limits, dialect)
     caller.require_models(ask.models)
@@ -84,7 +84,8 @@ async def quote_for(services: Services, caller: Caller, ask: Ask) -> Quote:
 
 async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
     quote = await quote_for(services, caller, ask)
-    facts, rates = facts_of(request), request.app[RATES]
+    facts = facts_of(request)
+    rates = facts.app[RATES]
     facts.stages.mark("quote")
     try:
         call = await services.calls.reserve(

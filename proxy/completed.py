@@ -29,7 +29,8 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def tell_requests(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Tell of every request, however it ends."""
-    facts, services = facts_of(request), request.app[SERVICES]
+    facts = facts_of(request)
+    services = facts.app[SERVICES]
     if services.tracing is not None:
         facts.stages.trace = services.tracing.begin(request.headers, facts.stages)
     response = None
@@ -60,8 +61,7 @@ class _Completed:
         self._took_s = time.perf_counter() - facts.stages.began_s
         transport = request.transport
         self._gone = response is None or transport is None or transport.is_closing()
-        resource = request.match_info.route.resource
-        self._route = _NO_ROUTE if resource is None else resource.canonical
+        self._route = _NO_ROUTE if facts.route is None else facts.route
         method = request.method
         self._method = method if method in _METHODS else "other"
 

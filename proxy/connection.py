@@ -288,9 +288,12 @@ class ClientRunner(web.AppRunner):
             **self._kwargs,
         )
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    def _handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
+        return self._ways.handle(request) or self._handle_otherwise(request)
+
+    async def _handle_otherwise(self, request: web.Request) -> web.StreamResponse:
         try:
-            return await self._ways.handle(request)
+            return await self._app._handle(request)  # noqa: SLF001 - as AppRunner's server does
         except web.HTTPException as error:
             # Raised before any middleware: an expectation other than 100-continue.
             response = http_error_response(

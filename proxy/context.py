@@ -26,27 +26,35 @@ class Refusal:
 class Facts:
     """What is known of one request: one object beside it, as each look into the request itself is several calls.
 
-    Its stages begin when it is made. Nothing of the request is in it, which would be a cycle.
+    Its stages begin when it is made. The request is not in it, which would be a cycle.
+
+    Args:
+        app: that serves the request.
+        route: the path of its route; None where there is no route.
     """
 
-    __slots__ = ("_call_id_text", "call", "call_id", "caller", "head_checked", "refusal", "stages")
+    __slots__ = (
+        "app",
+        "call",
+        "call_id",
+        "call_id_text",
+        "caller",
+        "head_checked",
+        "refusal",
+        "route",
+        "stages",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, app: web.Application, route: str | None) -> None:
+        self.app = app
+        self.route = route
         self.stages = Stages()
         self.call_id = new_id()
+        self.call_id_text = str(self.call_id)  # as it is sent and logged
         self.caller: Caller | None = None
         self.call: LiveCall | None = None
         self.refusal: Refusal | None = None
         self.head_checked = False
-        self._call_id_text: str | None = None
-
-    @property
-    def call_id_text(self) -> str:
-        """The request's id as it is sent and logged."""
-        text = self._call_id_text
-        if text is None:
-            text = self._call_id_text = str(self.call_id)
-        return text
 
 
 _FACTS = web.RequestKey("facts", Facts)
@@ -81,11 +89,18 @@ class RateMemory:
 RATES = web.AppKey("rates", RateMemory)
 
 
+def begin_facts(request: web.Request, app: web.Application, route: str | None) -> Facts:
+    """Begin to know of a request."""
+    facts = request._state[_FACTS] = Facts(app, route)  # noqa: SLF001 - the public way is three calls
+    return facts
+
+
 def facts_of(request: web.Request) -> Facts:
     """Return what is known of a request; it begins when it is first asked for."""
-    facts: Facts | None = request._state.get(_FACTS)  # noqa: SLF001 - the public way is three calls
+    facts: Facts | None = request._state.get(_FACTS)  # noqa: SLF001 - as above
     if facts is None:
-        facts = request[_FACTS] = Facts()
+        resource = request.match_info.route.resource
+        facts = begin_facts(request, request.app, None if resource is None else resource.canonical)
     return facts
 
 
@@ -113,7 +128,7 @@ def standard_headers(request: web.Request) -> dict[str, str]:
     caller = facts.caller
     if caller is None:
         return {"x-request-id": facts.call_id_text}
-    state = request.app[RATES].recall(caller)
+    state = facts.app[RATES].recall(caller)
     return {
         "x-request-id": facts.call_id_text,
         "x-ratelimit-limit-requests": str(state.limits.requests_per_min),

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from aiohttp import hdrs, web
 from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
 
+from proxy.context import begin_facts
+
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # Of a middleware that has nothing to do on most paths: on which it has. It is asked once for each path.
@@ -48,11 +50,12 @@ class DirectWays:
                 handler = partial(middleware, handler=handler)
         return handler
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request; what it asks for in any other way than plainly goes aiohttp's way."""
+    def handle(self, request: web.Request) -> Awaitable[web.StreamResponse] | None:
+        """Return the answer to await; None for what is asked in any other way than plainly, which goes aiohttp's way."""
         message = request._message  # noqa: SLF001 - aiohttp parses a URL for each public way to the path
         way = self._ways.get((message.method, message.path))
         if way is None or hdrs.EXPECT in message.headers:
-            return await self._app._handle(request)  # noqa: SLF001 - as AppRunner's server does
+            return None
         request._match_info = way.match  # noqa: SLF001 - as Application._handle does
-        return await way.handler(request)
+        begin_facts(request, self._app, message.path)
+        return way.handler(request)

@@ -48,12 +48,13 @@ def check_head(request: web.Request, limits: LimitSettings) -> None:
 
 
 def _check_fields(message: RawRequestMessage, limits: LimitSettings) -> None:
-    fields = message.raw_headers
-    names = _BETWEEN.join([name for name, _ in fields]).lower()
-    if b"_" in names or len(set(names.split(_BETWEEN))) != len(fields):
-        _check_names(names.split(_BETWEEN))
-    size = len(message.path) + len(names) + 1 + sum(map(len, [value for _, value in fields]))
-    size += len(fields) * (_PER_FIELD_BYTES - len(_BETWEEN))
+    size = len(message.path)
+    if message.raw_headers:
+        names, values = zip(*message.raw_headers, strict=True)
+        joined = _BETWEEN.join(names).lower()
+        if b"_" in joined or len(set(joined.split(_BETWEEN))) != len(names):
+            _check_names(joined.split(_BETWEEN))
+        size += len(joined) + 1 + sum(map(len, values)) + len(names) * (_PER_FIELD_BYTES - len(_BETWEEN))
     if size > limits.head_bytes:
         raise HeadTooLargeError(f"The request's head is larger than {limits.head_bytes} bytes.")
 

@@ -2,10 +2,11 @@
 
 aiohttp makes a response's head from a mapping that it builds, completes and reads in a dozen steps, and writes a stream's
 head by itself. A call's answer has always the same few fields. This way is for what is usual: HTTP/1.1, a connection
-that stays; every other answer goes aiohttp's way (``_is_usual`` says which). On the wire both are the same
+that stays; every other answer goes aiohttp's way (``Heads._is_usual`` says which). On the wire both are the same
 (``tests/proxy/test_lean.py``).
 """
 
+import asyncio
 import re
 from collections.abc import Mapping
 
@@ -19,7 +20,6 @@ from proxy.context import facts_of
 from proxy.cors import Cors
 from proxy.framing import ends_connection
 from proxy.headers import UsualHeaders
-from proxy.health import DRAINING
 
 _FORBIDDEN = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f]"
@@ -113,16 +113,18 @@ class Heads:
     Args:
         usual: the fields that every answer has.
         cors: for pages.
+        draining: set while the process stops.
     """
 
-    def __init__(self, usual: UsualHeaders, cors: Cors) -> None:
+    def __init__(self, usual: UsualHeaders, cors: Cors, draining: asyncio.Event) -> None:
         self._cors = cors
+        self._draining = draining
         self._json = _STATUS_LINE + _lines({**_JSON, **usual.fields})
         self._events = _STATUS_LINE + _lines({**_EVENTS, "Transfer-Encoding": "chunked", **usual.fields})
 
     def answer(self, request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.Response:
         """Return a whole answer, JSON, with these headers beside the usual."""
-        if not _is_usual(request):
+        if not self._is_usual(request):
             return web.Response(body=body, headers={**headers, **_JSON})
         return _LeanAnswer(
             self._head(request, self._json, headers) + f"Content-Length: {len(body)}\r\n\r\n", body
@@ -130,7 +132,7 @@ class Heads:
 
     def stream(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
         """Return a stream of events, not yet prepared, with these headers beside the usual."""
-        if not _is_usual(request):
+        if not self._is_usual(request):
             return web.StreamResponse(headers={**headers, **_EVENTS})
         return _LeanStream(self._head(request, self._events, headers) + "\r\n")
 
@@ -139,20 +141,19 @@ class Heads:
         own = _lines({**headers, **page} if page else headers)
         return f"{same}Date: {rfc822_formatted_time()}\r\n{own}"
 
+    def _is_usual(self, request: web.Request) -> bool:
+        message = request._message  # noqa: SLF001 - one look in place of three
+        return (
+            message.version == HttpVersion11
+            and not message.should_close
+            and message.method == hdrs.METH_POST
+            and facts_of(request).head_checked
+            and not self._draining.is_set()
+            and not ends_connection(request)
+        )
+
 
 HEADS = web.AppKey("heads", Heads)
-
-
-def _is_usual(request: web.Request) -> bool:
-    message = request._message  # noqa: SLF001 - one look in place of three
-    return (
-        message.version == HttpVersion11
-        and not message.should_close
-        and message.method == hdrs.METH_POST
-        and facts_of(request).head_checked
-        and not request.app[DRAINING].is_set()
-        and not ends_connection(request)
-    )
 
 
 def _lines(fields: Mapping[str, str]) -> str:

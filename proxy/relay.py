@@ -16,7 +16,7 @@ from billing.pricing import Usage, cost_attousd, usage_from_openai
 from billing.waiting import wait_until_done
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
-from proxy.context import standard_headers
+from proxy.context import facts_of, standard_headers
 from proxy.cost import cost_headers, cost_json
 from proxy.document import with_member
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
@@ -60,7 +60,7 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     if answer.ask.dialect.tells_cost:
         body = with_member(body, "tuma", cost_json(answer, settlement))
     headers = {**standard_headers(request), **cost_headers(answer, settlement)}
-    return request.app[HEADS].answer(request, body, headers)
+    return facts_of(request).app[HEADS].answer(request, body, headers)
 
 
 async def _read_answer(answer: Answer) -> bytes:
@@ -128,7 +128,8 @@ def _error_status(code: str | None) -> int:
 
 
 def _still_there(request: web.Request) -> bool:
-    return request.transport is not None and not request.transport.is_closing()
+    transport = request.transport
+    return transport is not None and not transport.is_closing()
 
 
 async def relay_stream(request: web.Request, answer: Answer) -> web.StreamResponse:
@@ -260,7 +261,7 @@ class _StreamRelay:
         self._answer.accept()
         await _confirm_open(self._answer)
         request = self._request
-        response = request.app[HEADS].stream(request, standard_headers(request))
+        response = facts_of(request).app[HEADS].stream(request, standard_headers(request))
         await response.prepare(request)
         return response
 
