@@ -61,12 +61,12 @@ def _check_fields(message: RawRequestMessage, limits: LimitSettings) -> None:
 
 def _check_names(names: Sequence[bytes]) -> None:
     seen: set[bytes] = set()
-    for name in names:
-        if name in _ONCE:
-            if name in seen:
-                raise AmbiguousRequestError(f"The header {name.decode()!r} is there twice.")
-            seen.add(name)
-        elif b"_" in name and name.replace(b"_", b"-") in _LOOKED_LIKE:
+    for lower in names:
+        if lower in _ONCE:
+            if lower in seen:
+                raise AmbiguousRequestError(f"The header {lower.decode()!r} is there twice.")
+            seen.add(lower)
+        elif b"_" in lower and lower.replace(b"_", b"-") in _LOOKED_LIKE:
             raise AmbiguousRequestError("A header's name has an underscore where a hyphen belongs.")
 
 

@@ -21,9 +21,7 @@ from proxy.cors import Cors
 from proxy.framing import ends_connection
 from proxy.headers import UsualHeaders
 
-_FORBIDDEN = re.compile(
-    r"[\x00-\x08\x0a-\x1f\x7f]"
-)  # as aiohttp has it: in these a head's lines could be made up
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # as aiohttp has it: with these lines could be made up
 _END = b"0\r\n\r\n"
 _JSON = {"Content-Type": "application/json"}
 _EVENTS = {
@@ -69,11 +67,9 @@ class _Lean(web.StreamResponse):
 
 
 class _LeanAnswer(_Lean, web.Response):
-    """A whole answer."""
+    """A whole answer. aiohttp's own beginning is left out: it makes fields, of which there are none."""
 
-    def __init__(
-        self, head: str, body: bytes
-    ) -> None:  # aiohttp's would make fields, of which there are none
+    def __init__(self, head: str, body: bytes) -> None:
         self._head = head
         self._body = body
 
@@ -120,7 +116,7 @@ class Heads:
         self._cors = cors
         self._draining = draining
         self._json = _STATUS_LINE + _lines({**_JSON, **usual.fields})
-        self._events = _STATUS_LINE + _lines({**_EVENTS, "Transfer-Encoding": "chunked", **usual.fields})
+        self._events = _STATUS_LINE + _lines({**_EVENTS, hdrs.TRANSFER_ENCODING: "chunked", **usual.fields})
 
     def answer(self, request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.Response:
         """Return a whole answer, JSON, with these headers beside the usual."""
