@@ -54,7 +54,7 @@ class Cors:
         """Return what lets the page read a response, if its origin may; and tells caches that this depends on the origin."""
         if not self._origins or not request.path.startswith(_OPEN_PATHS):
             return _NONE
-        fields = {} if self._any else {hdrs.VARY: "Origin"}
+        fields: dict[str, str] = {} if self._any else {hdrs.VARY: "Origin"}
         origin = self._find_origin(request)
         if origin is not None:
             fields[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin

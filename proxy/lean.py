@@ -28,6 +28,7 @@ _EVENTS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "X-Accel-Buffering": "no",
 }
+_NONE: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 _STATUS_LINE = "HTTP/1.1 200 OK\r\n"
 
 
@@ -37,7 +38,7 @@ class _Lean(web.StreamResponse):
     _status = 200
     _reason = "OK"
     _keep_alive = True
-    _headers = CIMultiDictProxy(CIMultiDict())  # type: ignore[assignment]  # nothing can be put into it
+    _headers = _NONE  # type: ignore[assignment]  # nothing can be put into it
     _protocol: BaseProtocol
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -70,14 +71,14 @@ class _LeanAnswer(_Lean, web.Response):
     """A whole answer. aiohttp's own beginning is left out: it makes fields, of which there are none."""
 
     def __init__(self, head: str, body: bytes) -> None:
-        self._head = head
+        self._whole = head.encode() + body
         self._body = body
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Write all of it."""
         assert not data
         if not self._eof_sent:
-            await self._send_last(self._head.encode() + self._body)
+            await self._send_last(self._whole)
 
 
 class _LeanStream(_Lean):
@@ -90,7 +91,7 @@ class _LeanStream(_Lean):
         """Write a chunk, and wait while the client has much to read."""
         if not data:
             return  # it would be the end
-        writer = self._send(b"%b%x\r\n%b\r\n" % (self._head, len(data), data))
+        writer = self._send(b"%b%x\r\n%b\r\n" % (self._head, len(data), bytes(data)))
         self._head = b""
         if self._protocol.writing_paused:
             await writer.drain()
