@@ -10,16 +10,18 @@ from aiohttp import web
 from billing.errors import TumaError
 from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
-from proxy.admin import ADMIN, guard_admin
+from proxy.admin import ADMIN, guard_admin, is_admins
 from proxy.board import Seat
-from proxy.completed import REFUSAL, Refusal, tell_requests
-from proxy.context import RATES, RateMemory, call_id_of, standard_headers
+from proxy.completed import tell_requests
+from proxy.context import RATES, RateMemory, Refusal, call_id_of, facts_of, standard_headers
 from proxy.cors import Cors
+from proxy.direct import CONCERN
 from proxy.endpoints import ENDPOINTS
 from proxy.errors import error_response, http_error_response, shape_of
 from proxy.framing import check_head, ends_connection
 from proxy.headers import UsualHeaders
 from proxy.health import DRAINING
+from proxy.lean import HEADS, Heads
 from proxy.openapi import DOCUMENT, make_document
 from proxy.services import SERVICES, open_services
 
@@ -27,7 +29,6 @@ _log = structlog.get_logger("tuma.requests")
 LIMITS = web.AppKey("limits", LimitSettings)
 USUAL = web.AppKey("usual headers", UsualHeaders)
 CORS = web.AppKey("cors", Cors)
-_HEAD_CHECKED = web.RequestKey("head_checked", bool)
 _LOGGED_CHARS_MAX = 300  # of why a request was refused
 _hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -43,11 +44,13 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     app = web.Application(
         client_max_size=settings.limits.body_bytes, middlewares=[tell_requests, answer_errors, guard_admin]
     )
+    app[CONCERN] = {guard_admin: is_admins}
     app[RATES] = RateMemory()
     app[LIMITS] = settings.limits
-    app[USUAL] = UsualHeaders(settings.http)
-    app[CORS] = Cors(settings.cors)
-    app[DRAINING] = asyncio.Event()
+    app[USUAL] = usual = UsualHeaders(settings.http)
+    app[CORS] = cors = Cors(settings.cors)
+    app[DRAINING] = draining = asyncio.Event()
+    app[HEADS] = Heads(usual, cors, draining)
     app.cleanup_ctx.append(_services(settings, seat))
     app.on_response_prepare.append(_finish_head)
     app.on_shutdown.append(_end_feeds)
@@ -75,7 +78,7 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
     app = request.app
     app[USUAL].add_to(response.headers)
     app[CORS].add_to(request, response)
-    if app[DRAINING].is_set() or not request.get(_HEAD_CHECKED) or ends_connection(request):
+    if app[DRAINING].is_set() or not facts_of(request).head_checked or ends_connection(request):
         response.force_close()
         if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
             response.headers["Connection"] = "close"
@@ -85,12 +88,13 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
 async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Turn every error into OpenAI's shape; never a stack trace."""
     try:
-        check_head(request, request.app[LIMITS])
-        request[_HEAD_CHECKED] = True
+        facts = facts_of(request)
+        check_head(request, facts.app[LIMITS])
+        facts.head_checked = True
         return await handler(request)
     except TumaError as error:
         words = str(error)[:_LOGGED_CHARS_MAX]
-        request[REFUSAL] = Refusal(type(error).__name__, str(shape_of(error).code), words)
+        facts_of(request).refusal = Refusal(type(error).__name__, str(shape_of(error).code), words)
         return error_response(error, headers=standard_headers(request))
     except web.HTTPException as error:
         if isinstance(error, web.HTTPMethodNotAllowed):
@@ -108,5 +112,5 @@ async def answer_errors(request: web.Request, handler: _Handler) -> web.StreamRe
         )
     except Exception as error:  # noqa: BLE001 - the last resort: logged whole, answered without detail
         _log.exception("request.failed", request_id=str(call_id_of(request)), error=repr(error))
-        request[REFUSAL] = Refusal(type(error).__name__, "internal", "")
+        facts_of(request).refusal = Refusal(type(error).__name__, "internal", "")
         return error_response(TumaError(), headers=standard_headers(request))

@@ -44,7 +44,7 @@ class Ask:
         """Return the body with these members set to JSON text, everything else untouched."""
         if not changes:
             return self.body
-        if any(name in self.fields for name in changes):
+        if not self.fields.keys().isdisjoint(changes):
             return set_members(self.text, scan_object(self.text), changes).encode()
         return add_members(self.text, changes).encode()
 
@@ -56,7 +56,10 @@ class Ask:
     @property
     def models(self) -> list[str]:
         """Every model that may answer: the one asked for, and OpenRouter's fallbacks."""
-        return [self.model, *(name for name in self.fields.get("models") or () if name != self.model)]
+        fallbacks = self.fields.get("models")
+        return (
+            [self.model, *(name for name in fallbacks if name != self.model)] if fallbacks else [self.model]
+        )
 
 
 async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect) -> Ask:
@@ -97,7 +100,8 @@ async def read_body(request: web.Request, limits: LimitSettings) -> bytes:
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: it could not be read.
     """
-    if request.content_length is not None and request.content_length > limits.body_bytes:
+    length = request.content_length
+    if length is not None and length > limits.body_bytes:
         raise BodyTooLargeError(f"The body is larger than {limits.body_bytes} bytes.")
     try:
         content = request.content

@@ -16,7 +16,7 @@ from billing.errors import InvalidKeyError, NotPermittedError
 from billing.keys import PREFIX, Owner
 from billing.wallets import parse_id
 from proxy.addresses import client_address, network_of
-from proxy.context import CALLER, call_id_of, stages_of
+from proxy.context import call_id_of, facts_of
 from proxy.services import SERVICES, Services
 
 _TOKEN_DOTS = 2  # of a JWS in compact form, RFC 7515
@@ -38,7 +38,8 @@ async def authenticate(request: web.Request) -> Caller:
         RateLimitError: too many keys that are not valid came from the client's address.
         PostgresUnavailableError, JwksUnavailableError: who calls cannot be told just now.
     """
-    services = request.app[SERVICES]
+    facts = facts_of(request)
+    services = facts.app[SERVICES]
     try:
         if services.failures.any_limited:
             async with services.failures.lane(_network_of(request, services)):
@@ -49,8 +50,8 @@ async def authenticate(request: web.Request) -> Caller:
         await count_failure(request, services)
         raise
     _require_address(caller, request, services)
-    request[CALLER] = caller
-    stages_of(request).mark("authenticate")
+    facts.caller = caller
+    facts.stages.mark("authenticate")
     return caller
 
 
@@ -89,9 +90,10 @@ async def _recognise(request: web.Request, services: Services) -> Caller:
 
 
 def _read_secret(request: web.Request) -> str:
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and secret.strip():
-        return secret.strip()
+    scheme, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    secret = secret.strip()
+    if secret and scheme.lower() == "bearer":
+        return secret
     return _find_protocol(request, _BEARER_PROTOCOL) or ""
 
 
@@ -105,7 +107,10 @@ def _find_protocol(request: web.Request, prefix: str) -> str | None:
 
 
 def _read_wallet(request: web.Request) -> UUID | None:
-    named = request.headers.get("x-tuma-wallet", _find_protocol(request, _WALLET_PROTOCOL))
+    headers = request.headers
+    named = headers.get("x-tuma-wallet")
+    if named is None and hdrs.UPGRADE in headers:
+        named = _find_protocol(request, _WALLET_PROTOCOL)
     return None if named is None else parse_id(named, "wallet")
 
 
@@ -136,7 +141,8 @@ def _network_of(request: web.Request, services: Services) -> str:
 
 def acting_as(request: web.Request) -> AbstractContextManager[None]:
     """Let what is changed inside the block be audited as the caller's doing, with the request's id."""
-    caller = request[CALLER]
+    caller = facts_of(request).caller
+    assert caller is not None, "who calls is asked first"
     who = f"user:{caller.user_id}" if caller.key_id is None else f"key:{caller.key_id}"
     return acting(who, str(call_id_of(request)))
 

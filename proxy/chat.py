@@ -14,7 +14,7 @@ from billing.quoting import quote_ask
 from proxy.answer import Answer
 from proxy.ask import Ask, read_ask
 from proxy.auth import authenticate
-from proxy.context import RATES, attach_call, call_id_of, stages_of
+from proxy.context import RATES, facts_of
 from proxy.dialects import CHAT, CHAT_WITH_COST, COMPLETIONS, EMBEDDINGS, RESPONSES, Dialect
 from proxy.relay import relay_plain, relay_stream
 from proxy.services import SERVICES, Services
@@ -46,7 +46,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
 
 
 async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    services = request.app[SERVICES]
+    services = facts_of(request).app[SERVICES]
     caller = await authenticate(request)
     ask = await read_ask(request, services.settings.limits, dialect)
     caller.require_models(ask.models)
@@ -84,17 +84,18 @@ async def quote_for(services: Services, caller: Caller, ask: Ask) -> Quote:
 
 async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
     quote = await quote_for(services, caller, ask)
-    stages = stages_of(request)
-    stages.mark("quote")
+    facts = facts_of(request)
+    rates = facts.app[RATES]
+    facts.stages.mark("quote")
     try:
         call = await services.calls.reserve(
-            caller, quote, call_id=call_id_of(request), model=ask.model, stream=ask.stream
+            caller, quote, call_id=facts.call_id, model=ask.model, stream=ask.stream
         )
     except RateLimitError as refusal:
         if refusal.state is not None:
-            request.app[RATES].remember(caller, refusal.state)
+            rates.remember(caller, refusal.state)
         raise
-    stages.mark("reserve")
-    attach_call(request, call)
-    request.app[RATES].remember(caller, call.rates)
+    facts.stages.mark("reserve")
+    facts.call, call.stages = call, facts.stages
+    rates.remember(caller, call.rates)
     return call

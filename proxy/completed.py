@@ -6,7 +6,6 @@ answer's end: what it cost is in it.
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -14,44 +13,33 @@ import structlog
 from aiohttp import web
 
 from billing.calls import LiveCall
-from billing.ledger import Ending
 from billing.money import format_amount, format_usd
-from proxy.context import CALL, CALLER, call_id_of, stages_of
-from proxy.services import SERVICES
+from proxy.context import Facts, facts_of
+from proxy.services import SERVICES, Services
 
 _log = structlog.get_logger("tuma.requests")
 _QUIET = frozenset(("/healthz", "/readyz", "/metrics"))  # asked all the time, by machines
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"))
 _NO_ROUTE = "none"
+_REFUSED = int(HTTPStatus.BAD_REQUEST)
+_FAILED = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request was refused."""
-
-    error: str
-    code: str
-    message: str
-
-
-REFUSAL = web.RequestKey("refusal", Refusal)
 
 
 @web.middleware
 async def tell_requests(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Tell of every request, however it ends."""
-    stages = stages_of(request)
-    tracing = request.app[SERVICES].tracing
-    if tracing is not None:
-        stages.trace = tracing.begin(request.headers, stages)
+    facts = facts_of(request)
+    services = facts.app[SERVICES]
+    if services.tracing is not None:
+        facts.stages.trace = services.tracing.begin(request.headers, facts.stages)
     response = None
     try:
         response = await handler(request)
         return response
     finally:
-        done = _Completed(request, response)
-        call = request.get(CALL)
+        done = _Completed(request, facts, services, response)
+        call = facts.call
         if call is None or (call.ended is not None and call.ended.done()):
             done.tell()
         else:
@@ -61,27 +49,30 @@ async def tell_requests(request: web.Request, handler: _Handler) -> web.StreamRe
 class _Completed:
     """A request that was answered, and its call if it was one."""
 
-    def __init__(self, request: web.Request, response: web.StreamResponse | None) -> None:
-        self._request = request
+    __slots__ = ("_bytes", "_facts", "_gone", "_method", "_route", "_services", "_status", "_took_s")
+
+    def __init__(
+        self, request: web.Request, facts: Facts, services: Services, response: web.StreamResponse | None
+    ) -> None:
+        self._facts = facts
+        self._services = services
         self._status = 0 if response is None else response.status
         self._bytes = 0 if response is None else _size_of(response)
-        self._took_s = time.perf_counter() - stages_of(request).began_s
+        self._took_s = time.perf_counter() - facts.stages.began_s
         transport = request.transport
         self._gone = response is None or transport is None or transport.is_closing()
-        resource = request.match_info.route.resource
-        self._route = _NO_ROUTE if resource is None else resource.canonical
-        self._method = request.method if request.method in _METHODS else "other"
+        self._route = _NO_ROUTE if facts.route is None else facts.route
+        method = request.method
+        self._method = method if method in _METHODS else "other"
 
     def tell(self) -> None:
         """Count it, log it, and end its trace."""
-        request, services = self._request, self._request.app[SERVICES]
-        call, refusal, stages = request.get(CALL), request.get(REFUSAL), stages_of(request)
+        facts, services = self._facts, self._services
+        call, caller, refusal, stages = facts.call, facts.caller, facts.refusal, facts.stages
         meters = services.metrics.meters
         meters.requests.add(1, self._method, self._route, str(self._status))
-        if refusal is not None:
-            meters.refusals.add(1, refusal.code)
-        facts = {
-            "request_id": str(call_id_of(request)),
+        told: dict[str, Any] = {
+            "request_id": facts.call_id_text,
             "method": self._method,
             "route": self._route,
             "status": self._status,
@@ -89,41 +80,36 @@ class _Completed:
             "duration_ms": round(self._took_s * 1000, 1),
             "bytes_out": self._bytes,
             "client_gone": self._gone,
-            **self._who(),
-            **({} if call is None else _facts_of(call)),
         }
+        if caller is not None:
+            told["user_id"] = str(caller.user_id)
+            told["wallet_id"] = str(caller.wallet_id)
+            told["key_id"] = None if caller.key_id is None else str(caller.key_id)
+        if call is not None:
+            _add_call(told, call)
         if refusal is not None:
-            facts |= {"error": refusal.error, "code": refusal.code, "message": refusal.message}
-        sums_ms = {stage: round(spent_s * 1000, 2) for stage, spent_s in stages.sums_s().items()}
+            meters.refusals.add(1, refusal.code)
+            told["error"], told["code"], told["message"] = refusal.error, refusal.code, refusal.message
         if services.tracing is not None:
-            services.tracing.end(stages, facts)
-        self._log()("request.completed", **facts, stages_ms=sums_ms)
+            services.tracing.end(stages, told)
+        told["stages_ms"] = {stage: round(spent_s * 1000, 2) for stage, spent_s in stages.sums_s().items()}
+        self._log()("request.completed", **told)
 
     def _log(self) -> Callable[..., Any]:
-        if self._status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        if self._status == _FAILED:
             return _log.error  # type: ignore[no-any-return]
         if self._route in _QUIET:
             return _log.debug  # type: ignore[no-any-return]
-        return _log.warning if self._status > HTTPStatus.INTERNAL_SERVER_ERROR else _log.info  # type: ignore[no-any-return]
+        return _log.warning if self._status > _FAILED else _log.info  # type: ignore[no-any-return]
 
     def _outcome(self, call: LiveCall | None) -> str:
         if call is not None and call.ending is not None:
             return call.ending.outcome
         if not self._status:
             return "cancelled"
-        if self._status < HTTPStatus.BAD_REQUEST:
+        if self._status < _REFUSED:
             return "ok"
-        return "refused" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
-
-    def _who(self) -> dict[str, str | None]:
-        caller = self._request.get(CALLER)
-        if caller is None:
-            return {}
-        return {
-            "user_id": str(caller.user_id),
-            "wallet_id": str(caller.wallet_id),
-            "key_id": None if caller.key_id is None else str(caller.key_id),
-        }
+        return "refused" if self._status < _FAILED else "failed"
 
 
 def _size_of(response: web.StreamResponse) -> int:
@@ -132,24 +118,22 @@ def _size_of(response: web.StreamResponse) -> int:
     return (response.content_length or 0) if isinstance(response, web.Response) else 0
 
 
-def _facts_of(call: LiveCall) -> dict[str, Any]:
-    facts: dict[str, Any] = {"call_id": str(call.call_id), "model": call.model, "stream": call.stream}
-    return facts if call.ending is None else {**facts, **_cost_of(call, call.ending)}
-
-
-def _cost_of(call: LiveCall, ending: Ending) -> dict[str, Any]:
-    settlement = call.settlement
-    return {
-        "state": ending.state,
-        "posted": settlement is not None,
-        "accuracy": ending.accuracy,
-        "source": ending.source,
-        "cost_usd": format_usd(ending.cost_nanousd),
-        "charge": format_amount(ending.charge_nano),
-        "currency": call.caller.currency,
-        "tokens_prompt": ending.usage.prompt_tokens,
-        "tokens_completion": ending.usage.completion_tokens,
-        "generation_id": ending.generation_id,
-        "first_byte_ms": ending.first_byte_ms,
-        "ended_ms": ending.duration_ms,
-    }
+def _add_call(told: dict[str, Any], call: LiveCall) -> None:
+    told["call_id"] = str(call.call_id)
+    told["model"] = call.model
+    told["stream"] = call.stream
+    ending = call.ending
+    if ending is None:
+        return
+    told["state"] = ending.state
+    told["posted"] = call.settlement is not None
+    told["accuracy"] = ending.accuracy
+    told["source"] = ending.source
+    told["cost_usd"] = format_usd(ending.cost_nanousd)
+    told["charge"] = format_amount(ending.charge_nano)
+    told["currency"] = call.caller.currency
+    told["tokens_prompt"] = ending.usage.prompt_tokens
+    told["tokens_completion"] = ending.usage.completion_tokens
+    told["generation_id"] = ending.generation_id
+    told["first_byte_ms"] = ending.first_byte_ms
+    told["ended_ms"] = ending.duration_ms

@@ -124,6 +124,11 @@ class ClientProtocol(RequestHandler):
             if self._head_bytes > self._head_bytes_max:
                 self.refuse_head(431)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Read on after a pause; aiohttp asks for it with each body, and then parses nothing once more."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def _refuse_other_versions(self) -> None:
         """Let nothing wait that says it is HTTP/0.9 or HTTP/2; aiohttp would answer in the same version."""
         for index, (message, _) in enumerate(self._messages):
@@ -283,9 +288,12 @@ class ClientRunner(web.AppRunner):
             **self._kwargs,
         )
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    def _handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
+        return self._ways.handle(request) or self._handle_otherwise(request)
+
+    async def _handle_otherwise(self, request: web.Request) -> web.StreamResponse:
         try:
-            return await self._ways.handle(request)
+            return await self._app._handle(request)  # noqa: SLF001 - as AppRunner's server does
         except web.HTTPException as error:
             # Raised before any middleware: an expectation other than 100-continue.
             response = http_error_response(

@@ -1,6 +1,7 @@
 """What belongs to one request, and the headers that every response carries."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -12,10 +13,51 @@ from billing.holds import RateState
 from billing.ids import new_id
 from billing.stages import Stages
 
-CALL_ID = web.RequestKey("call_id", UUID)
-CALLER = web.RequestKey("caller", Caller)
-CALL = web.RequestKey("call", LiveCall)
-STAGES = web.RequestKey("stages", Stages)
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request was refused."""
+
+    error: str
+    code: str
+    message: str
+
+
+class Facts:
+    """What is known of one request: one object beside it, as each look into the request itself is several calls.
+
+    Its stages begin when it is made. The request is not in it, which would be a cycle.
+
+    Args:
+        app: that serves the request.
+        route: the path of its route; None where there is no route.
+    """
+
+    __slots__ = (
+        "app",
+        "call",
+        "call_id",
+        "call_id_text",
+        "caller",
+        "head_checked",
+        "refusal",
+        "route",
+        "stages",
+    )
+
+    def __init__(self, app: web.Application, route: str | None) -> None:
+        self.app = app
+        self.route = route
+        self.stages = Stages()
+        self.call_id = new_id()
+        self.call_id_text = str(self.call_id)  # as it is sent and logged
+        self.caller: Caller | None = None
+        self.call: LiveCall | None = None
+        self.refusal: Refusal | None = None
+        self.head_checked = False
+
+
+_FACTS = web.RequestKey("facts", Facts)
 
 
 class RateMemory:
@@ -47,26 +89,29 @@ class RateMemory:
 RATES = web.AppKey("rates", RateMemory)
 
 
+def begin_facts(request: web.Request, app: web.Application, route: str | None) -> Facts:
+    """Begin to know of a request."""
+    facts = request._state[_FACTS] = Facts(app, route)  # noqa: SLF001 - the public way is three calls
+    return facts
+
+
+def facts_of(request: web.Request) -> Facts:
+    """Return what is known of a request; it begins when it is first asked for."""
+    facts: Facts | None = request._state.get(_FACTS)  # noqa: SLF001 - as above
+    if facts is None:
+        resource = request.match_info.route.resource
+        facts = begin_facts(request, request.app, None if resource is None else resource.canonical)
+    return facts
+
+
 def call_id_of(request: web.Request) -> UUID:
     """Return the request's id, minted on arrival."""
-    call_id = request.get(CALL_ID)
-    if call_id is None:
-        call_id = request[CALL_ID] = new_id()
-    return call_id
+    return facts_of(request).call_id
 
 
 def stages_of(request: web.Request) -> Stages:
-    """Return the stages of the request, which began when it was first asked for them."""
-    stages = request.get(STAGES)
-    if stages is None:
-        stages = request[STAGES] = Stages()
-    return stages
-
-
-def attach_call(request: web.Request, call: LiveCall) -> None:
-    """Let a call be told of, and timed, as what the request was about."""
-    request[CALL] = call
-    call.stages = stages_of(request)
+    """Return the stages of the request."""
+    return facts_of(request).stages
 
 
 def late_headers(request: web.Request, as_of: datetime | None) -> dict[str, str]:
@@ -79,17 +124,20 @@ def late_headers(request: web.Request, as_of: datetime | None) -> dict[str, str]
 
 def standard_headers(request: web.Request) -> dict[str, str]:
     """Return ``x-request-id`` and, once the caller is known, OpenAI's ``x-ratelimit-*`` headers."""
-    headers = {"x-request-id": str(call_id_of(request))}
-    caller = request.get(CALLER)
-    if caller is not None:
-        state = request.app[RATES].recall(caller)
-        headers["x-ratelimit-limit-requests"] = str(state.limits.requests_per_min)
-        headers["x-ratelimit-remaining-requests"] = str(state.remaining_requests)
-        headers["x-ratelimit-reset-requests"] = format_duration(state.reset_requests_ms)
-        headers["x-ratelimit-limit-tokens"] = str(state.limits.tokens_per_min)
-        headers["x-ratelimit-remaining-tokens"] = str(state.remaining_tokens)
-        headers["x-ratelimit-reset-tokens"] = format_duration(state.reset_tokens_ms)
-    return headers
+    facts = facts_of(request)
+    caller = facts.caller
+    if caller is None:
+        return {"x-request-id": facts.call_id_text}
+    state = facts.app[RATES].recall(caller)
+    return {
+        "x-request-id": facts.call_id_text,
+        "x-ratelimit-limit-requests": str(state.limits.requests_per_min),
+        "x-ratelimit-remaining-requests": str(state.remaining_requests),
+        "x-ratelimit-reset-requests": format_duration(state.reset_requests_ms),
+        "x-ratelimit-limit-tokens": str(state.limits.tokens_per_min),
+        "x-ratelimit-remaining-tokens": str(state.remaining_tokens),
+        "x-ratelimit-reset-tokens": format_duration(state.reset_tokens_ms),
+    }
 
 
 def format_duration(milliseconds: int) -> str:

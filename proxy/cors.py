@@ -4,6 +4,8 @@ Source: https://fetch.spec.whatwg.org/#http-cors-protocol. Credentials (cookies)
 """
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from aiohttp import hdrs, web
 
@@ -24,6 +26,7 @@ _EXPOSED = ", ".join(
         *(f"x-tuma-{what}" for what in ("cost-usd", "charge", "balance", "as-of")),
     )
 )
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Cors:
@@ -47,16 +50,24 @@ class Cors:
             return "*"
         return origin if origin in self._origins else None
 
-    def add_to(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Let the page read this response, if its origin may; tell caches that this depends on the origin."""
+    def fields(self, request: web.Request) -> Mapping[str, str]:
+        """Return what lets the page read a response, if its origin may; and tells caches that this depends on the origin."""
         if not self._origins or not request.path.startswith(_OPEN_PATHS):
-            return
-        if not self._any:
-            response.headers.add(hdrs.VARY, "Origin")
+            return _NONE
+        fields: dict[str, str] = {} if self._any else {hdrs.VARY: "Origin"}
         origin = self._find_origin(request)
         if origin is not None:
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+            fields[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            fields[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+        return fields
+
+    def add_to(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add the fields to a response."""
+        for name, value in self.fields(request).items():
+            if name == hdrs.VARY:
+                response.headers.add(name, value)
+            else:
+                response.headers[name] = value
 
     def answer_preflight(self, request: web.Request, methods: set[str]) -> web.Response | None:
         """Return the answer to a browser's question before a call; None if the request is no such question.

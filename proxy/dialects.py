@@ -3,7 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,27 +48,28 @@ class Dialect:
 def _check_chat(fields: Fields) -> None:
     _check_common(fields)
     messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or [item for item in messages if not isinstance(item, dict)]
+    ):
         raise BadRequestError("'messages' must be a non-empty array of objects.", param="messages")
     _check_no_files(messages, "messages")
-    for name in ("max_tokens", "max_completion_tokens"):
-        _check_count(fields, name, TOKENS_MAX)
-    for name in ("n", "best_of"):
-        _check_count(fields, name, CHOICES_MAX)
+    _check_counts(fields, ("max_tokens", "max_completion_tokens"), TOKENS_MAX)
+    _check_counts(fields, ("n", "best_of"), CHOICES_MAX)
 
 
 def _chat_output(fields: Fields) -> Output:
     """Of two bounds the larger one counts: servers differ in which of them they know."""
-    bounds = (fields.get("max_completion_tokens"), fields.get("max_tokens"))
-    return Output(max((bound for bound in bounds if bound), default=None), _choices(fields))
+    bound = max(fields.get("max_completion_tokens") or 0, fields.get("max_tokens") or 0)
+    return Output(bound or None, _choices(fields))
 
 
 def _check_completion(fields: Fields) -> None:
     _check_common(fields)
     _check_inputs(fields, "prompt")
-    _check_count(fields, "max_tokens", TOKENS_MAX, least=0)
-    for name in ("n", "best_of"):
-        _check_count(fields, name, CHOICES_MAX)
+    _check_counts(fields, ("max_tokens",), TOKENS_MAX, least=0)
+    _check_counts(fields, ("n", "best_of"), CHOICES_MAX)
 
 
 def _completion_output(fields: Fields) -> Output:
@@ -91,7 +92,7 @@ def _check_response(fields: Fields) -> None:
         isinstance(given, list) and given and all(isinstance(item, dict) for item in given)
     ):
         raise BadRequestError("'input' must be a text, or a non-empty array of objects.", param="input")
-    _check_count(fields, "max_output_tokens", TOKENS_MAX)
+    _check_counts(fields, ("max_output_tokens",), TOKENS_MAX)
     if fields.get("background") not in (None, False):
         raise BadRequestError(
             "'background' is not served: a call is paid while it is answered.", param="background"
@@ -126,7 +127,9 @@ def _check_no_files(items: object, name: str) -> None:
     """Refuse files that the provider has stored: they are the account's, which all share, and their size is not known here."""
     for item in items if isinstance(items, list) else ():
         for parts in (item.get("content"), item.get("output")):
-            for part in parts if isinstance(parts, list) else ():
+            if not isinstance(parts, list):
+                continue
+            for part in parts:
                 if isinstance(part, dict) and any(
                     isinstance(place, dict) and place.get("file_id") is not None
                     for place in (part, part.get("file"))
@@ -183,12 +186,13 @@ def _are_tokens(given: list[Any]) -> bool:
     return bool(given) and all(isinstance(item, int) and not isinstance(item, bool) for item in given)
 
 
-def _check_count(fields: Fields, name: str, most: int, *, least: int = 1) -> None:
-    value = fields.get(name)
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadRequestError(f"{name!r} must be a whole number from {least} to {most}.", param=name)
+def _check_counts(fields: Fields, names: Sequence[str], most: int, *, least: int = 1) -> None:
+    for name in names:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise BadRequestError(f"{name!r} must be a whole number from {least} to {most}.", param=name)
 
 
 def _choices(fields: Fields) -> int:

@@ -4,14 +4,19 @@ For each request aiohttp searches its routes, makes and freezes a match, and lay
 a route without variables in its path all of that is the same every time.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import hdrs, web
 from aiohttp.web_urldispatcher import PlainResource, UrlMappingMatchInfo
 
+from proxy.context import begin_facts
+
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Of a middleware that has nothing to do on most paths: on which it has. It is asked once for each path.
+CONCERN = web.AppKey[Mapping[Any, Callable[[str], bool]]]("concern", Mapping)
 
 
 class _Way(NamedTuple):
@@ -35,19 +40,22 @@ class DirectWays:
                     match = UrlMappingMatchInfo({}, route)
                     match.add_app(app)
                     match.freeze()
-                    way = _Way(match, self._around(route.handler))
+                    way = _Way(match, self._around(route.handler, resource.canonical))
                     self._ways.setdefault((route.method, resource.canonical), way)
 
-    def _around(self, handler: _Handler) -> _Handler:
+    def _around(self, handler: _Handler, path: str) -> _Handler:
+        concern = self._app.get(CONCERN, {})
         for middleware in reversed(self._app.middlewares):
-            handler = partial(middleware, handler=handler)
+            if middleware not in concern or concern[middleware](path):
+                handler = partial(middleware, handler=handler)
         return handler
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request; what it asks for in any other way than plainly goes aiohttp's way."""
+    def handle(self, request: web.Request) -> Awaitable[web.StreamResponse] | None:
+        """Return the answer to await; None for what is asked in any other way than plainly, which goes aiohttp's way."""
         message = request._message  # noqa: SLF001 - aiohttp parses a URL for each public way to the path
         way = self._ways.get((message.method, message.path))
         if way is None or hdrs.EXPECT in message.headers:
-            return await self._app._handle(request)  # noqa: SLF001 - as AppRunner's server does
+            return None
         request._match_info = way.match  # noqa: SLF001 - as Application._handle does
-        return await way.handler(request)
+        begin_facts(request, self._app, message.path)
+        return way.handler(request)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from config.settings import HttpSettings
 
+_SERVER = "tuma"  # without versions
 # What a handler has set itself stays: a page of the console has a policy of its own.
 _USUAL: Mapping[str, str] = MappingProxyType(
     {
@@ -28,9 +29,14 @@ class UsualHeaders:
         if settings.hsts_s:
             self._headers["Strict-Transport-Security"] = f"max-age={settings.hsts_s}"
 
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """All of them, for an answer that has none of its own."""
+        return {"Server": _SERVER, **self._headers}
+
     def add_to(self, headers: MutableMapping[str, str]) -> None:
-        """Set what is not there yet, and the server's name without versions."""
-        headers["Server"] = "tuma"
+        """Set what is not there yet, and the server's name."""
+        headers["Server"] = _SERVER
         for name, value in self._headers.items():
             if name not in headers:
                 headers[name] = value

@@ -16,10 +16,11 @@ from billing.pricing import Usage, cost_attousd, usage_from_openai
 from billing.waiting import wait_until_done
 from proxy.answer import Answer
 from proxy.connection import ClientWatch, watch_client
-from proxy.context import standard_headers
+from proxy.context import facts_of, standard_headers
 from proxy.cost import cost_headers, cost_json
 from proxy.document import with_member
 from proxy.errors import UpstreamError, UpstreamTimeoutError, error_object
+from proxy.lean import HEADS
 from proxy.meter import StreamMeter, read_plain
 
 _KEEP_BYTES_MAX = 32 * 1024
@@ -58,11 +59,8 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     body = plain.body
     if answer.ask.dialect.tells_cost:
         body = with_member(body, "tuma", cost_json(answer, settlement))
-    return web.Response(
-        body=body,
-        content_type="application/json",
-        headers={**standard_headers(request), **cost_headers(answer, settlement)},
-    )
+    headers = {**standard_headers(request), **cost_headers(answer, settlement)}
+    return facts_of(request).app[HEADS].answer(request, body, headers)
 
 
 async def _read_answer(answer: Answer) -> bytes:
@@ -131,7 +129,8 @@ def _error_status(code: str | None) -> int:
 
 
 def _still_there(request: web.Request) -> bool:
-    return request.transport is not None and not request.transport.is_closing()
+    transport = request.transport
+    return transport is not None and not transport.is_closing()
 
 
 async def relay_stream(request: web.Request, answer: Answer) -> web.StreamResponse:
@@ -259,17 +258,12 @@ class _StreamRelay:
             )
 
     async def _begin(self) -> web.StreamResponse:
-        """Send the response's head; no byte reaches the client before the call is open in Postgres."""
+        """Begin the response; no byte reaches the client before the call is open in Postgres."""
         self._answer.accept()
         await _confirm_open(self._answer)
-        response = web.StreamResponse(
-            headers={
-                **standard_headers(self._request),
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "X-Accel-Buffering": "no",
-            }
-        )
-        await response.prepare(self._request)
+        request = self._request
+        response = facts_of(request).app[HEADS].stream(request, standard_headers(request))
+        await response.prepare(request)
         return response
 
     async def _grow(self) -> bool:
