@@ -91,6 +91,12 @@ def settler(ledger: Ledger) -> Batcher[Ending, Settlement]:
     return Batcher(ledger.settle_calls, name="settle", rows_max=8, delay_ms=0, queue_max=100)
 
 
+async def delayed(settles: Batcher[Ending, Settlement]) -> None:
+    async with asyncio.timeout(60):
+        while not settles.away:
+            await asyncio.sleep(0.02)
+
+
 async def test_it_keeps_one_connection_and_its_statements(office: Office, database: Database) -> None:
     held = hold(database)
     prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement = $1"
@@ -129,16 +135,12 @@ async def test_a_lost_answer_and_an_outage_lose_nothing(office: Office, settings
         assert (await settles.submit(ending(first, 100))).won
         between.mute()
         answer = settles.submit(ending(second, 100))
-        async with asyncio.timeout(60):
-            while not settles.away:  # the statement's time is over
-                await asyncio.sleep(0.02)
+        await delayed(settles)  # the statement's time is over
         between.open()
         assert (await answer).state == "settled"
         between.shut()
         answer = settles.submit(ending(third, 100))
-        async with asyncio.timeout(60):
-            while not settles.away:
-                await asyncio.sleep(0.02)
+        await delayed(settles)
         between.open()
         assert (await answer).won
         await settles.close(5)
