@@ -133,7 +133,7 @@ class Calls:
         self._note_s = settings.holds.note_s
         self._worker_lease_s = settings.sweep.worker_lease_s
         self._calls_max = settings.limits.calls_in_flight
-        self._ledger = ledger = Ledger(database, worker_id=worker_id, settler=settler)
+        self._ledger = ledger = Ledger(database, worker_id=worker_id, settler=settler, hold=True)
         self._opens = Batcher[Opening, str](
             ledger.open_calls,
             name="open",

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
@@ -15,6 +15,7 @@ import asyncpg
 from billing.access import LOCK_TIMEOUT, Role, login_at, login_of
 from billing.acting import find_acting
 from billing.errors import InputError, PostgresUnavailableError
+from billing.held import HeldConnection
 from billing.meters import Meters
 from config.settings import PostgresSettings
 
@@ -36,6 +37,7 @@ MISCONFIGURED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+_UNFIT = (asyncpg.CharacterNotInRepertoireError, asyncpg.DataError)
 _DSN = "TUMA_POSTGRES__DSN"
 _TELL_OF_POOLER = "set TUMA_POSTGRES__POOLER=transaction, and TUMA_POSTGRES__DIRECT_DSN to the server itself (docs/operations.md)"
 # Who may call functions and nothing else, of which none leaves a trace in the session: locks and settings end with the
@@ -96,6 +98,7 @@ class Database:
         self._name = name
         self._pool: Any = None
         self._opening = asyncio.Lock()
+        self._held: list[HeldConnection] = []
         self.acted = False  # somebody but the house did something: there may be rows of the audit log to seal
 
     async def _get_pool(self) -> Any:
@@ -174,16 +177,50 @@ class Database:
             async with pool.acquire(timeout=self._settings.connect_timeout_s) as connection:
                 self._meters.pool_wait.observe(time.perf_counter() - began_s, self.role or "owner")
                 yield connection
-        except (asyncpg.CharacterNotInRepertoireError, asyncpg.DataError) as error:
+        except (*_UNFIT, *MISCONFIGURED, *AWAY) as error:
+            self.refuse(error)
+
+    def refuse(self, error: BaseException) -> NoReturn:
+        """Raise what an error of Postgres means for who asked; itself, if it is none of these.
+
+        Raises:
+            PostgresUnavailableError: no connection could be had, or it broke in use.
+            InputError: a text has a character that Postgres does not store, or the DSN cannot be used.
+        """
+        if isinstance(error, _UNFIT):
             if isinstance(error, asyncpg.CharacterNotInRepertoireError) or "surrogates" in str(error):
                 raise InputError("a text has a character that cannot be stored, as NUL") from None
-            raise
-        except MISCONFIGURED as error:
+        elif isinstance(error, MISCONFIGURED) or (self._settings.pooler == "none" and _is_from_pooler(error)):
             raise self._misconfigured(error) from None
-        except AWAY as error:
-            if self._settings.pooler == "none" and _is_from_pooler(error):
-                raise self._misconfigured(error) from None
+        elif isinstance(error, AWAY):
             raise _unavailable(error) from error
+        raise error
+
+    async def fetch(self, sql: str, *args: object) -> list[Any]:
+        """Run one statement on a connection of the pool; raises as ``connection`` does."""
+        async with self.connection() as connection:
+            rows: list[Any] = await connection.fetch(sql, *args)
+        return rows
+
+    def hold(self) -> "HeldConnection | Database":
+        """Return who runs statements for one user, on a connection beside the pool that is closed with it.
+
+        Behind a pooler no connection can be held longer than a transaction, and no statement stays prepared: it is the pool.
+        """
+        if self._settings.pooler != "none":
+            return self
+        held = HeldConnection(self, close_timeout_s=self._settings.connect_timeout_s, broken=AWAY)
+        self._held.append(held)
+        return held
+
+    async def connect(self) -> Any:
+        """Open a connection as the pool does, outside of it; the caller closes it, and hands errors to ``refuse``."""
+        return await asyncpg.connect(
+            **self._read_login(),
+            timeout=self._settings.connect_timeout_s,
+            command_timeout=self._settings.command_timeout_s,
+            **self._pool_options(),
+        )
 
     @asynccontextmanager
     async def transaction(
@@ -254,7 +291,8 @@ class Database:
             raise _unavailable(error) from error
 
     async def close(self) -> None:
-        """Close the pool, waiting a bounded time for connections in use."""
+        """Close the pool and what is held, waiting a bounded time for connections in use."""
+        await asyncio.gather(*(held.close() for held in self._held))
         if self._pool is not None:
             try:
                 await asyncio.wait_for(self._pool.close(), self._settings.connect_timeout_s)

@@ -99,11 +99,15 @@ class Ledger:
         database: where the truth is.
         worker_id: whose calls are opened.
         settler: the same, by a role that may settle; ``database``, without one.
+        hold: keep a connection for what is posted, and one for settlements, beside the pools.
     """
 
-    def __init__(self, database: Database, *, worker_id: UUID, settler: Database | None = None) -> None:
-        self._database = database
-        self._settler = settler or database
+    def __init__(
+        self, database: Database, *, worker_id: UUID, settler: Database | None = None, hold: bool = False
+    ) -> None:
+        settler = settler or database
+        self._opener = database.hold() if hold else database
+        self._settler = settler.hold() if hold else settler
         self._worker_id = worker_id
 
     async def open_calls(self, batch: Sequence[Opening]) -> list[str]:
@@ -128,12 +132,11 @@ class Ledger:
             [item.hold_nano for item in batch],
             [item.hold_nanousd for item in batch],
         )
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT call_id, verdict FROM open_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-                self._worker_id,
-                *columns,
-            )
+        rows = await self._opener.fetch(
+            "SELECT call_id, verdict FROM open_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            self._worker_id,
+            *columns,
+        )
         return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
 
     async def extend_calls(self, batch: Sequence[Extension]) -> list[str]:
@@ -145,13 +148,12 @@ class Ledger:
         Raises:
             PostgresUnavailableError: whether it was committed is unknown; repeat it.
         """
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT call_id, verdict FROM extend_batch($1, $2, $3)",
-                [item.call_id for item in batch],
-                [item.hold_nano for item in batch],
-                [item.hold_nanousd for item in batch],
-            )
+        rows = await self._opener.fetch(
+            "SELECT call_id, verdict FROM extend_batch($1, $2, $3)",
+            [item.call_id for item in batch],
+            [item.hold_nano for item in batch],
+            [item.hold_nanousd for item in batch],
+        )
         return _in_order([item.call_id for item in batch], {row["call_id"]: row["verdict"] for row in rows})
 
     async def note_calls(self, ids: Mapping[UUID, str]) -> set[UUID]:
@@ -162,12 +164,11 @@ class Ledger:
         Raises:
             PostgresUnavailableError: whether it was committed is unknown; repeat it.
         """
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT id FROM note_generations($1, $2) AS noted (id)",
-                list(ids.keys()),
-                list(ids.values()),
-            )
+        rows = await self._opener.fetch(
+            "SELECT id FROM note_generations($1, $2) AS noted (id)",
+            list(ids.keys()),
+            list(ids.values()),
+        )
         return {row["id"] for row in rows}
 
     async def settle_calls(self, batch: Sequence[Ending]) -> list[Settlement]:
@@ -203,16 +204,14 @@ class Ledger:
             [item.usage.images for item in fine],
             [item.usage.audio_tokens for item in fine],
         )
-        async with self._settler.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT * FROM settle_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
-                " $17, $18, $19, $20, $21, $22, $23)",
-                new_id(),
-                *columns,
-            )
-        return _in_order(
-            [item.call_id for item in batch], {row["call_id"]: Settlement(**row) for row in rows}
+        rows = await self._settler.fetch(
+            "SELECT call_id, won, state, charge_nano, hold_nano, posted_nano, available_nano"
+            " FROM settle_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+            " $17, $18, $19, $20, $21, $22, $23)",
+            new_id(),
+            *columns,
         )
+        return _in_order([item.call_id for item in batch], {row["call_id"]: Settlement(*row) for row in rows})
 
     async def read_mirror(self, user_id: UUID, moment: datetime) -> dict[str, str]:
         """Read what a user's calls are admitted by, in one snapshot: the fields of their mirror (``billing/holds.py``).
@@ -225,8 +224,7 @@ class Ledger:
             NotFoundError: there is no such user, or they have no wallet.
             PostgresUnavailableError: Postgres is away.
         """
-        async with self._database.connection() as connection:
-            rows = await connection.fetch("SELECT field, value FROM read_mirror($1, $2)", user_id, moment)
+        rows = await self._opener.fetch("SELECT field, value FROM read_mirror($1, $2)", user_id, moment)
         if not rows:
             raise NotFoundError(f"user {user_id} has no wallet")
         return {row["field"]: row["value"] for row in rows}

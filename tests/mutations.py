@@ -38,6 +38,42 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a held connection is used by one at a time",
+        "billing/held.py",
+        "        if self._lock.locked():\n",
+        "        if False:\n",
+        "tests/billing/test_held.py",
+    ),
+    Mutation(
+        "a held connection that broke or took too long is not used again",
+        "billing/held.py",
+        "                self._drop()\n                if isinstance(error, Exception):",
+        "                if isinstance(error, Exception):",
+        "tests/billing/test_held.py",
+    ),
+    Mutation(
+        "errors of a held connection are told as those of the pool",
+        "billing/held.py",
+        "            except asyncpg.PostgresError as error:\n                if isinstance(error, self._broken):\n"
+        "                    self._drop()\n                self._lender.refuse(error)\n",
+        "            except asyncpg.PostgresError:\n                raise\n",
+        "tests/billing/test_held.py",
+    ),
+    Mutation(
+        "what is held is closed with the database",
+        "billing/db.py",
+        "await asyncio.gather(*(held.close() for held in self._held))",
+        "await asyncio.gather()",
+        "tests/billing/test_held.py",
+    ),
+    Mutation(
+        "behind a pooler no connection is held",
+        "billing/db.py",
+        '        if self._settings.pooler != "none":\n            return self\n',
+        "",
+        "tests/billing/test_held.py",
+    ),
+    Mutation(
         "a batch waits for who is coming",
         "billing/batcher.py",
         "or (self._hurried and self._coming() <= 0):",

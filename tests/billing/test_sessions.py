@@ -7,6 +7,7 @@ import pytest
 from billing.access import Role
 from billing.db import _LEAVE_NOTHING, Database
 from billing.errors import PostgresUnavailableError
+from billing.held import HeldConnection
 from billing.ids import new_id
 from billing.ledger import Ending, Ledger
 from config.settings import Settings
@@ -68,10 +69,15 @@ async def test_calls_leave_nothing_in_the_sessions(office: Office, proxy: Runnin
                 await response.read()
     await proxy.quiet()
     ledger = proxy.services.calls._ledger
-    for database in (ledger._database, ledger._settler):
-        assert database.role in _LEAVE_NOTHING
+    for held, role in ((ledger._opener, "proxy"), (ledger._settler, "settler")):
+        assert isinstance(held, HeldConnection)
+        database = held._lender
+        assert isinstance(database, Database)
+        assert database.role == role
+        assert role in _LEAVE_NOTHING
         async with database.connection() as connection:
             assert dict(await connection.fetchrow(_LEFT)) == _NOTHING
+        assert [dict(row) for row in await held.fetch(_LEFT)] == [_NOTHING]
     await check_books(office)
 
 
