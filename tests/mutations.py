@@ -1619,7 +1619,7 @@ MUTATIONS = (
     Mutation(
         "a Redis that does not answer is given up",
         "billing/redis_link.py",
-        "        if left_s <= 0:",
+        "        if left_s <= 0 and oldest is self._overdue:",
         "        if False:",
         "tests/billing/test_holds.py",
     ),

@@ -242,7 +242,7 @@ class Load:
 
         tally = _Tally()
         # Paced streams last equally long: begun at once, they would all begin again at once.
-        every_s = job["connections"] / job["rate"] if job["rate"] else 0.0
+        every_s = job["connections"] / job["rate"] if job.get("rate") else 0.0
         lasts_s = CHUNKS * PACE_S if job["paced"] else every_s
         due = itertools.count(0, lasts_s / job["connections"])
 

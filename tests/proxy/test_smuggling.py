@@ -373,12 +373,15 @@ async def test_pipelined_requests_wait_in_the_socket(
     """A client that sends request upon request without reading is not read any further."""
     await sync_models(office)
     payer = await make_payer(office)
-    sim.set_behaviour(first_delay_ms=500)
+    sim.set_behaviour(first_delay_ms=2_000)
     async with run_proxy(settings) as proxy:
         call = Shapes(payer).head(LENGTH) + BODY
         _, writer = await asyncio.open_connection("127.0.0.1", int(proxy.base_url.rpartition(":")[2]))
         writer.write(call * 200)
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(20):
+            while not sim.requests:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
         (protocol,) = proxy.server.connections
         assert 0 < len(protocol._messages) <= 32
         assert len(sim.requests) == 1
