@@ -1,6 +1,7 @@
 """Holds in real Redis: admission, leases, mirrors that come and go."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -329,6 +330,38 @@ def test_a_cut_in_the_middle_fails_closed_and_is_over_with_it(redis_server: Any,
             await asyncio.sleep(0.05)
             assert await pipe.run("PING") == b"PONG"
             await pipe.close()
+
+    with runner:
+        runner.run(work())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_reply_that_does_not_come_is_given_up_and_one_that_waits_to_be_read_is_not(
+    redis_server: Any, loop: str
+) -> None:
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None)
+
+    async def work() -> None:
+        async with TcpProxy(redis_server.url) as between:
+            pipe = RedisPipe(RedisSettings(url=SecretStr(between.through(redis_server.url)), timeout_s=0.3))
+            assert await pipe.run("PING") == b"PONG"
+            between.mute()
+            async with asyncio.timeout(5):
+                with pytest.raises(RedisUnavailableError, match="TimeoutError"):
+                    await pipe.run("PING")
+            between.open()
+            async with asyncio.timeout(5):
+                assert await pipe.run("PING") == b"PONG", "on a new connection"
+            await pipe.close()
+        pipe = RedisPipe(RedisSettings(url=SecretStr(redis_server.url), timeout_s=0.3))
+        assert await pipe.run("PING") == b"PONG"
+        for _ in range(3):
+            asked = asyncio.ensure_future(pipe.run("PING"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # it is sent
+            time.sleep(0.5)  # noqa: ASYNC251 - this process stands still, as one that is out of processor time
+            assert await asked == b"PONG"
+        await pipe.close()
 
     with runner:
         runner.run(work())
