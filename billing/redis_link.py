@@ -19,7 +19,6 @@ from redis.exceptions import InvalidResponse
 
 Argument = bytes | str | int
 _NOT_ENOUGH = object()
-_GRACE_S = 0.05
 
 
 class Command:
@@ -65,7 +64,6 @@ class RedisLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._waiting: deque[Command] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._overdue: Command | None = None  # its time is up
         self._lost = self._retired = False
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=_NOT_ENOUGH
@@ -127,15 +125,12 @@ class RedisLink(asyncio.Protocol):
         self._timer = None
         if not self._waiting:
             return
-        oldest = self._waiting[0]
-        left_s = oldest.sent_s + self._timeout_s - time.perf_counter()
-        if left_s <= 0 and oldest is self._overdue:
-            self._lose(TimeoutError())
-            return
+        # Both loops read before they look at timers: of a process that stood still itself, no reply is taken for late.
+        left_s = self._waiting[0].sent_s + self._timeout_s - time.perf_counter()
         if left_s <= 0:
-            # uvloop runs timers before it reads: if this process itself stood still, the reply is in the socket.
-            self._overdue, left_s = oldest, _GRACE_S
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._check)
+            self._lose(TimeoutError())
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._check)
 
     def _lose(self, error: BaseException) -> None:
         if self._lost:
