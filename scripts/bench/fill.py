@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from billing.money import NANO
 DAYS = 40
 TABLES = ("calls", "usage", "journal_tx", "journal_entry")
 _PER_STEP = 100_000
+_SUMMED_TOGETHER = 1_000  # calls
 _RUN = 10  # calls of a wallet in a row, as people make them
 _BATCH = 100  # calls of one row of the shadow ledger
 _STRIDE = 7919  # a prime: from one run to the next, so that neighbours in time are none in the indexes
@@ -102,7 +104,7 @@ async def fill(dsn: str, history: History, say: Callable[[str], None]) -> None:
             await _share(connections, [_add_calls(history, first_ms, step_ms, *step) for step in steps])
             tell(f"{history.calls:,} calls written")
         tell("indexes made")
-        await _share(connections, [_sum_hour(hour) for hour in _hours(now)])
+        await _share(connections, [_sum_slice(begin, end) for begin, end in _slices(now, history.calls)])
         tell("usage summed")
         await _post(one)
         await _share(connections, [_vacuum(table) for table in await _tables(one)])
@@ -296,17 +298,21 @@ async def _without_indexes(connection: Any, connections: Sequence[Any]) -> Async
     await _share(connections, [make(parent) for parent in reversed(TABLES)])  # the largest first
 
 
-def _hours(now: datetime) -> list[datetime]:
+def _slices(now: datetime, calls: int) -> list[tuple[datetime, datetime]]:
+    """Return times between which a batch's worth of calls began: ``add_usage`` is made for batches, and slow for more."""
     first = (now - timedelta(days=DAYS)).replace(minute=0, second=0, microsecond=0)
-    return [first + timedelta(hours=hour) for hour in range(DAYS * 24 + 2)]
+    per_hour = max(-(-calls // (DAYS * 24 * _SUMMED_TOGETHER)), 1)
+    step = timedelta(hours=1) / per_hour
+    begins = [first + step * number for number in range((DAYS * 24 + 2) * per_hour + 1)]
+    return list(pairwise(begins))
 
 
-def _sum_hour(hour: datetime) -> _Work:
+def _sum_slice(begin: datetime, end: datetime) -> _Work:
     async def work(connection: Any) -> None:
         await connection.execute(
             "SELECT add_usage(array_agg(c.id), 1) FROM calls c WHERE c.id >= $1 AND c.id < $2",
-            id_floor(hour),
-            id_floor(hour + timedelta(hours=1)),
+            id_floor(begin),
+            id_floor(end),
         )
 
     return work
