@@ -340,10 +340,10 @@ class Calls:
 
     def note_soon(self, call: LiveCall, **notes: str) -> None:
         """Begin to note, as ``note`` does; ``confirm_open`` waits for it beside the commit."""
-        if call.noting is not None or call.turn.locked():
+        call.notes.update(notes)
+        if call.turn.locked():
             call.noting = self._endings.start(self.note(call, **notes), name=f"note {call.call_id}")
             return
-        call.notes.update(notes)
         if call.progress is not None:
             call.notes.update(call.progress(False))
         call.noting = asyncio.ensure_future(self.holds.begin_renew(call.hold, call.notes))
