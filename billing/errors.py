@@ -33,7 +33,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from billing.holds import RateState
+    from billing.limits import RateState
 
 
 class TumaError(Exception):

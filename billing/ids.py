@@ -7,6 +7,8 @@ from uuid import UUID
 
 from asyncpg.pgproto.pgproto import UUID as FAST_UUID
 
+from billing.errors import NotFoundError
+
 
 def new_id(*, at_ms: int | None = None) -> UUID:
     """Mint a UUIDv7 (RFC 9562, section 5.7): 48 bits of unix milliseconds, 74 random bits.
@@ -29,3 +31,15 @@ def minted_at(uuid7: UUID) -> datetime:
 def id_floor(moment: datetime) -> UUID:
     """Return the smallest UUIDv7 of a moment, to the millisecond, as ``uuid_floor`` does."""
     return UUID(int=round(moment.timestamp() * 1000) << 80)
+
+
+def parse_id(text: str, what: str) -> UUID:
+    """Parse a UUID.
+
+    Raises:
+        NotFoundError: it is none, so there is no such thing.
+    """
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFoundError(f"there is no {what} {text!r}") from None

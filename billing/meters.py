@@ -1,7 +1,7 @@
 """What this process counts: plain numbers in dictionaries, without locks, as one event loop alone writes them.
 
 A counter costs a few hundred nanoseconds. Nothing here knows Prometheus: ``take`` returns numbers that can be sent to
-another process, ``merge`` adds those of several, and ``proxy/metrics.py`` writes them down.
+another process, ``merge`` adds those of several, and ``proxy/telemetry/metrics.py`` writes them down.
 
 Money is whole nano units, as everywhere. Labels are few and bounded: never an id of a person, a wallet or a key, and a
 model only while there are few of them.

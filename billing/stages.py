@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Trace(Protocol):
-    """What follows one request for somebody outside (``proxy/tracing.py``)."""
+    """What follows one request for somebody outside (``proxy/telemetry/tracing.py``)."""
 
     def begin_upstream(self) -> Mapping[str, str]:
         """Begin the provider's part; return the headers that tell the provider of it."""

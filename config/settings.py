@@ -72,7 +72,7 @@ class PostgresSettings(_Section):
     """Where the truth is."""
 
     dsn: SecretStr = SecretStr("")  # of the user who owns the schema, or may act as its owner
-    # How the roles of `tuma serve` log in (billing/access.py); empty: with the DSN above, and passwords derived from it.
+    # How the roles of `tuma serve` log in (billing/postgres/roles.py); empty: with the DSN above, and passwords derived from it.
     proxy_dsn: SecretStr = SecretStr("")
     settler_dsn: SecretStr = SecretStr("")
     keeper_dsn: SecretStr = SecretStr("")

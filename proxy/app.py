@@ -10,20 +10,23 @@ from aiohttp import web
 from billing.errors import TumaError
 from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
-from proxy.admin import ADMIN, guard_admin, is_admins
-from proxy.board import Seat
-from proxy.completed import tell_requests
-from proxy.context import RATES, RateMemory, Refusal, call_id_of, facts_of, standard_headers
-from proxy.cors import Cors
-from proxy.direct import CONCERN
 from proxy.endpoints import ENDPOINTS
-from proxy.errors import error_response, http_error_response, shape_of
-from proxy.framing import check_head, ends_connection
-from proxy.headers import UsualHeaders
-from proxy.health import DRAINING
-from proxy.lean import HEADS, Heads
-from proxy.openapi import DOCUMENT, make_document
-from proxy.services import SERVICES, open_services
+from proxy.http.cors import Cors
+from proxy.http.errors import error_response, http_error_response, shape_of
+from proxy.http.fast_answer import HEADS, Heads
+from proxy.http.fast_routes import CONCERN
+from proxy.http.headers import UsualHeaders
+from proxy.http.request_facts import RATES, RateMemory, Refusal, call_id_of, facts_of, standard_headers
+from proxy.http.request_head import check_head, ends_connection
+from proxy.identity.authenticate import IDENTITY, Identity
+from proxy.lifecycle import open_services
+from proxy.openapi.document import DOCUMENT, make_document
+from proxy.operator.endpoints import ADMIN
+from proxy.operator.guard import guard_admin, is_admins
+from proxy.public.health import DRAINING
+from proxy.services import SERVICES
+from proxy.telemetry.request_log import TELEMETRY, Telemetry, tell_requests
+from proxy.telemetry.shared_counters import Seat
 
 _log = structlog.get_logger("tuma.requests")
 LIMITS = web.AppKey("limits", LimitSettings)
@@ -64,6 +67,10 @@ def _services(settings: Settings, seat: Seat | None) -> Callable[[web.Applicatio
     async def context(app: web.Application) -> AsyncIterator[None]:
         async with open_services(settings, seat) as services:
             app[SERVICES] = services
+            app[IDENTITY] = Identity(
+                services.settings, services.keys, services.tokens, services.signed_in, services.failures
+            )
+            app[TELEMETRY] = Telemetry(services.metrics, services.tracing)
             yield
 
     return context

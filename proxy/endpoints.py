@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from billing.statement import KINDS
-from billing.usage import GROUPS
-from proxy.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
-from proxy.calls import get_own_call, list_calls
-from proxy.caps import get_caps, put_caps
-from proxy.chat import chat_completions, chat_with_cost, completions, embeddings, responses
-from proxy.estimate import estimate
-from proxy.feed import open_socket, stream_events
-from proxy.forms import (
+from billing.reports.statement import KINDS
+from billing.reports.usage import GROUPS
+from proxy.account.alerts import get_wallet_alerts, put_wallet_alerts
+from proxy.account.auto_topup import delete_payment_method, get_auto_topup, put_auto_topup
+from proxy.account.calls import get_own_call, list_calls
+from proxy.account.caps import get_caps, put_caps
+from proxy.account.events import open_socket, stream_events
+from proxy.account.forms import (
     AutoTopupForm,
     CapsForm,
     KeyForm,
@@ -19,18 +18,20 @@ from proxy.forms import (
     WalletAction,
     WalletAlertsForm,
 )
-from proxy.health import healthz, readyz
-from proxy.keys import create_key, delete_key, get_key, list_keys, rotate_key
-from proxy.models import get_model, list_models
-from proxy.openapi import Endpoint, show_document
-from proxy.scrape import show_metrics
-from proxy.topups import create_topup, get_topup
-from proxy.transactions import get_statement, list_transactions
-from proxy.usage import get_usage
-from proxy.wallet import get_wallet
-from proxy.wallet_alerts import get_wallet_alerts, put_wallet_alerts
-from proxy.wallet_management import manage_wallet
-from proxy.webhooks import receive_webhook
+from proxy.account.keys import create_key, delete_key, get_key, list_keys, rotate_key
+from proxy.account.topups import create_topup, get_topup
+from proxy.account.transactions import get_statement, list_transactions
+from proxy.account.usage import get_usage
+from proxy.account.wallet import get_wallet
+from proxy.account.wallet_management import manage_wallet
+from proxy.call.chat import chat_completions, chat_with_cost, completions, embeddings, responses
+from proxy.call.estimate import estimate
+from proxy.call.models import get_model, list_models
+from proxy.openapi.document import show_document
+from proxy.openapi.endpoint import Endpoint
+from proxy.public.health import healthz, readyz
+from proxy.public.metrics_page import show_metrics
+from proxy.public.webhooks import receive_webhook
 
 _FLAG: dict[str, Any] = {"type": "boolean"}
 _ID: dict[str, Any] = {"type": "string", "format": "uuid"}

@@ -12,10 +12,10 @@ from aiohttp import web
 from billing.errors import InputError
 from config.settings import Settings
 from proxy.app import init_app
-from proxy.board import Seat
-from proxy.connection import ClientRunner, ClientServer
-from proxy.health import DRAINING
+from proxy.http.connection import ClientRunner, ClientServer
+from proxy.public.health import DRAINING
 from proxy.services import SERVICES
+from proxy.telemetry.shared_counters import Seat
 
 _log = structlog.get_logger("tuma.server")
 _BACKLOG = 4096

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from billing.acting import acting
-from billing.audit import Audit
-from billing.db import Database
+from billing.actor import acting
+from billing.calls.ledger import Ledger
 from billing.errors import PostgresUnavailableError, RedisUnavailableError
-from billing.holds import Holds
+from billing.holds.holds import Holds
 from billing.ids import new_id
-from billing.late import Late, open_late
-from billing.ledger import Ledger
-from billing.redis_way import RedisWay, make_redis
-from billing.wallets import Wallets
+from billing.monitoring.audit import Audit
+from billing.postgres.database import Database
+from billing.postgres.replica import Late, open_late
+from billing.redis.client import RedisWay, make_redis
+from billing.wallets.wallets import Wallets
 from config.settings import Settings
-from proxy.services import make_upstream
+from proxy.lifecycle import make_upstream
 from proxy.upstream.adapter import Upstream
 
 

@@ -11,8 +11,8 @@ from uuid import UUID
 import aiohttp
 
 from billing.errors import InputError, PaymentsUnavailableError
-from billing.payment_api import PaymentRefusedError
-from billing.payunits import PaymentProvider
+from billing.payments.provider_api import PaymentRefusedError
+from billing.payments.units import PaymentProvider
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
 MESSAGE_MAX = 200  # of a provider's own words

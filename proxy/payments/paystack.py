@@ -10,9 +10,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from billing.errors import InputError, PaymentsUnavailableError
-from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
-from billing.payments import Intent, Payment, PaymentState, Refund, Reversal, ReversalState, parse_reference
-from billing.payunits import PaymentProvider, minor_units, nano_from_minor_units
+from billing.payments.payment import (
+    Intent,
+    Payment,
+    PaymentState,
+    Refund,
+    Reversal,
+    ReversalState,
+    parse_reference,
+)
+from billing.payments.provider_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
+from billing.payments.units import PaymentProvider, minor_units, nano_from_minor_units
 from proxy.payments.client import PaymentClient, note_of, read_object, reading, refund_id_in, texts
 
 _PER_PAGE = 100

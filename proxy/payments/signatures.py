@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-from billing.payunits import PaymentProvider
+from billing.payments.units import PaymentProvider
 
 STRIPE_TOLERANCE_S = 300
 _SCHEMES_MAX = 20  # of a header that says v1= again and again

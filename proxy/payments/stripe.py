@@ -14,8 +14,7 @@ import stripe
 
 from billing.errors import InputError, PaymentsUnavailableError
 from billing.money import format_amount
-from billing.payment_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
-from billing.payments import (
+from billing.payments.payment import (
     Intent,
     Payment,
     Refund,
@@ -24,16 +23,12 @@ from billing.payments import (
     SavedMethod,
     parse_reference,
 )
-from billing.payunits import PaymentProvider, minor_units, nano_from_minor_units
+from billing.payments.provider_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
+from billing.payments.units import PaymentProvider, minor_units, nano_from_minor_units
 from proxy.payments.client import MESSAGE_MAX, BoundedHttp, read_object, reading, texts
 
 if TYPE_CHECKING:
-    from stripe.params import (
-        DisputeListParams,
-        EventListParams,
-        PaymentIntentListParams,
-        RefundListParams,
-    )
+    from stripe.params import DisputeListParams, EventListParams, PaymentIntentListParams, RefundListParams
     from stripe.params.checkout import SessionCreateParams
 
 _PER_PAGE = 100

@@ -11,10 +11,10 @@ import aiohttp
 from yarl import URL
 
 from billing.errors import ProviderUnavailableError
-from billing.provider import Activity, Bill, Source
+from billing.provider.records import Activity, Bill, Source
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
-from proxy.ask import Ask
+from proxy.protocol.ask import Ask
 from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024

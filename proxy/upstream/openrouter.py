@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Any, ClassVar, Literal
 
 from billing.errors import ProviderUnavailableError
-from billing.pricing import Usage
-from billing.provider import Activity, Bill, Source
-from proxy.ask import Ask
+from billing.pricing.cost import Usage
+from billing.provider.records import Activity, Bill, Source
+from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
 
 # /credits and /activity are for management keys: https://openrouter.ai/docs/api-reference/credits/get-credits

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from billing.books import Books
+from billing.books.proof import Books
+from billing.books.usage_proof import FIRST_ID
 from billing.errors import TumaError
 from billing.money import format_usd
-from billing.rollup import FIRST_ID
 from scripts.office import Office
 
 _QUIET_S = 60.0

@@ -16,8 +16,8 @@ import click
 
 from billing.errors import InputError
 from scripts.bench.books import BenchError
-from scripts.bench.plot import draw
-from scripts.bench.record import (
+from scripts.bench.reports.plot import draw
+from scripts.bench.reports.record import (
     PAGE,
     PLOT,
     RECORD,
@@ -27,14 +27,14 @@ from scripts.bench.record import (
     write_page,
     write_record,
 )
-from scripts.bench.report import as_json as result_json
-from scripts.bench.report import in_words
+from scripts.bench.reports.report import as_json as result_json
+from scripts.bench.reports.report import in_words
 from scripts.bench.results import Options, Result
 from scripts.bench.run import run
 from scripts.bench.scenarios import EXTRA, NAMES, SCENARIOS, WAITING, choose
 from scripts.bench.stand import Side
 from scripts.command import run_command
-from scripts.embedded import EmbeddedError
+from scripts.programs.embedded import EmbeddedError
 
 _ROUNDS, _QUICK_ROUNDS, _CHECK_ROUNDS = 11, 2, 6
 _JUDGED = frozenset({WAITING, *(scenario.name for scenario in SCENARIOS if not scenario.half)})

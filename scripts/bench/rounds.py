@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from billing.rollup import FIRST_ID
+from billing.books.usage_proof import FIRST_ID
 from scripts.bench.books import NOTHING, BenchError, Standing, compare
 from scripts.bench.results import Measured, Options
 from scripts.bench.scenarios import Scenario

@@ -4,16 +4,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.bench.big import measure_big
 from scripts.bench.books import prove
-from scripts.bench.capacity import measure_capacity
+from scripts.bench.measures.big import measure_big
+from scripts.bench.measures.capacity import measure_capacity
+from scripts.bench.measures.settle import measure_settle
+from scripts.bench.measures.waiting import measure_waiting
+from scripts.bench.measures.workers import measure_workers
 from scripts.bench.results import Measured, Options, Result, describe_machine, read_load
 from scripts.bench.rounds import Rounds
 from scripts.bench.scenarios import BIG, CAPACITY, SCENARIOS, SETTLE, WAITING, WORKERS
-from scripts.bench.settle import measure_settle
 from scripts.bench.stand import TUMA_KEY, Side, begin, standing
-from scripts.bench.waiting import measure_waiting
-from scripts.bench.workers import measure_workers
 from scripts.office import Office, open_office
 
 

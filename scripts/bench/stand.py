@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from billing.fxbook import FxBook
-from billing.keys import KeyRules, Keys
-from billing.migrate import migrate
+from billing.fx.book import FxBook
+from billing.identity.key import KeyRules
+from billing.identity.keys import Keys
 from billing.money import NANO
-from billing.pricebook import PriceBook
+from billing.postgres.migrate import migrate
+from billing.pricing.price_book import PriceBook
 from config.settings import Settings, load_settings
-from proxy.upstream.listing import read_listing
-from scripts.bench.admit import URL_FROM
+from proxy.upstream.price_listing import read_listing
 from scripts.bench.gauges import Clocks
+from scripts.bench.processes.admit import URL_FROM
 from scripts.bench.scenarios import Scenario
-from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
-from scripts.parts import end, first_line, spawn
+from scripts.programs.children import end, first_line, spawn
+from scripts.programs.embedded import EmbeddedPostgres, EmbeddedRedis
 
 FLOORS = FLOOR, FLOOR_ASYNCIO = "floor", "floor-asyncio"
 TUMA = "tuma"
@@ -228,7 +229,7 @@ class Stand:
         return process, first_line(process, f"bench {name}").rpartition(" ")[2]
 
     def _spawn(self, name: str, *options: str, stdin: int | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"scripts.bench.{name}", *options]
+        command = [sys.executable, "-m", f"scripts.bench.processes.{name}", *options]
         process = spawn(command, os.environ, stdin=stdin)
         self._stack.callback(end, process, timeout_s=_STOP_S)
         return process
@@ -280,9 +281,9 @@ class Stand:
 
     @contextmanager
     def admitting(self, clients: int, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
-        """Have so many processes work on Redis, in a database of their own there (``scripts/bench/admit.py``)."""
+        """Have so many processes work on Redis, in a database of their own there (``scripts/bench/processes/admit.py``)."""
         url = self.settings(redis_number=2).redis.url.get_secret_value()
-        command = [sys.executable, "-m", "scripts.bench.admit", *options]
+        command = [sys.executable, "-m", "scripts.bench.processes.admit", *options]
         processes: list[subprocess.Popen[str]] = []
         try:
             while len(processes) < clients:  # one by one: should a start fail, those before are ended

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from scripts.sim.asks import Ask
 from scripts.sim.behaviour import Behaviour
 from scripts.sim.books import Generation
-from scripts.sim.exact import dumps, to_bytes, usd
+from scripts.sim.exact_json import dumps, to_bytes, usd
 from scripts.sim.models import SimModel
+from scripts.sim.requests import Ask
 
 _WORDS = (
     "the",

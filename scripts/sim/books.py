@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from scripts.sim.lines import open_lines
+from scripts.sim.append_log import open_lines
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from aiohttp import web
 from scripts.sim.answers import Answer, Event, Pause
 from scripts.sim.behaviour import Behaviour
 from scripts.sim.books import Books, Generation
-from scripts.sim.exact import dumps, to_bytes
+from scripts.sim.exact_json import dumps, to_bytes
 
 _WRITES_PER_TURN = 64
 _JSON = "application/json"

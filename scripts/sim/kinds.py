@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from scripts.sim.answers import Answer, Event, Step
-from scripts.sim.exact import dumps, to_bytes
+from scripts.sim.exact_json import dumps, to_bytes
 
 
 class CompletionAnswer(Answer):

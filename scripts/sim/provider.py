@@ -17,13 +17,13 @@ from aiohttp import web
 
 from scripts.sim import views
 from scripts.sim.answers import Answer
-from scripts.sim.asks import Ask, RefusedError, read_ask, read_completion, read_embedding, read_response
 from scripts.sim.behaviour import Behaviour, BehaviourError
 from scripts.sim.books import Books
 from scripts.sim.delivery import Delivery, fail_early
-from scripts.sim.exact import dumps, to_bytes
+from scripts.sim.exact_json import dumps, to_bytes
 from scripts.sim.kinds import CompletionAnswer, EmbeddingAnswer, ResponseAnswer
 from scripts.sim.models import SimModel, embedding_models, sim_models
+from scripts.sim.requests import Ask, RefusedError, read_ask, read_completion, read_embedding, read_response
 
 _API = "/api/v1"
 _BODY_BYTES_MAX = 64 * 1024 * 1024

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from scripts.sim.books import Books, Generation
-from scripts.sim.exact import usd, usd_of_femto
+from scripts.sim.exact_json import usd, usd_of_femto
 from scripts.sim.models import SimModel
 
 _MODELS_CREATED_S = 1_700_000_000

@@ -34,19 +34,20 @@ import aiohttp
 import psutil
 from redis.asyncio import Redis
 
-from billing.fx import FxQuote
+from billing.books.usage_proof import FIRST_ID, LAST_ID, compare_usage
+from billing.fx.quote import FxQuote
 from billing.ids import minted_at
-from billing.migrate import migrate
 from billing.money import attousd_from_decimal, format_usd
-from billing.rollup import FIRST_ID, LAST_ID, compare_usage
+from billing.postgres.migrate import migrate
 from config.settings import Settings
-from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office, open_office
+from scripts.programs.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Payer, make_payer, make_settings, set_rate, sync_models
-from tests.tcp_proxy import TcpProxy
+from tests.support.paths import ROOT
+from tests.support.payers import Payer, make_payer, set_rate, sync_models
+from tests.support.settings import make_settings
+from tests.support.tcp_proxy import TcpProxy
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("openai/gpt-4o-mini", "openai/gpt-4o")
 _HELLO = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100}
 # What is asked, and where.

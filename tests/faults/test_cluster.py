@@ -14,14 +14,17 @@ import aiohttp
 import pytest
 
 from billing.errors import BrokenInvariantError, RedisUnavailableError
-from billing.holds import shard_of
-from billing.redis_cluster import RedisCluster
-from scripts.doctor import _ask_redis
+from billing.holds.hold import shard_of
+from billing.redis.cluster import RedisCluster
+from scripts.cli.doctor import _ask_redis
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import DEBIAN_REDIS, Payer, Running, check_books, make_payer
 from tests.faults.test_kill import MODEL, settle_down
-from tests.redis_cluster import ClusterNode, LocalCluster
+from tests.support.books import check_books
+from tests.support.payers import Payer, make_payer
+from tests.support.redis_cluster import ClusterNode, LocalCluster
+from tests.support.running import Running
+from tests.support.servers import DEBIAN_REDIS
 
 NANO = 10**9
 CLIENTS = 24

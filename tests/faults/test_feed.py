@@ -14,14 +14,15 @@ import aiohttp
 import psutil
 import pytest
 
+from billing.calls.ledger import Ledger
 from billing.ids import new_id
-from billing.ledger import Ledger
 from billing.money import NANO
 from config.settings import Settings
 from scripts.office import Office
-from tests.conftest import Payer, make_payer
-from tests.faults.test_kill import ROOT, environment, serving
-from tests.feeds import committed, pay, watching
+from tests.faults.test_kill import environment, serving
+from tests.support.feeds import committed, pay, watching
+from tests.support.paths import ROOT
+from tests.support.payers import Payer, make_payer
 
 
 def holders(master: int, port: int) -> dict[int, int]:

@@ -8,8 +8,10 @@ from redis.asyncio import Redis
 
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Running, check_books, make_payer
 from tests.faults.test_kill import one_call
+from tests.support.books import check_books
+from tests.support.payers import make_payer
+from tests.support.running import Running
 
 
 async def test_flushes_under_load(

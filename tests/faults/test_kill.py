@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,12 +15,13 @@ import aiohttp
 import pytest
 
 from config.settings import Settings
-from scripts.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.office import Office
+from scripts.programs.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Payer, check_books, make_payer, sync_models
+from tests.support.books import check_books
+from tests.support.paths import ROOT
+from tests.support.payers import Payer, make_payer, sync_models
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "openai/gpt-4o-mini"
 
 

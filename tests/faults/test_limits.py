@@ -17,14 +17,16 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from billing.caps import Caps, Scope
-from billing.keys import KeyRules, Keys
-from billing.reconcile import Reconciler
+from billing.books.reconcile import Reconciler
+from billing.identity.key import KeyRules
+from billing.identity.keys import Keys
+from billing.wallets.caps import Caps, Scope
 from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Payer, check_books, make_payer, sync_models
 from tests.faults.test_kill import MODEL, serving, settle_down
+from tests.support.books import check_books
+from tests.support.payers import Payer, make_payer, sync_models
 
 WORKERS = 3
 CALLERS = 200

@@ -14,25 +14,30 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from billing.access import LOGINS, Role
-from billing.audit import Audit
-from billing.changes import ChangeFeed
-from billing.db import Database
+from billing.books.reconcile import Reconciler
+from billing.calls.sweeper import Sweeper
 from billing.errors import InputError
-from billing.keys import KeyRules, Keys
-from billing.pooler import require_sessions
-from billing.reconcile import Reconciler
-from billing.sweeper import Sweeper
+from billing.identity.key import KeyRules
+from billing.identity.keys import Keys
+from billing.monitoring.audit import Audit
+from billing.postgres.database import Database
+from billing.postgres.notifications import ChangeFeed
+from billing.postgres.pooler import require_sessions
+from billing.postgres.roles import LOGINS, Role
 from config.settings import Settings, SettingsError
-from scripts.doctor import _ask_sessions
-from scripts.embedded import EmbeddedPostgres
+from scripts.cli.doctor import _ask_sessions
 from scripts.office import Office, open_office
+from scripts.programs.embedded import EmbeddedPostgres
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import OwnPostgres, check_books, make_payer, make_settings, run_proxy, sync_models
 from tests.faults.test_kill import MODEL, one_call, serving, settle_down
-from tests.feeds import watching
-from tests.pgbouncer import PROGRAM, PgBouncer, pooled, pooling
-from tests.shop import open_shop
+from tests.support.books import check_books
+from tests.support.feeds import watching
+from tests.support.payers import make_payer, sync_models
+from tests.support.pgbouncer import PROGRAM, PgBouncer, pooled, pooling
+from tests.support.running import run_proxy
+from tests.support.servers import OwnPostgres
+from tests.support.settings import make_settings
+from tests.support.shop import open_shop
 
 POOL = 3  # connections to Postgres per role: fewer than two workers would take
 CLIENTS = 24

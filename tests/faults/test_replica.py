@@ -14,18 +14,21 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from billing.db import Database
 from billing.errors import InputError, NotFoundError, PostgresUnavailableError
-from billing.late import Late
-from billing.revenue import describe_revenue
-from billing.usage import UsageBook, UsageQuery
+from billing.postgres.database import Database
+from billing.postgres.replica import Late
+from billing.reports.revenue import describe_revenue
+from billing.reports.usage import UsageBook, UsageQuery
 from config.settings import Settings
-from scripts.doctor import _ask_replica, _finding
-from scripts.embedded import EmbeddedPostgres
+from scripts.cli.doctor import _ask_replica, _finding
+from scripts.cli.usage import show_usage
 from scripts.office import Office, open_office
-from scripts.usage import show_usage
-from tests.conftest import DEBIAN_POSTGRES, OwnPostgres, check_books, make_payer, run_proxy, sync_models
-from tests.proxy.test_keys import Client
+from scripts.programs.embedded import EmbeddedPostgres
+from tests.proxy.account.test_keys import Client
+from tests.support.books import check_books
+from tests.support.payers import make_payer, sync_models
+from tests.support.running import run_proxy
+from tests.support.servers import DEBIAN_POSTGRES, OwnPostgres
 
 PAUSE_S = 0.3
 TOKEN = "the operator's token, long enough"

@@ -8,18 +8,21 @@ import aiohttp
 import asyncpg
 import pytest
 
-from billing.audit import Audit
-from billing.db import Database
-from billing.keys import Keys
-from billing.migrate import migrate
-from billing.reconcile import Reconciler
-from billing.sweeper import Sweeper
+from billing.books.reconcile import Reconciler
+from billing.calls.sweeper import Sweeper
+from billing.identity.keys import Keys
+from billing.monitoring.audit import Audit
+from billing.postgres.database import Database
+from billing.postgres.migrate import migrate
 from config.settings import Settings
-from scripts.embedded import EmbeddedPostgres
 from scripts.office import Office, open_office
+from scripts.programs.embedded import EmbeddedPostgres
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import DEBIAN_POSTGRES, OwnPostgres, check_books, make_payer, run_proxy, sync_models
-from tests.proxy.test_keys import CHAT, Client
+from tests.proxy.account.test_keys import CHAT, Client
+from tests.support.books import check_books
+from tests.support.payers import make_payer, sync_models
+from tests.support.running import run_proxy
+from tests.support.servers import DEBIAN_POSTGRES, OwnPostgres
 
 
 def run_program(server: EmbeddedPostgres, name: str, *arguments: str) -> None:

@@ -8,11 +8,12 @@ import aiohttp
 import psutil
 import pytest
 
-from billing.keys import KeyRules, Keys
+from billing.identity.key import KeyRules
+from billing.identity.keys import Keys
 from config.settings import Settings
 from scripts.office import Office
-from tests.conftest import make_payer, sync_models
 from tests.faults.test_kill import serving
+from tests.support.payers import make_payer, sync_models
 
 WORKERS = 3
 CONNECTIONS = 30

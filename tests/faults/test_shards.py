@@ -7,17 +7,20 @@ from typing import Any
 import aiohttp
 import pytest
 
+from billing.books.opening_balance import record_openings
+from billing.calls.sweeper import Sweeper
 from billing.errors import RedisUnavailableError
-from billing.holds import Holds, shard_of
-from billing.opening import record_openings
-from billing.redis_link import Argument
-from billing.redis_pipe import RedisPipe, Script
-from billing.redis_way import RedisWay
-from billing.sweeper import Sweeper
+from billing.holds.hold import shard_of
+from billing.holds.holds import Holds
+from billing.redis.client import RedisWay
+from billing.redis.connection import Argument
+from billing.redis.pipeline import RedisPipe, Script
 from scripts.office import Office
-from tests.billing.test_sweeper import Abandoned
-from tests.conftest import Payer, Running, check_books, make_payer, sync_models
+from tests.billing.calls.test_sweeper import Abandoned
 from tests.faults.test_kill import MODEL
+from tests.support.books import check_books
+from tests.support.payers import Payer, make_payer, sync_models
+from tests.support.running import Running
 
 NANO = 10**9
 

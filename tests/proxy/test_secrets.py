@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,18 +17,21 @@ import aiohttp
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from billing.db import Database
 from billing.errors import InputError, TumaError
-from billing.redis_pipe import RedisPipe
+from billing.postgres.database import Database
+from billing.redis.pipeline import RedisPipe
 from config.secrets import HIDDEN, Redactor, find_secrets
 from config.settings import PostgresSettings, RedisSettings, Settings, SettingsError, load_settings
-from proxy.errors import upstream_error
+from proxy.http.errors import upstream_error
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Payer, check_books, make_payer, make_settings, run_proxy, sync_models
-from tests.tcp_proxy import TcpProxy
+from tests.support.books import check_books
+from tests.support.paths import ROOT
+from tests.support.payers import Payer, make_payer, sync_models
+from tests.support.running import run_proxy
+from tests.support.settings import make_settings
+from tests.support.tcp_proxy import TcpProxy
 
-ROOT = Path(__file__).resolve().parents[2]
 UPSTREAM_KEY = 'sk-or-canary/upstream+"key"=='
 MANAGEMENT_KEY = "sk-or-canary-management"
 ADMIN_TOKEN = "canary-admin-token"

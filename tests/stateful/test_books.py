@@ -19,25 +19,19 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from billing.assessment import Evidence
-from billing.callers import Caller
-from billing.calls import LiveCall
-from billing.caps import Caps, Scope
-from billing.corrections import Corrections
+from billing.books.reconcile import Reconciler
+from billing.calls.assessment import Evidence
+from billing.calls.corrections import Corrections
+from billing.calls.live_call import LiveCall
+from billing.calls.outcome import Ending
+from billing.calls.sweeper import SweepCounts, Sweeper
 from billing.errors import CapExceededError, InputError, InsufficientFundsError, WalletFrozenError
+from billing.identity.caller import Caller
 from billing.ids import new_id
-from billing.ledger import Ending
-from billing.pricing import Usage
-from billing.reconcile import Reconciler
-from billing.sweeper import SweepCounts, Sweeper
-from tests.conftest import make_settings
+from billing.pricing.cost import Usage
+from billing.wallets.caps import Caps, Scope
 from tests.stateful.model import LIVE, Coin, Purse, Story
 from tests.stateful.world import (
     MODEL,
@@ -52,7 +46,8 @@ from tests.stateful.world import (
     quote_of,
     with_settings,
 )
-from tests.tcp_proxy import TcpProxy
+from tests.support.settings import make_settings
+from tests.support.tcp_proxy import TcpProxy
 
 USD = Coin("USD", Fraction(1), 0)
 NGN = Coin("NGN", Fraction("1600.37"), 250)
@@ -946,8 +941,8 @@ class Scene:
 def test_the_books_hold_whatever_happens(
     dsn: str, redis_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("billing.reconcile._QUIET_PAUSE_S", 0)  # nobody else is at work
-    monkeypatch.setattr("billing.batcher._BACKOFF_FIRST_S", 0.005)
+    monkeypatch.setattr("billing.books.reconcile._QUIET_PAUSE_S", 0)  # nobody else is at work
+    monkeypatch.setattr("billing.postgres.group_commit._BACKOFF_FIRST_S", 0.005)
     given = int(os.environ.get("FAULT_SEED", "0"))
     number = given or random.SystemRandom().randrange(1, 10**9)
     print(f"FAULT_SEED={number}")

@@ -16,16 +16,15 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from billing.assessment import Evidence
-from billing.callers import Caller
-from billing.calls import LiveCall
-from billing.holds import Hold
+from billing.books.reconcile import Reconciler
+from billing.calls.assessment import Evidence
+from billing.calls.live_call import LiveCall
+from billing.calls.outcome import Ending
+from billing.holds.hold import Hold
+from billing.identity.caller import Caller
 from billing.ids import new_id
-from billing.ledger import Ending
-from billing.pricing import Usage
-from billing.reconcile import Reconciler
+from billing.pricing.cost import Usage
 from config.settings import Settings
-from tests.conftest import make_settings
 from tests.stateful.mortal import Life, MortalLoop
 from tests.stateful.world import (
     MODEL,
@@ -41,6 +40,7 @@ from tests.stateful.world import (
     quote_of,
     with_settings,
 )
+from tests.support.settings import make_settings
 
 CREDIT_NANO = 10**9
 HOLD_NANOUSD = 10**8

@@ -16,20 +16,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from billing.db import Database
+from billing.books.opening_balance import record_openings
 from billing.money import NANO
-from billing.opening import record_openings
-from billing.payment_desk import PaymentDesk
-from billing.payment_office import PaymentOffice
-from billing.payments import Intent, Intents
+from billing.payments.intents import Intents
+from billing.payments.operations import PaymentOffice
+from billing.payments.payment import Intent
+from billing.payments.worker import PaymentDesk
+from billing.postgres.database import Database
 from config.settings import Settings
-from proxy.payments.making import make_payment_apis
+from proxy.payments.providers import make_payment_apis
 from scripts.office import Office, open_office
 from scripts.sim.payments.currencies import PROVIDERS, Provider
 from scripts.sim.payments.server import SimulatedPayments
 from scripts.sim.provider import SimulatedProvider
-from tests.conftest import Payer, check_books, make_payer, make_settings
 from tests.stateful.mortal import Life, MortalLoop
+from tests.support.books import check_books
+from tests.support.payers import Payer, make_payer
+from tests.support.settings import make_settings
 
 PAID, REFUNDED, DISPUTED = 5000, 2000, 1000
 RECOVERY_S = 30

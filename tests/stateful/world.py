@@ -5,27 +5,30 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from billing.assessment import Evidence, assess
-from billing.books import Books, Check
-from billing.callers import Caller
-from billing.calls import Calls, LiveCall
-from billing.db import Database
-from billing.fx import FxQuote, usd_quote
-from billing.fxbook import FxBook
-from billing.holds import Holds, Limits
+from billing.books.opening_balance import record_openings
+from billing.books.proof import Books, Check
+from billing.calls.assessment import Evidence, assess
+from billing.calls.calls import Calls
+from billing.calls.ledger import Ledger
+from billing.calls.live_call import LiveCall
+from billing.calls.outcome import Ending
+from billing.calls.sweeper import Sweeper
+from billing.fx.book import FxBook
+from billing.fx.quote import FxQuote, usd_quote
+from billing.holds.holds import Holds
+from billing.identity.caller import Caller
+from billing.identity.keys import Keys
 from billing.ids import new_id
-from billing.keys import Keys
-from billing.ledger import Ending, Ledger
-from billing.opening import record_openings
-from billing.pricebook import ModelPrice, PriceBook
-from billing.pricing import Price, Usage
-from billing.provider import Activity, Bill, Source
-from billing.quota import Quota, QuotaWatch
-from billing.quote import Quote
-from billing.redis_pipe import RedisPipe
-from billing.sweeper import Sweeper
-from billing.tokens import PromptCount
-from billing.wallets import Wallets
+from billing.limits import Limits
+from billing.postgres.database import Database
+from billing.pricing.cost import Price, Usage
+from billing.pricing.price_book import ModelPrice, PriceBook
+from billing.pricing.quote import Quote
+from billing.pricing.tokens import PromptCount
+from billing.provider.quota import Quota, QuotaWatch
+from billing.provider.records import Activity, Bill, Source
+from billing.redis.pipeline import RedisPipe
+from billing.wallets.wallets import Wallets
 from config.settings import FxSettings, Settings
 
 MODEL = "little/model"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.meter import CompletionMeter, StreamMeter
-from proxy.response_meter import ResponseMeter
+from proxy.protocol.meter import CompletionMeter, StreamMeter
+from proxy.protocol.responses_meter import ResponseMeter
 
 _HERE = Path(__file__).parent
 _OPENAI = ("chatcmpl-CaB1xQ2", "gpt-4o-mini-2024-07-18", 1762330001)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.errors import InputError
-from billing.fx import FxQuote, usd_quote
+from billing.fx.quote import FxQuote, usd_quote
 from billing.money import (
     AMOUNT_MAX_NANO,
     NANO,
@@ -24,9 +24,9 @@ from billing.money import (
     nanousd_from_attousd,
     parse_amount,
 )
-from billing.pricing import Price, Usage, cost_attousd, reported_cost_usd, usage_from_openai
-from billing.quote import Output, quote_call
-from billing.tokens import PromptCount
+from billing.pricing.cost import Price, Usage, cost_attousd, reported_cost_usd, usage_from_openai
+from billing.pricing.quote import Output, quote_call
+from billing.pricing.tokens import PromptCount
 
 amounts = st.integers(-AMOUNT_MAX_NANO, AMOUNT_MAX_NANO)
 costs = st.integers(0, 10**24)

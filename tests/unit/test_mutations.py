@@ -1,10 +1,12 @@
-"""Each guard that ``tests/mutations.py`` breaks stands where it says, once; the breaking itself takes too long for every run."""
+"""Each guard that ``tests/mutations/`` breaks stands where it says, once; the breaking itself takes too long for every run."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.mutations import MUTATIONS, ROOT, Mutation
+from tests.mutations.catalogue import MUTATIONS
+from tests.mutations.mutation import Mutation
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[item.name for item in MUTATIONS])

@@ -3,23 +3,22 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from billing.calls import Calls
-from billing.db import Database
-from billing.holds import Holds
+from billing.calls.calls import Calls
+from billing.holds.holds import Holds
 from billing.meters import Meters, Metric
-from billing.observer import OBSERVED
-from billing.quota import Quota
-from billing.redis_pipe import RedisPipe
+from billing.monitoring.gauges import OBSERVED
+from billing.postgres.database import Database
+from billing.provider.quota import Quota
+from billing.redis.pipeline import RedisPipe
 from config.settings import load_settings
-from proxy.metrics import OF_MASTER
-from proxy.services import make_upstream
+from proxy.lifecycle import make_upstream
+from proxy.telemetry.metrics import OF_MASTER
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 _METRIC = re.compile(r"\btuma_[a-z_]+\b(?:{([^}]*)})?")
 _LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
 _GROUP = re.compile(r"\b(?:by|without)\s*\(([^)]*)\)")

@@ -8,7 +8,7 @@ https://paystack.com/docs/api/#supported-currency (subunits, also for XOF), http
 from decimal import Decimal, InvalidOperation
 from typing import Literal, get_args
 
-from scripts.sim.exact import shifted
+from scripts.sim.exact_json import shifted
 
 Provider = Literal["stripe", "paystack", "flutterwave"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from scripts.sim.exact import dumps
+from scripts.sim.exact_json import dumps
 from scripts.sim.payments.books import Books, BooksError, Checkout, Dispute, Payment, Refund
 from scripts.sim.payments.currencies import AmountError, Provider, is_code, to_major, to_minor
 from scripts.sim.payments.till import Till, Told

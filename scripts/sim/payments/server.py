@@ -12,18 +12,18 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from scripts.sim.exact import dumps
+from scripts.sim.exact_json import dumps
 from scripts.sim.payments.api import ProviderApi
 from scripts.sim.payments.books import Books, BooksError, Checkout
-from scripts.sim.payments.booksfile import BooksFile
+from scripts.sim.payments.books_file import BooksFile
 from scripts.sim.payments.currencies import PROVIDERS, AmountError, Provider
 from scripts.sim.payments.faults import AFTER_THE_WORK, Fault, Faults
 from scripts.sim.payments.flutterwave import FlutterwaveApi, FlutterwaveVoice
 from scripts.sim.payments.page import ACTIONS, show_checkout, show_message
 from scripts.sim.payments.paystack import PaystackApi, PaystackVoice
 from scripts.sim.payments.signatures import FlutterwaveSigns, Secrets
-from scripts.sim.payments.stripe import StripeApi
-from scripts.sim.payments.stripe_voice import StripeVoice
+from scripts.sim.payments.stripe.api import StripeApi
+from scripts.sim.payments.stripe.objects import StripeVoice
 from scripts.sim.payments.till import Till, Voice
 from scripts.sim.payments.webhooks import RETRY_PAUSES_S, WebhookError, Webhooks
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from scripts.sim.exact import dumps, to_bytes
+from scripts.sim.exact_json import dumps, to_bytes
 from scripts.sim.payments.currencies import Provider
 from scripts.sim.payments.signatures import FlutterwaveSigns, Secrets, sign
 

@@ -1,0 +1,107 @@
+"""What a call cost, from the best evidence there is. Pure.
+
+The provider's own figure first; else its token counts at the price book; else tokens counted here.
+"""
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from uuid import UUID
+
+from billing.calls.outcome import Accuracy, Ending, Source
+from billing.fx.quote import FxQuote
+from billing.money import ATTO_PER_NANO, attousd_from_decimal, nanousd_from_attousd
+from billing.pricing.cost import Price, Usage, cost_attousd
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known about an answer when its call ends.
+
+    Args:
+        billed_usd: the provider's own figure for this call, in USD, from the answer or from its records.
+        usage: token counts: the provider's if ``counted`` is false, else ours.
+        bills_by_price_book: whether this provider's bill is its usage at the price book, exactly.
+    """
+
+    generation_id: str | None = None
+    billed_usd: Decimal | None = None
+    usage: Usage | None = None
+    counted: bool = False
+    bills_by_price_book: bool = False
+
+
+def assess(
+    call_id: UUID,
+    evidence: Evidence,
+    *,
+    price: Price,
+    fx: FxQuote,
+    outcome: str,
+    house: bool = False,
+    first_byte_ms: int | None = None,
+    duration_ms: int | None = None,
+) -> Ending:
+    """Turn evidence into the ending that settles a call.
+
+    No evidence at all means that nothing was answered: the call is void.
+
+    Args:
+        call_id: which.
+        evidence: what is known.
+        price: pinned for this call.
+        fx: pinned for this call.
+        outcome: in a word.
+        house: whether the house pays instead of the wallet.
+        first_byte_ms: from arrival to the answer's first byte.
+        duration_ms: from arrival to the end.
+    """
+    usage = evidence.usage or Usage()
+    accuracy: Accuracy = "exact"
+    source: Source
+    if evidence.billed_usd is not None:
+        cost, source = attousd_from_decimal(evidence.billed_usd), "provider_cost"
+    elif evidence.usage is None:
+        return Ending(
+            call_id,
+            "void",
+            outcome,
+            generation_id=evidence.generation_id,
+            first_byte_ms=first_byte_ms,
+            duration_ms=duration_ms,
+        )
+    else:
+        cost, source = cost_attousd(price, usage), "counted" if evidence.counted else "price_book"
+        if evidence.counted or not evidence.bills_by_price_book:
+            accuracy = "estimated"
+    cost_nanousd = nanousd_from_attousd(cost)
+    charge = fx.charge(0 if house else cost)
+    return Ending(
+        call_id=call_id,
+        state="settled",
+        outcome=outcome,
+        accuracy=accuracy,
+        source=source,
+        generation_id=evidence.generation_id,
+        cost_nanousd=cost_nanousd,
+        provider_cost_nanousd=cost_nanousd if evidence.billed_usd is not None else None,
+        charge_nano=charge.charge_nano,
+        spread_nano=charge.spread_nano,
+        house_nanousd=cost_nanousd if house else 0,
+        usage=usage,
+        first_byte_ms=first_byte_ms,
+        duration_ms=duration_ms,
+        exact_attousd=cost if source == "provider_cost" and cost % ATTO_PER_NANO else None,
+    )
+
+
+def ending_as_note(ending: Ending) -> str:
+    """Write an ending as text for a call's notes in Redis, for a settlement that waits for Postgres."""
+    fields = {name: getattr(ending, name) for name in Ending.__slots__ if name not in ("call_id", "usage")}
+    return json.dumps({**fields, "usage": {name: getattr(ending.usage, name) for name in Usage.__slots__}})
+
+
+def ending_from_note(call_id: UUID, note: str) -> Ending:
+    """Read what ``ending_as_note`` wrote."""
+    fields = json.loads(note)
+    return Ending(call_id=call_id, **{**fields, "usage": Usage(**fields["usage"])})

@@ -1,0 +1,80 @@
+"""How a call ended, as data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+from uuid import UUID
+
+from billing.pricing.cost import Usage
+
+Accuracy = Literal["exact", "estimated"]
+
+
+Source = Literal["provider_cost", "price_book", "counted", "noted"]
+
+
+State = Literal["settled", "void", "review"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended and what it cost.
+
+    Args:
+        outcome: in a word, for people: ``completed``, ``client_gone``, ``upstream_error``, ….
+        house_nanousd: the part of the cost that the wallet does not pay.
+        provider_cost_nanousd: what the provider says it billed; None when it said nothing.
+        exact_attousd: the same, where it is finer than nano-dollars, for who wants to follow the charge; else None.
+    """
+
+    call_id: UUID
+    state: State
+    outcome: str
+    accuracy: Accuracy = "exact"
+    source: Source = "provider_cost"
+    generation_id: str | None = None
+    cost_nanousd: int = 0
+    provider_cost_nanousd: int | None = None
+    charge_nano: int = 0
+    spread_nano: int = 0
+    house_nanousd: int = 0
+    usage: Usage = field(default_factory=Usage)
+    first_byte_ms: int | None = None
+    duration_ms: int | None = None
+    exact_attousd: int | None = None
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it has figures beyond those of every call."""
+        return bool(self.exact_attousd is not None or self.usage.images or self.usage.audio_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a call stands after a settle; ``won`` tells whether this attempt ended it. Nano units."""
+
+    call_id: UUID
+    won: bool
+    state: str
+    charge_nano: int
+    hold_nano: int
+    posted_nano: int
+    available_nano: int
+
+
+def on_the_house(ending: Ending) -> Ending:
+    """Return the same ending at the house's cost: the wallet pays nothing."""
+    return Ending(
+        call_id=ending.call_id,
+        state=ending.state,
+        outcome=ending.outcome,
+        accuracy=ending.accuracy,
+        source=ending.source,
+        generation_id=ending.generation_id,
+        cost_nanousd=ending.cost_nanousd,
+        provider_cost_nanousd=ending.provider_cost_nanousd,
+        house_nanousd=ending.cost_nanousd,
+        usage=ending.usage,
+        first_byte_ms=ending.first_byte_ms,
+        duration_ms=ending.duration_ms,
+        exact_attousd=ending.exact_attousd,
+    )

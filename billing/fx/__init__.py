@@ -1,0 +1,1 @@
+"""Exchange rates: fetched, believed within bounds, quoted with a markup."""

@@ -1,0 +1,1 @@
+"""What Redis admits: holds, caps, rates and leases, by one script each."""

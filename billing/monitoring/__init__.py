@@ -1,0 +1,1 @@
+"""What operators are told: the audit log, alerts, gauges."""

@@ -1,0 +1,1 @@
+"""Money from people: top-ups, webhooks, refunds, disputes."""

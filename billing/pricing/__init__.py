@@ -1,0 +1,1 @@
+"""What a call may cost and did cost: price book, token counts, quotes."""

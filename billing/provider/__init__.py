@@ -1,0 +1,1 @@
+"""Our account at the provider: its records, and our quota there."""

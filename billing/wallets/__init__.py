@@ -1,0 +1,1 @@
+"""Wallets, their caps, and the feed of what happens to them."""

@@ -1,0 +1,52 @@
+"""``/v1/calls``: what a person's calls cost, and how each charge came about."""
+
+from aiohttp import web
+
+from billing.ids import parse_id
+from billing.reports.call_view import PAGE_MAX, CallFilter
+from proxy.http.forms import read_limit, read_moment, read_query
+from proxy.http.request_facts import standard_headers
+from proxy.identity.authenticate import authenticate
+from proxy.services import SERVICES
+
+
+async def list_calls(request: web.Request) -> web.Response:
+    """Calls that the wallet paid for and those under way, newest first; a call's id is the `x-request-id` of its answer.
+
+    `model`, `key`, `since` and `until` filter; `limit` and `after` page.
+    """
+    services, caller = request.app[SERVICES], await authenticate(request)
+    limit, after, key = (
+        read_limit(request, most=PAGE_MAX),
+        read_query(request, "after"),
+        read_query(request, "key"),
+    )
+    found = await services.own_calls.list_page(
+        caller.user_id,
+        caller.wallet_id,
+        CallFilter(
+            since=read_moment(request, "since"),
+            until=read_moment(request, "until"),
+            model=read_query(request, "model"),
+            key_id=None if key is None else parse_id(key, "key"),
+        ),
+        after=None if after is None else parse_id(after, "call"),
+        limit=limit + 1,
+    )
+    page = found[:limit]
+    body = {
+        "object": "list",
+        "data": page,
+        "has_more": len(found) > limit,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+    }
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def get_own_call(request: web.Request) -> web.Response:
+    """A call of the caller's wallet: tokens, prices, exchange rate, and in words how its charge came about."""
+    services, caller = request.app[SERVICES], await authenticate(request)
+    call_id = parse_id(request.match_info["call"], "call")
+    shown = await services.own_calls.describe(caller.user_id, call_id, wallet_id=caller.wallet_id)
+    return web.json_response(shown, headers=standard_headers(request))

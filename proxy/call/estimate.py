@@ -1,0 +1,77 @@
+"""``POST /v1/estimate``: what a chat completion would cost and hold, and whether it would be admitted."""
+
+from typing import Any
+
+from aiohttp import web
+
+from billing.errors import RateLimitError, RefusalError, TumaError, UnavailableError
+from billing.identity.caller import Caller
+from billing.money import format_amount, format_usd, nanousd_from_attousd
+from billing.pricing.estimate import Estimate, Spread, estimate_call
+from billing.pricing.quote import Quote
+from proxy.call.chat import quote_for
+from proxy.call.cost import fx_json
+from proxy.http.errors import error_object, shape_of
+from proxy.http.request_facts import call_id_of, standard_headers
+from proxy.identity.authenticate import authenticate
+from proxy.protocol.ask import Ask, read_ask
+from proxy.protocol.dialects import CHAT
+from proxy.services import SERVICES, Services
+
+
+async def estimate(request: web.Request) -> web.Response:
+    """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
+    services = request.app[SERVICES]
+    caller = await authenticate(request)
+    ask = await read_ask(request, services.settings.limits, CHAT)
+    quote = await quote_for(services, caller, ask)
+    settings = services.settings.holds
+    found = estimate_call(
+        [services.prices.get_model(name).price for name in ask.models],
+        prompt=quote.prompt,
+        output=ask.output,
+        default_tokens=settings.stream_default_tokens if ask.stream else settings.plain_default_tokens,
+        expected_tokens=settings.expected_tokens,
+    )
+    refusal = await _find_refusal(request, services, caller, ask, quote)
+    body = {**_as_json(ask, quote, found), "admitted": refusal is None, "refusal": _refusal_json(refusal)}
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def _find_refusal(
+    request: web.Request, services: Services, caller: Caller, ask: Ask, quote: Quote
+) -> TumaError | None:
+    """Return what the call would be refused with just now; None if it would be admitted."""
+    try:
+        caller.require_models(ask.models)
+        await services.calls.look(caller, quote, call_id=call_id_of(request))
+    except (RefusalError, UnavailableError) as refusal:
+        return refusal
+    return None
+
+
+def _refusal_json(refusal: TumaError | None) -> dict[str, Any] | None:
+    if refusal is None:
+        return None
+    after_ms = refusal.retry_after_ms if isinstance(refusal, RateLimitError) else None
+    return {"status": shape_of(refusal).status, "retry_after_ms": after_ms, **error_object(refusal)}
+
+
+def _as_json(ask: Ask, quote: Quote, found: Estimate) -> dict[str, Any]:
+    fx = quote.fx
+    return {
+        "object": "estimate",
+        "model": ask.model,
+        "tokens_prompt": _spread(found.prompt_tokens, int),
+        "tokens_completion": _spread(found.completion_tokens, int),
+        "cost_usd": _spread(found.cost_attousd, lambda cost: format_usd(nanousd_from_attousd(cost))),
+        "charge": _spread(found.cost_attousd, lambda cost: format_amount(fx.charge(cost).charge_nano)),
+        "hold": format_amount(quote.hold_nano),
+        "hold_usd": format_usd(quote.hold_nanousd),
+        "currency": fx.currency,
+        **fx_json(fx),
+    }
+
+
+def _spread(spread: Spread, write: Any) -> dict[str, Any]:
+    return {name: write(getattr(spread, name)) for name in ("least", "expected", "most")}

@@ -1,0 +1,63 @@
+"""``GET /v1/models`` and ``/v1/models/{id}``: OpenAI's shape, with prices as extra fields."""
+
+from decimal import Decimal
+
+from aiohttp import web
+
+from billing.pricing.price_book import Model
+from proxy.http.request_facts import standard_headers
+from proxy.identity.authenticate import authenticate
+from proxy.services import SERVICES
+
+_PER_MILLION = 1_000_000
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """Every model that the caller can call."""
+    caller = await authenticate(request)
+    models = request.app[SERVICES].prices.models
+    data = [model_json(model) for model in models.values() if caller.allows_model(model.id)]
+    body = {"object": "list", "data": data}
+    return web.json_response(body, headers=standard_headers(request))
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """One model; 404 ``model_not_found`` for one that is unknown or has no price."""
+    caller = await authenticate(request)
+    model = request.app[SERVICES].prices.get_model(request.match_info["model"])
+    caller.require_models([model.id])
+    return web.json_response(model_json(model), headers=standard_headers(request))
+
+
+def model_json(model: Model) -> dict[str, object]:
+    """Return a model in OpenAI's shape; prices are decimal strings in USD, per token as OpenRouter names them."""
+    price = model.price
+    pricing = {
+        "prompt": price.prompt_usd,
+        "completion": price.completion_usd,
+        "input_cache_read": price.cached_read_usd,
+        "input_cache_write": price.cached_write_usd,
+        "internal_reasoning": price.reasoning_usd,
+        "image": price.image_usd,
+        "audio": price.audio_usd,
+        "request": price.request_usd,
+    }
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": int(model.created_at.timestamp()),
+        "owned_by": model.id.partition("/")[0] if "/" in model.id else "provider",
+        "name": model.name,
+        "context_length": price.context_tokens,
+        "max_completion_tokens": price.completion_tokens_max,
+        "pricing": {name: _plain(value) for name, value in pricing.items() if value is not None},
+        "pricing_per_million": {
+            "prompt": _plain(price.prompt_usd * _PER_MILLION),
+            "completion": _plain(price.completion_usd * _PER_MILLION),
+        },
+    }
+
+
+def _plain(value: Decimal) -> str:
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,1 @@
+"""What every handler needs of HTTP: bodies, errors, headers, connections."""

@@ -1,0 +1,1 @@
+"""Who calls, found out from a key or a token."""

@@ -1,0 +1,1 @@
+"""Who watches a wallet's feed, and what they are sent."""

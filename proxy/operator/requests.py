@@ -1,0 +1,96 @@
+"""What handlers of the operator's API share: reading, answering, and the rows of its table of endpoints."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+from aiohttp import web
+
+from billing.ids import parse_id
+from proxy.http.errors import BadRequestError
+from proxy.http.forms import Form, read_form, read_query
+from proxy.http.request_facts import standard_headers
+from proxy.openapi.endpoint import Endpoint
+from proxy.services import SERVICES, Desk
+
+PAGE = 100
+PAGE_MAX = 1_000
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Form = TypeVar("_Form", bound=Form)
+
+
+def desk_of(request: web.Request) -> Desk:
+    """Return the rooms by the operator's role."""
+    return request.app[SERVICES].desk
+
+
+async def read_as(request: web.Request, form: type[_Form]) -> _Form:
+    """Read the body into a form; see ``read_form``."""
+    return await read_form(request, form, request.app[SERVICES].settings.limits)
+
+
+def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.json_response(body, status=status, headers=standard_headers(request))
+
+
+def read_id(request: web.Request, what: str) -> UUID:
+    """Return the id of the path; NotFoundError where it is none."""
+    return parse_id(request.match_info[what], what)
+
+
+def read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
+    """Return ``limit`` and ``after`` of the query."""
+    text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4) or not 1 <= int(text) <= PAGE_MAX:  # noqa: PLR2004 - digits
+        raise BadRequestError(f"'limit' must be a whole number from 1 to {PAGE_MAX}.", param="limit")
+    return int(text), None if after is None else parse_id(after, what)
+
+
+def page_of(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return a page of what was read with one row more than fits on it."""
+    page = found[:limit]
+    last = page[-1]["id"] if page else None
+    return {"object": "list", "data": page, "has_more": len(found) > limit, "last_id": last}
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """Return the header's key, apart from those of commands."""
+    key = request.headers.get("Idempotency-Key")
+    return None if key is None else f"admin:{key[:200]}"
+
+
+def endpoint(
+    method: str,
+    path: str,
+    handler: Handler,
+    *,
+    form: type[Form] | None = None,
+    status: int = 200,
+    query: tuple[tuple[str, dict[str, Any]], ...] = (),
+) -> Endpoint:
+    """Return a row of the operator's table."""
+    return Endpoint(
+        method,
+        path,
+        handler,
+        "Object",
+        "operator",
+        status=status,
+        form=form,
+        query=query,
+        operator=True,
+        errors=(415,),
+    )
+
+
+def query(*names: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """Return the schemas of query parameters."""
+    kinds: dict[str, dict[str, Any]] = {
+        "limit": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE},
+        "after": {"type": "string", "format": "uuid"},
+        "since": {"type": "string", "format": "date-time"},
+        "until": {"type": "string", "format": "date-time"},
+        "revoked": {"type": "boolean"},
+    }
+    return tuple((name, kinds.get(name, {"type": "string"})) for name in names)

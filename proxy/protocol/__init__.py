@@ -1,0 +1,1 @@
+"""OpenAI's protocol, read and metered. Pure: no IO."""

@@ -1,0 +1,1 @@
+"""What needs no key: webhooks of payment providers, health, the metrics page."""

@@ -1,0 +1,1 @@
+"""Metrics, traces, and one log line per request."""

@@ -1,0 +1,1 @@
+"""What is measured beside rounds of calls: capacities, large books, waiting streams, workers."""

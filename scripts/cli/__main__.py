@@ -1,0 +1,5 @@
+"""``python -m scripts.cli``: the ``tuma`` command."""
+
+from scripts.cli.main import main
+
+main()

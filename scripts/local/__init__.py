@@ -1,0 +1,1 @@
+"""``./scripts/dev``: everything on this machine, started, tried, walked through."""

@@ -1,0 +1,1 @@
+"""Programs that are started and ended here: embedded servers and other processes."""

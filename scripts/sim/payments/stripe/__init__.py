@@ -1,0 +1,1 @@
+"""Simulated Stripe: its API, its objects, its way with HTTP."""

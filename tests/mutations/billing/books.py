@@ -1,0 +1,55 @@
+"""Guards of ``billing/books/``."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        "a day whose usage is wrong is not proved",
+        "billing/books/proved_days.py",
+        "    if differences:\n",
+        "    if False:\n",
+        "tests/billing/reports/test_usage.py",
+    ),
+    Mutation(
+        "old calls that were corrected are compared with the sums again",
+        "billing/books/usage_proof.py",
+        "t.kind IN ('correction', 'refund')",
+        "t.kind IN ('correction')",
+        "tests/billing/reports/test_usage.py",
+    ),
+    Mutation(
+        "old calls that were settled late are compared with the sums",
+        "billing/books/usage_proof.py",
+        "        UNION ALL SELECT l.tx_id FROM late_postings l WHERE l.tx_id < $1 AND l.created_at >= uuid_moment($1))",
+        "        )",
+        "tests/billing/reports/test_usage.py",
+    ),
+    Mutation(
+        "a day is proved only if it balances",
+        "billing/books/proved_days.py",
+        "    if off is not None:",
+        "    if off is not None and False:",
+        "tests/billing/books/test_proved_days.py",
+    ),
+    Mutation(
+        "one reconciliation at a time",
+        "billing/books/reconcile.py",
+        'while not await lock.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):',
+        'while not await lock.fetchval("SELECT $1 > 0", _LOCK):',
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "a loss is booked when nothing is in flight",
+        "billing/books/reconcile.py",
+        "        if not totals.is_quiet:",
+        "        if False:",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "a loss is not counted twice",
+        "billing/books/reconcile.py",
+        "            if twice:",
+        "            if False:",
+        "tests/billing/calls/test_sweeper.py",
+    ),
+)

@@ -1,0 +1,111 @@
+"""Guards of ``proxy/payments/``."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        "Paystack's refund that pays out a dispute is not counted again",
+        "proxy/payments/paystack.py",
+        'if item.get("dispute") not in counted',
+        "if True",
+        "tests/unit/payments/test_reading.py",
+    ),
+    Mutation(
+        "a payment provider's answer is read strictly",
+        "proxy/payments/client.py",
+        "    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, InputError) as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "tests/unit/payments/test_reading.py",
+    ),
+    Mutation(
+        "an empty secret refuses every webhook",
+        "proxy/payments/signatures.py",
+        "    if not secret:\n        return False\n",
+        "",
+        "tests/unit/payments/test_signatures.py",
+    ),
+    Mutation(
+        "an old signature of Stripe's is refused",
+        "proxy/payments/signatures.py",
+        "    if abs(now_s - int(times[0])) > STRIPE_TOLERANCE_S:\n        return False\n",
+        "",
+        "tests/unit/payments/test_signatures.py",
+    ),
+    Mutation(
+        "Stripe makes a page once",
+        "proxy/payments/stripe.py",
+        'sessions.create_async(params, {"idempotency_key": intent.reference})',
+        "sessions.create_async(params)",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "Stripe charges a card once",
+        "proxy/payments/stripe.py",
+        '                },\n                {"idempotency_key": intent.reference},\n',
+        "                },\n",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "Stripe sends a refund once",
+        "proxy/payments/stripe.py",
+        '                {"idempotency_key": f"tuma_refund_{refund.id.hex}"},\n',
+        "",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "an inquiry of Stripe's takes no money",
+        "proxy/payments/stripe.py",
+        '    return not status.startswith("warning_") and (',
+        "    return (",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "a declined card is no end while Stripe's page is open",
+        "proxy/payments/stripe.py",
+        '(status == "requires_payment_method" and not page_open)',
+        'status == "requires_payment_method"',
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "Stripe's page is open as long as it may be",
+        "proxy/payments/stripe.py",
+        "    return max(min(end, intent.created_at + _OPEN_MOST), now + _OPEN_LEAST)\n",
+        "    return end\n",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "a card is charged again only if its owner let it be saved",
+        "proxy/payments/stripe.py",
+        '            asked = row["status"] == "succeeded" and row["setup_future_usage"] == "off_session"\n',
+        "            asked = True\n",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "Stripe's package writes and sends nothing of this machine",
+        "proxy/payments/stripe.py",
+        "        stripe.enable_telemetry = False\n",
+        "",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "all pages of Stripe's lists are read",
+        "proxy/payments/stripe.py",
+        "            if not more:\n                return\n",
+        "            return\n",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "somebody else's payment at Stripe is not read",
+        "proxy/payments/stripe.py",
+        "            if parse_reference(_reference_of(row)) is None:\n                return None\n",
+        "",
+        "tests/unit/payments/test_stripe.py",
+    ),
+    Mutation(
+        "both of Flutterwave's headers must hold",
+        "proxy/payments/signatures.py",
+        " and good\n",
+        "\n",
+        "tests/unit/payments/test_signatures.py",
+    ),
+)

@@ -1,0 +1,118 @@
+"""Guards of ``proxy/upstream/``."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        "what comes unasked passes for no answer",
+        "proxy/upstream/client.py",
+        "            self.drop()  # nothing was asked: what comes now must not pass for the next call's answer",
+        "            pass",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a connection with something after an answer's end is not used again",
+        "proxy/upstream/wire.py",
+        "        self.is_reusable = self.is_reusable and not body.left",
+        "        pass",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "two lengths of one answer are refused",
+        "proxy/upstream/wire.py",
+        '        if length is not None or version == 0 or coding.lower() != "chunked":',
+        '        if coding.lower() != "chunked":',
+        "tests/unit/upstream/test_wire.py",
+    ),
+    Mutation(
+        "a chunk is as long as it says",
+        "proxy/upstream/wire.py",
+        "            if data[stop - 2 : stop] != _LINE_END:",
+        "            if not data:",
+        "tests/unit/upstream/test_wire.py",
+    ),
+    Mutation(
+        "chunks of one read are as long as they say",
+        "proxy/upstream/wire.py",
+        "    if not found or list(map(_LENGTHS.get, lines[:count:2])) != list(map(len, found)):",
+        "    if not found:",
+        "tests/unit/upstream/test_wire.py",
+    ),
+    Mutation(
+        "a short answer is not a whole one",
+        "proxy/upstream/wire.py",
+        '            raise BrokenAnswerError("the answer\'s last chunk is missing")',
+        "            self.ended = True",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "who leaves hangs up on the provider",
+        "proxy/upstream/client.py",
+        "            response.close()\n            raise\n        return response",
+        "            raise\n        return response",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a provider's end that waits to be read is seen",
+        "proxy/upstream/client.py",
+        "_TRUSTED_S or not _has_news(transport)",
+        "_TRUSTED_S or True",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a provider that nobody reads waits",
+        "proxy/upstream/client.py",
+        "            self._pause()\n        if parser.ended:",
+        "            pass\n        if parser.ended:",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a provider that is made to wait is not silent",
+        "proxy/upstream/client.py",
+        "        if self._is_paused:  # it is we who do not read",
+        "        if False:",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "the provider's certificate is verified",
+        "proxy/upstream/client.py",
+        '    context.set_alpn_protocols(("http/1.1",))',
+        "    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a connection that was given too late goes to the next",
+        "proxy/upstream/client.py",
+        "                self.free_slot()  # it was given one, too late",
+        "                pass",
+        "tests/proxy/upstream/test_client.py",
+    ),
+    Mutation(
+        "a header for the provider ends no line",
+        "proxy/upstream/adapter.py",
+        '        raise ValueError("a header for the provider has a line\'s end in it")',
+        "        pass",
+        "tests/proxy/upstream/test_isolation.py",
+    ),
+    Mutation(
+        "the provider is told of a trace only where there is one",
+        "proxy/upstream/adapter.py",
+        "{_lines(trace) if trace else ''}",
+        "",
+        "tests/proxy/telemetry/test_tracing.py",
+    ),
+    Mutation(
+        "a redirect of a record is not followed",
+        "proxy/upstream/adapter.py",
+        "else self._headers,\n                    allow_redirects=False,",
+        "else self._headers,\n                    allow_redirects=True,",
+        "tests/proxy/upstream/test_isolation.py",
+    ),
+    Mutation(
+        "proxies of the environment are not used",
+        "proxy/upstream/adapter.py",
+        "trust_env=False",
+        "trust_env=True",
+        "tests/proxy/upstream/test_isolation.py",
+    ),
+)
