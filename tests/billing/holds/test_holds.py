@@ -202,7 +202,10 @@ async def test_a_fill_never_overwrites_a_mirror(office: Office) -> None:
     await office.holds.reserve(hold_of(payer, NANO))
     prefix = f"tuma:{{s{shard_of(payer.user_id):02d}}}:"
     keys = (f"{prefix}u:{payer.user_id}", f"{prefix}f:{payer.user_id}")
-    claim, fill = load_script("claim", "lineage"), load_script("fill", "lineage")
+    claim, fill = (
+        load_script("billing.holds", "claim", "lineage"),
+        load_script("billing.holds", "fill", "lineage"),
+    )
     assert await office.pipe.call(claim, keys[1:], ("token",)) == 1
     args = ("token", 1000, f"available:{payer.wallet_id}", "999")
     assert await office.pipe.call(fill, keys, args) == 0

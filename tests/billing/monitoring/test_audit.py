@@ -723,7 +723,7 @@ async def test_writers_and_sealers_at_once(log: Log, dsn: str) -> None:
 
 
 async def test_a_running_server_seals(log: Log, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.services._SEAL_PERIOD_S", 0.1)
+    monkeypatch.setattr("proxy.routines._SEAL_PERIOD_S", 0.1)
     await log.write(3)
     async with run_proxy(settings), asyncio.timeout(10):
         async with log.office.database.connection() as connection:

@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 OWNER = """
 import sys, time
 from pathlib import Path
-from scripts import embedded
+from scripts.programs import embedded
 from scripts.programs.embedded import EmbeddedPostgres, EmbeddedRedis
 postgres, redis = EmbeddedPostgres(Path(sys.argv[1]) / "postgres", fast=True), EmbeddedRedis(Path(sys.argv[1]) / "redis")
 if sys.argv[2:] == ["outlived"]:
