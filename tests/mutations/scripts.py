@@ -82,7 +82,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a stop is heard while a worker is replaced",
-        "scripts/cli/serve.py",
+        "scripts/programs/serve.py",
         "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers[pid] = seat",
         "        if pid := os.fork():\n            self._workers[pid] = seat",
         "tests/faults/test_kill.py",

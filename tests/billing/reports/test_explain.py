@@ -27,7 +27,7 @@ from billing.provider.records import Bill
 from billing.reports.call_view import CallFilter, OwnCalls, describe_call
 from billing.reports.explain import CallFacts, explain
 from config.settings import FxSettings
-from scripts.cli.main import _write_call
+from scripts.cli.calls import _write_call
 from scripts.office import Office
 from tests.billing.calls.test_ledger import books_hold
 from tests.support.payers import Payer, make_payer
