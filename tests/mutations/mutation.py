@@ -1,6 +1,7 @@
 """One guard, and what breaks it."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +13,11 @@ class Mutation:
     old: str
     new: str
     tests: str
+
+
+class Verdict(StrEnum):
+    """What the tests said of a broken guard; ``unclear`` where they could not be run."""
+
+    CAUGHT = "caught"
+    SURVIVED = "survived"
+    UNCLEAR = "unclear"
