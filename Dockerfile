@@ -7,7 +7,7 @@ COPY constraints.txt pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
     && /opt/tuma/bin/pip install --constraint constraints.txt --requirement requirements.txt
-COPY README.md NOTICE ./
+COPY README.md LICENSE NOTICE ./
 COPY billing billing
 COPY config config
 COPY proxy proxy
