@@ -13,6 +13,7 @@ from billing.books.opening_balance import record_openings
 from billing.books.reconcile import Reconciler
 from billing.calls.ledger import Ledger
 from billing.calls.outcome import Ending
+from billing.errors import ProviderUnavailableError
 from billing.ids import new_id
 from billing.money import NANO
 from billing.pricing.cost import Usage
@@ -118,6 +119,14 @@ async def test_two_runs_at_once_book_a_loss_once(house: House, sim: SimulatedPro
     assert [item.provider_nanousd for item in booked] == [unseen]
     assert all(report.drift_nanousd == 0 for report in reports)
     await check_books(house.office)
+
+
+async def test_a_run_waits_for_the_one_before(house: House) -> None:
+    first, second = house.reconciler(), house.reconciler(wait_s=0.3)
+    async with first._alone():
+        with pytest.raises(ProviderUnavailableError, match="another reconciliation is running"):
+            await second.run()
+    await second.run()
 
 
 async def test_calls_in_flight_are_allowed_for_by_their_holds(house: House, sim: SimulatedProvider) -> None:
