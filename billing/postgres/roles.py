@@ -39,6 +39,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "extend_batch",
         "find_key",
         "find_owner",
+        "has_functions",
         "lease_quota",
         "list_fx_quotes",
         "list_prices",
@@ -384,12 +385,12 @@ async def _repeatedly(connection: Any, statement: str) -> None:
 
 
 async def apply_access(connection: Any, settings: PostgresSettings, scripts: Iterable[str]) -> None:
-    """Give everything that the migrations made to the owner, and let each role do what it may; inside a transaction.
+    """Give everything that ``tuma migrate`` made to the owner, and let each role do what it may; inside a transaction.
 
     Args:
         connection: of a user who may act as the owner.
         settings: what the roles are called.
-        scripts: the migrations' texts, which tell what is Tuma's in the schema.
+        scripts: the texts of the migrations and of the functions, which tell what is Tuma's in the schema.
     """
     names = {role: f'"{role_name(settings, role)}"' for role in ROLES}
     made = "\n".join(scripts)

@@ -10,7 +10,7 @@ from billing.errors import TumaError
 from billing.fx.book import FxBook
 from billing.payments.units import PaymentProvider
 from billing.postgres.database import Database
-from billing.postgres.migrate import load_migrations, schema_version
+from billing.postgres.migrate import MigrationError, check_current
 from billing.postgres.pooler import require_sessions
 from billing.postgres.replica import POSITION
 from billing.postgres.roles import LOGINS
@@ -205,12 +205,13 @@ async def _ask_postgres(office: Office) -> tuple[bool, str]:
     async with office.database.connection() as connection:
         number = int(await connection.fetchval("SHOW server_version_num"))
         text = await connection.fetchval("SHOW server_version")
-        found, wanted = await schema_version(connection), len(load_migrations())
         durable = await connection.fetchval("SHOW synchronous_commit")
-    if number < _POSTGRES_MIN:
-        return False, f"version {text} is older than 15"
-    if found != wanted:
-        return False, f"the schema is at version {found}, this Tuma needs {wanted}: run `tuma migrate`"
+        if number < _POSTGRES_MIN:
+            return False, f"version {text} is older than 15"
+        try:
+            found = await check_current(connection)
+        except MigrationError as error:
+            return False, str(error)
     if durable == "off":
         return False, "synchronous_commit is off: a crash of the server would lose settlements; turn it on"
     return True, f"version {text}, schema {found}"

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from billing.errors import TumaError
+from billing.postgres.migrate import load_migrations
 from billing.postgres.migrate import migrate as run_migrations
 from config.logging import configure_logging
 from config.settings import SettingsError, load_settings
@@ -53,9 +54,10 @@ def serve() -> None:
 
 @office_command(main, "migrate")
 async def migrate(office: Office) -> dict[str, Any]:
-    """Bring the database's schema up to this version."""
+    """Bring the database's schema and its functions up to this version."""
     before, after = await run_migrations(office.database)
-    return {"version_before": before, "version": after, "applied": after - before}
+    applied = sum(item.number > before for item in load_migrations())
+    return {"version_before": before, "version": after, "applied": applied}
 
 
 office_command(main, "usage")(usage_options(show_usage))

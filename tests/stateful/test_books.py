@@ -896,7 +896,7 @@ class Scene:
         self._tables = await self.audit.fetchval(
             "SELECT string_agg(relname, ', ') FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
             " AND relnamespace = 'public'::regnamespace AND relname NOT IN"
-            " ('schema_migrations', 'audit_log', 'audit_blocks')"
+            " ('schema_functions', 'schema_migrations', 'audit_log', 'audit_blocks')"
         )
         for gate in (self.postgres, self.redis):
             await self._stack.enter_async_context(gate)

@@ -65,6 +65,7 @@ UNAUDITED = {
     "reconciliation_runs": "a report",
     "webhook_events": "a hint; what the provider's API then said is applied, and that is audited",
     "routine_turns": "a clock",
+    "schema_functions": "has the digest of each file of functions",
     "schema_migrations": "has the digest of each migration",
     "shadow_usd_ledger": "append-only; corrections are audited with their transaction",
     "usage": "tokens, no money",

@@ -55,6 +55,7 @@ HOUSE = {
     "reconciliation_diffs": "the provider's bill",
     "reconciliation_runs": "the provider's bill",
     "routine_turns": "the house's clockwork",
+    "schema_functions": "the house's clockwork",
     "schema_migrations": "the house's clockwork",
     "shadow_usd_ledger": "the provider's account",
     "verified_days": "proofs of days",

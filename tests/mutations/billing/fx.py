@@ -66,4 +66,11 @@ MUTATIONS = (
         "return round_rate(Fraction(quote) * Fraction(round_rate(1 / Fraction(base))))",
         "tests/unit/fx/test_rates.py",
     ),
+    Mutation(
+        "who quotes rates does so alone",
+        "billing/fx/book.sql",
+        'SELECT pg_advisory_xact_lock(1719169396) -- "fxrt"',
+        "SELECT",
+        "tests/billing/fx/test_book.py",
+    ),
 )

@@ -17,4 +17,25 @@ MUTATIONS = (
         "if left_s > 0:",
         "tests/billing/provider/test_quota.py",
     ),
+    Mutation(
+        "the quota is not exceeded",
+        "billing/provider/quota.sql",
+        "    IF given > free THEN\n        given := 0;\n        RETURN;\n    END IF;\n",
+        "",
+        "tests/billing/provider/test_quota.py",
+    ),
+    Mutation(
+        "one lease at a time",
+        "billing/provider/quota.sql",
+        "FROM provider_quota q FOR UPDATE; --",
+        "FROM provider_quota q; --",
+        "tests/billing/provider/test_quota.py",
+    ),
+    Mutation(
+        "a dead worker's slab is returned when its calls have ended",
+        "billing/provider/quota.sql",
+        "          AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.state IN ('open', 'review') AND c.worker_id = w.id)\n",
+        "",
+        "tests/billing/provider/test_quota.py",
+    ),
 )

@@ -45,4 +45,18 @@ MUTATIONS = (
         'bounds_of(month, "Pacific/Midway")',
         "tests/proxy/account/test_transactions.py",
     ),
+    Mutation(
+        "nobody changes what a call cost without the sums",
+        "billing/reports/usage.sql",
+        "    IF current_setting('tuma.usage_kept', true) IS DISTINCT FROM 'yes' THEN",
+        "    IF false THEN",
+        "tests/billing/reports/test_usage.py",
+    ),
+    Mutation(
+        "usage is summed by quarters of an hour",
+        "billing/reports/usage.sql",
+        "::bigint / 900000 * 900)",
+        "::bigint / 3600000 * 3600)",
+        "tests/billing/reports/test_usage.py",
+    ),
 )

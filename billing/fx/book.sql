@@ -1,24 +1,7 @@
--- Exchange rates from sources: everything they said is kept in fx_rates (append-only), what could be believed is quoted.
-
--- as_of: when the source says that the rate was made. state: what became of it (billing/fxrates.py).
-ALTER TABLE fx_rates
-    ADD COLUMN as_of timestamptz,
-    ADD COLUMN state text NOT NULL DEFAULT 'accepted' CHECK (state IN ('accepted', 'held', 'disputed', 'alone', 'witness'));
-CREATE INDEX fx_rates_last ON fx_rates (quote, (state = 'witness'), created_at, id);
-
--- confirmed_at: when a source last said so; NULL for a rate set by hand, which does not go stale. good_for: in place of the
--- setting, for a rate set by hand that shall. pinned: fetched rates do not replace it. markup_by_hand: fetched rates keep it.
-ALTER TABLE fx_quotes
-    ADD COLUMN confirmed_at timestamptz,
-    ADD COLUMN good_for interval CHECK (good_for > interval '0'),
-    ADD COLUMN pinned boolean NOT NULL DEFAULT false,
-    ADD COLUMN markup_by_hand boolean NOT NULL DEFAULT true; -- up to here all were set by hand
-ALTER TABLE fx_quotes ALTER COLUMN markup_by_hand SET DEFAULT false;
-SELECT audit_table('fx_quotes', '{id}', '{confirmed_at}');
+-- Exchange rates from sources: everything they said is kept, what could be believed is quoted.
 
 -- The current quotes; age_s: seconds since a source said so, by the clock that wrote it down.
-DROP FUNCTION list_fx_quotes();
-CREATE FUNCTION list_fx_quotes()
+CREATE OR REPLACE FUNCTION list_fx_quotes()
 RETURNS TABLE (id uuid, currency text, rate numeric, markup_bps integer, markup_by_hand boolean, pinned boolean,
                age_s double precision, good_for_s double precision)
 LANGUAGE sql STABLE AS $$
@@ -29,18 +12,18 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Who decides what is quoted does so alone, from reading the current quotes to its commit.
-CREATE FUNCTION lock_fx() RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION lock_fx() RETURNS void LANGUAGE sql AS $$
     SELECT pg_advisory_xact_lock(1719169396) -- "fxrt"
 $$;
 
 -- The last that was said of a currency, by whoever is quoted or by who is only compared with; NULL: nothing yet.
-CREATE FUNCTION last_rate(p_currency text, p_witness boolean) RETURNS fx_rates LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION last_rate(p_currency text, p_witness boolean) RETURNS fx_rates LANGUAGE sql STABLE AS $$
     SELECT r FROM fx_rates r WHERE r.quote = p_currency AND (r.state = 'witness') = p_witness
     ORDER BY r.created_at DESC, r.id DESC LIMIT 1
 $$;
 
 -- Keep what was said of currencies; what is only repeated is not written again. Returns the row of each, new or not.
-CREATE FUNCTION record_rates(
+CREATE OR REPLACE FUNCTION record_rates(
     p_id uuid[], p_currency text[], p_rate numeric[], p_source text[], p_state text[], p_as_of timestamptz[]
 ) RETURNS TABLE (currency text, state text, id uuid) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -56,7 +39,7 @@ BEGIN
 END $$;
 
 -- Quote a rate from now on; calls in flight keep theirs.
-CREATE FUNCTION quote_fx(
+CREATE OR REPLACE FUNCTION quote_fx(
     p_id uuid, p_currency text, p_rate numeric, p_markup integer, p_markup_by_hand boolean, p_fx_rate uuid,
     p_confirmed timestamptz, p_good_for interval, p_pinned boolean
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -67,7 +50,7 @@ BEGIN
 END $$;
 
 -- The sources still say what is quoted. A rate set by hand becomes theirs by it only where it was to go stale.
-CREATE FUNCTION confirm_fx(p_currency text) RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION confirm_fx(p_currency text) RETURNS void LANGUAGE sql AS $$
     UPDATE fx_quotes SET confirmed_at = now()
     WHERE currency = p_currency AND superseded_at IS NULL AND confirmed_at IS NOT NULL
 $$;

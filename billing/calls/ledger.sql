@@ -1,13 +1,14 @@
--- The statements of a call's way, made cheap for batches of a few calls, and no dearer as tables and months become many
--- (docs/decisions/0020-batches.md). Nothing that is written changes.
+-- The statements that open, extend and settle calls: each takes parallel arrays, locks wallets in id order, checks
+-- everything, then writes, and may be repeated with the same input.
 --
+-- They are cheap for batches of a few calls, and no dearer as tables and months become many (docs/decisions/0020-batches.md):
 -- * The plans of these functions are made once per connection, without looking at sizes: by their keys. A plan that was made
 --   while a table was small read all of it, until somebody analyzed the table.
 -- * An id tells its month: `BETWEEN low AND high` keeps the other months' partitions out.
 -- * What ends is read once, where it is changed, and everything else is written from there.
 
 -- The lowest and the highest of these ids.
-CREATE FUNCTION id_range(p_id uuid[], OUT low uuid, OUT high uuid) LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION id_range(p_id uuid[], OUT low uuid, OUT high uuid) LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
     IF cardinality(p_id) = 1 THEN
         low := p_id[1];
@@ -17,15 +18,9 @@ BEGIN
     SELECT s.ids[1], s.ids[cardinality(s.ids)] INTO low, high FROM (SELECT ARRAY(SELECT unnest(p_id) ORDER BY 1) AS ids) s;
 END $$;
 
--- As in 0017; as plpgsql it is planned once per connection, not in every batch.
-CREATE OR REPLACE FUNCTION find_watched(p_wallet uuid[]) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN (SELECT array_agg(f.wallet_id) FROM feeds f WHERE f.wallet_id = ANY (p_wallet) AND f.watched_until > clock_timestamp());
-END $$;
-
--- As in 0006: how calls that shall be opened stand, in their order: what is decided of them (NULL: the funds decide), and what would
+-- How calls that shall be opened stand, in their order: what is decided of them (NULL: the funds decide), and what would
 -- be available after them and all before them.
-CREATE FUNCTION judge_openings(p_id uuid[], p_wallet uuid[], p_hold bigint[], p_low uuid, p_high uuid)
+CREATE OR REPLACE FUNCTION judge_openings(p_id uuid[], p_wallet uuid[], p_hold bigint[], p_low uuid, p_high uuid)
 RETURNS TABLE (ord bigint, id uuid, known text, decided text, available_after bigint, currency text, capped boolean)
 LANGUAGE sql STABLE AS $$
     SELECT a.ord, a.id, c.state,
@@ -40,7 +35,9 @@ LANGUAGE sql STABLE AS $$
     JOIN wallets w ON w.id = a.wallet_id
 $$;
 
--- As in 0006, in one statement behind the locks.
+-- Open calls, each with its hold. Verdicts: 'opened'; 'insufficient_funds', 'wallet_frozen' or 'cap_exceeded' (nothing was
+-- written); or the state of a call that exists already, for a caller whose first commit's answer was lost.
+-- A hold of zero is a call booked after the fact, at the house's cost: it needs no funds.
 CREATE OR REPLACE FUNCTION open_batch(
     p_worker uuid, p_id uuid[], p_user uuid[], p_wallet uuid[], p_key uuid[], p_model text[], p_stream boolean[],
     p_price uuid[], p_fx uuid[], p_hold bigint[], p_hold_usd bigint[]
@@ -92,8 +89,8 @@ BEGIN
     FROM judged j LEFT JOIN opened o ON o.id = j.id;
 END $$;
 
--- As in 0006: how extensions stand, in their order: how much more they hold, and what would be available after them.
-CREATE FUNCTION judge_extensions(p_id uuid[], p_hold bigint[], p_hold_usd bigint[], p_low uuid, p_high uuid)
+-- How extensions stand, in their order: how much more they hold, and what would be available after them.
+CREATE OR REPLACE FUNCTION judge_extensions(p_id uuid[], p_hold bigint[], p_hold_usd bigint[], p_low uuid, p_high uuid)
 RETURNS TABLE (ord bigint, id uuid, user_id uuid, wallet_id uuid, key_id uuid, state text, hold bigint, hold_usd bigint,
                more bigint, more_usd bigint, available_after bigint, capped boolean)
 LANGUAGE sql STABLE AS $$
@@ -106,6 +103,8 @@ LANGUAGE sql STABLE AS $$
     JOIN calls c ON c.id = a.id AND c.id = ANY (p_id) AND c.id BETWEEN p_low AND p_high JOIN wallets w ON w.id = c.wallet_id
 $$;
 
+-- Set the holds of open calls to larger amounts (absolute, so that a repeat changes nothing).
+-- Verdicts: 'extended', 'insufficient_funds', 'cap_exceeded', or the state of a call that is no longer open.
 CREATE OR REPLACE FUNCTION extend_batch(p_id uuid[], p_hold bigint[], p_hold_usd bigint[])
 RETURNS TABLE (call_id uuid, verdict text) LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
@@ -152,59 +151,10 @@ BEGIN
     FROM ask a LEFT JOIN extended x ON x.id = a.id;
 END $$;
 
--- As in 0015.
-CREATE OR REPLACE FUNCTION add_usage(p_ids uuid[], p_sign integer) RETURNS void LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
-DECLARE
-    low  uuid;
-    high uuid;
-BEGIN
-    SELECT r.low, r.high INTO low, high FROM id_range(p_ids) r;
-    INSERT INTO usage_rollup AS r
-    SELECT u.wallet_id, u.quarter, u.model, u.key_id,
-           p_sign * count(*) FILTER (WHERE u.settled), p_sign * count(*) FILTER (WHERE NOT u.settled),
-           p_sign * count(*) FILTER (WHERE u.settled AND u.accuracy = 'exact'),
-           p_sign * coalesce(sum(u.prompt_tokens), 0), p_sign * coalesce(sum(u.completion_tokens), 0),
-           p_sign * coalesce(sum(u.cached_read_tokens), 0), p_sign * coalesce(sum(u.cached_write_tokens), 0),
-           p_sign * coalesce(sum(u.reasoning_tokens), 0), p_sign * sum(u.cost_nanousd), p_sign * sum(u.charge_nano),
-           p_sign * coalesce(sum(u.spread_nano), 0), p_sign * sum(u.house_nanousd),
-           p_sign * coalesce(sum(u.first_byte_ms), 0), p_sign * coalesce(sum(u.duration_ms), 0),
-           ARRAY[p_sign * count(*) FILTER (WHERE u.first_bin = 0), p_sign * count(*) FILTER (WHERE u.first_bin = 1),
-                 p_sign * count(*) FILTER (WHERE u.first_bin = 2), p_sign * count(*) FILTER (WHERE u.first_bin = 3),
-                 p_sign * count(*) FILTER (WHERE u.first_bin = 4), p_sign * count(*) FILTER (WHERE u.first_bin = 5),
-                 p_sign * count(*) FILTER (WHERE u.first_bin = 6), p_sign * count(*) FILTER (WHERE u.first_bin = 7),
-                 p_sign * count(*) FILTER (WHERE u.first_bin = 8), p_sign * count(*) FILTER (WHERE u.first_bin = 9),
-                 p_sign * count(*) FILTER (WHERE u.first_bin = 10), p_sign * count(*) FILTER (WHERE u.first_bin = 11)],
-           ARRAY[p_sign * count(*) FILTER (WHERE u.last_bin = 0), p_sign * count(*) FILTER (WHERE u.last_bin = 1),
-                 p_sign * count(*) FILTER (WHERE u.last_bin = 2), p_sign * count(*) FILTER (WHERE u.last_bin = 3),
-                 p_sign * count(*) FILTER (WHERE u.last_bin = 4), p_sign * count(*) FILTER (WHERE u.last_bin = 5),
-                 p_sign * count(*) FILTER (WHERE u.last_bin = 6), p_sign * count(*) FILTER (WHERE u.last_bin = 7),
-                 p_sign * count(*) FILTER (WHERE u.last_bin = 8), p_sign * count(*) FILTER (WHERE u.last_bin = 9),
-                 p_sign * count(*) FILTER (WHERE u.last_bin = 10), p_sign * count(*) FILTER (WHERE u.last_bin = 11)]
-    FROM (SELECT c.wallet_id, usage_quarter(c.id) AS quarter, c.model,
-                 coalesce(c.key_id, '00000000-0000-0000-0000-000000000000') AS key_id, c.state = 'settled' AS settled, c.accuracy,
-                 c.cost_nanousd, c.charge_nano, c.spread_nano, c.house_nanousd, t.prompt_tokens, t.completion_tokens,
-                 t.cached_read_tokens, t.cached_write_tokens, t.reasoning_tokens, t.first_byte_ms, t.duration_ms,
-                 usage_bin(t.first_byte_ms) AS first_bin, usage_bin(t.duration_ms) AS last_bin
-          FROM calls c LEFT JOIN usage t ON t.call_id = c.id AND t.call_id = ANY (p_ids) AND t.call_id BETWEEN low AND high
-          WHERE c.id = ANY (p_ids) AND c.id BETWEEN low AND high AND c.state IN ('settled', 'void')
-          OFFSET 0) u -- so that each bin is found once
-    GROUP BY u.wallet_id, u.quarter, u.model, u.key_id
-    ON CONFLICT (wallet_id, quarter, model, key_id) DO UPDATE SET
-        calls = r.calls + excluded.calls, voids = r.voids + excluded.voids, exact = r.exact + excluded.exact,
-        prompt_tokens = r.prompt_tokens + excluded.prompt_tokens,
-        completion_tokens = r.completion_tokens + excluded.completion_tokens,
-        cached_read_tokens = r.cached_read_tokens + excluded.cached_read_tokens,
-        cached_write_tokens = r.cached_write_tokens + excluded.cached_write_tokens,
-        reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
-        cost_nanousd = r.cost_nanousd + excluded.cost_nanousd, charge_nano = r.charge_nano + excluded.charge_nano,
-        spread_nano = r.spread_nano + excluded.spread_nano, house_nanousd = r.house_nanousd + excluded.house_nanousd,
-        first_byte_ms = r.first_byte_ms + excluded.first_byte_ms, duration_ms = r.duration_ms + excluded.duration_ms,
-        first_byte_bins = add_bins(r.first_byte_bins, excluded.first_byte_bins),
-        duration_bins = add_bins(r.duration_bins, excluded.duration_bins);
-END $$;
-
--- As in 0015: ends calls, once each, whoever tries.
+-- End calls, once each, whoever tries. p_state: 'settled', 'void', or 'review' (the hold stays). p_house is the part of
+-- the cost that the wallet does not pay. p_exact names the calls that have more to tell than every call, in the three after
+-- it. Returns for every id whether this attempt won, and how the call stands now. It also counts what was spent of each
+-- worker's slab, keeps every window that the calls lie in, sums what was used, and lists what is late.
 CREATE OR REPLACE FUNCTION settle_batch(
     p_batch uuid, p_id uuid[], p_state text[], p_outcome text[], p_accuracy text[], p_source text[], p_generation text[],
     p_cost bigint[], p_provider_cost bigint[], p_charge bigint[], p_spread bigint[], p_house bigint[],
@@ -328,3 +278,44 @@ BEGIN
            w.posted_nano + w.overdraft_nano - w.held_nano
     FROM calls c JOIN wallets w ON w.id = c.wallet_id WHERE c.id = ANY (p_id) AND c.id BETWEEN low AND high;
 END $$;
+
+-- The ids of answers; rows that somebody else has locked are left out. Returns those calls that are noted now.
+CREATE OR REPLACE FUNCTION note_generations(p_id uuid[], p_generation text[]) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY
+    WITH found AS (
+        SELECT c.id, n.generation FROM calls c JOIN unnest(p_id, p_generation) AS n (id, generation) ON n.id = c.id
+        WHERE c.state = 'open' FOR NO KEY UPDATE OF c SKIP LOCKED
+    ), noted AS (
+        UPDATE calls c SET generation_id = found.generation FROM found
+        WHERE c.id = found.id AND c.generation_id IS DISTINCT FROM found.generation
+    )
+    SELECT found.id FROM found;
+END $$;
+
+-- Everything that Redis admits a user's calls by, as fields of their mirror, from one snapshot: see `billing/holds/admission.py`.
+CREATE OR REPLACE FUNCTION read_mirror(p_user uuid, p_moment timestamptz) RETURNS TABLE (field text, value text) LANGUAGE sql STABLE AS $$
+    WITH purses AS (
+        SELECT w.* FROM wallets w WHERE w.user_id = p_user
+    ), live AS (
+        SELECT c.id, c.hold_nano, c.hold_nanousd
+        FROM purses w JOIN calls c ON c.wallet_id = w.id AND c.state IN ('open', 'review')
+    ), caps AS (
+        SELECT l.* FROM list_caps(ARRAY(SELECT DISTINCT s.scope_id FROM spending_caps s WHERE s.user_id = p_user), p_moment) l
+    )
+    SELECT 'available:' || w.id, (w.posted_nano + w.overdraft_nano - w.held_nano)::text FROM purses w
+    UNION ALL
+    SELECT 'frozen:' || w.id, '1' FROM purses w WHERE w.status = 'frozen'
+    UNION ALL
+    SELECT 'hold:' || l.id, l.hold_nano::text FROM live l
+    UNION ALL
+    SELECT 'usd:' || l.id, l.hold_nanousd::text FROM live l WHERE EXISTS (SELECT FROM caps)
+    UNION ALL
+    SELECT 'capped', '1' WHERE EXISTS (SELECT FROM caps)
+    UNION ALL
+    SELECT 'caps:' || c.scope_id, string_agg(concat_ws(':', c.period, (extract(epoch FROM c.starts_at) * 1000)::bigint,
+                                                       (extract(epoch FROM c.ends_at) * 1000)::bigint, c.effective_nano), ' ' ORDER BY c.period)
+    FROM caps c GROUP BY c.scope_id
+    UNION ALL
+    SELECT concat_ws(':', 'left', c.scope_id, c.period), (c.effective_nano - c.held_nano - c.spent_nano)::text FROM caps c
+$$;

@@ -1,29 +1,9 @@
--- Later postings that repair an ended call: corrections towards the provider's figure, and refunds. What was posted
--- stays; the difference is a transaction of its own, and the call's row shows how it stands now.
+-- Later postings that repair an ended call: corrections towards the provider's figure, and refunds.
 
-CREATE TABLE reconciliation_runs (
-    id                     uuid PRIMARY KEY,
-    started_at             timestamptz NOT NULL DEFAULT now(),
-    ended_at               timestamptz,
-    calls_checked          integer,
-    our_total_nanousd      bigint,
-    drift_nanousd          bigint
-);
-CREATE TABLE reconciliation_diffs (
-    id               uuid PRIMARY KEY,
-    run_id           uuid NOT NULL REFERENCES reconciliation_runs,
-    call_id          uuid, -- NULL for what no call explains
-    cause            text NOT NULL,
-    ours_nanousd     bigint NOT NULL,
-    provider_nanousd bigint,
-    tx_id            uuid, -- the posting that repaired it
-    created_at       timestamptz NOT NULL DEFAULT now()
-);
-CREATE INDEX reconciliation_diffs_run ON reconciliation_diffs (run_id);
-
--- Bring an ended call to new figures by posting the difference. The caller says from which figures it computed them: if
--- the call has moved on since, nothing is posted and 'stale' is returned. Idempotent by key, as grant_credit.
-CREATE FUNCTION adjust_call(
+-- Bring an ended call to new figures by posting the difference: what was posted stays, and the call's row shows how it
+-- stands now. The caller says from which figures it computed them: if the call has moved on since, nothing is posted and
+-- 'stale' is returned. Idempotent by key, as grant_credit. What it changes of a verified day is listed.
+CREATE OR REPLACE FUNCTION adjust_call(
     p_tx uuid, p_call uuid, p_kind text, p_memo text, p_key text, p_hash bytea,
     p_seen_cost bigint, p_seen_charge bigint,
     p_cost bigint, p_provider_cost bigint, p_charge bigint, p_spread bigint, p_house bigint, p_accuracy text,
@@ -34,12 +14,14 @@ DECLARE
     call  calls%ROWTYPE;
     first record;
     owner uuid;
+    under boolean; -- caps
 BEGIN
+    PERFORM set_config('tuma.usage_kept', 'yes', true);
     SELECT c.wallet_id INTO owner FROM calls c WHERE c.id = p_call;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no call %', p_call USING ERRCODE = 'no_data_found';
     END IF;
-    PERFORM 1 FROM wallets w WHERE w.id = owner FOR NO KEY UPDATE; -- the wallet first, as every posting does
+    SELECT w.capped INTO under FROM wallets w WHERE w.id = owner FOR NO KEY UPDATE; -- the wallet first, as every posting does
     SELECT * INTO call FROM calls c WHERE c.id = p_call FOR UPDATE;
 
     SELECT k.input_hash INTO first FROM posting_keys k WHERE k.key = p_key;
@@ -53,6 +35,9 @@ BEGIN
         RETURN 'stale';
     END IF;
 
+    IF under THEN
+        PERFORM lock_cap_windows(ARRAY[p_call], ARRAY[call.user_id], ARRAY[call.wallet_id], ARRAY[call.key_id]);
+    END IF;
     INSERT INTO posting_keys (key, input_hash, tx_id) VALUES (p_key, p_hash, p_tx);
     INSERT INTO journal_tx (id, kind, call_id, wallet_id, memo) VALUES (p_tx, p_kind, p_call, call.wallet_id, p_memo);
     PERFORM post_entries(array_agg(p_tx), array_agg(e.seq::smallint), array_agg(e.account), array_agg(e.wallet),
@@ -73,10 +58,21 @@ BEGIN
         INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, calls, memo)
         VALUES (p_tx, 'correction', p_cost - call.cost_nanousd, 1, p_memo);
     END IF;
+    PERFORM add_usage(ARRAY[p_call], -1);
     UPDATE calls c SET state = CASE WHEN p_cost > 0 OR p_charge > 0 THEN 'settled' ELSE c.state END,
            cost_nanousd = p_cost, provider_cost_nanousd = p_provider_cost, charge_nano = p_charge, spread_nano = p_spread,
            house_nanousd = p_house, accuracy = p_accuracy, generation_id = coalesce(c.generation_id, p_generation)
     WHERE c.id = p_call;
+    PERFORM add_usage(ARRAY[p_call], 1);
+    IF p_cost <> call.cost_nanousd AND find_verified(ARRAY[p_call]) IS NOT NULL THEN
+        INSERT INTO late_postings (settled_nanousd) VALUES (p_cost - call.cost_nanousd);
+    END IF;
+    IF under THEN
+        PERFORM count_by_caps(
+            ARRAY[p_call], ARRAY[call.user_id], ARRAY[call.wallet_id], ARRAY[call.key_id], ARRAY[0::bigint], ARRAY[0::bigint],
+            ARRAY[p_charge - call.charge_nano],
+            ARRAY[(p_cost - p_house) - (call.cost_nanousd - call.house_nanousd)]);
+    END IF;
     IF p_charge <> call.charge_nano THEN
         PERFORM pg_notify('tuma', 'wallet:' || call.wallet_id);
     END IF;

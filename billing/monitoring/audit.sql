@@ -1,48 +1,8 @@
--- The audit log: who changed money or a permission, what it was before and is after. Rows are written by triggers in the
--- transaction that changes, never changed, and sealed in blocks, each a hash over the rows' stored bytes and the block before.
+-- The audit log: rows are written by triggers in the transaction that changes, and sealed in blocks, each a hash over the
+-- rows' stored bytes and the block before.
 
-CREATE SEQUENCE audit_log_id; -- without a cache: who draws a number holds the lock that seal_audit waits for
-CREATE TABLE audit_log (
-    id         bigint PRIMARY KEY,
-    at         timestamptz NOT NULL,
-    actor      text NOT NULL, -- operator:NAME, user:ID, key:ID, payment:PROVIDER, admin, system: as the application said
-    db_role    text NOT NULL, -- who had logged in to Postgres
-    action     text NOT NULL, -- created, changed, removed, truncated; of a journal_tx, its kind
-    subject    text NOT NULL, -- the table
-    subject_id text NOT NULL, -- the row's key, its columns joined by colons
-    user_id    uuid,
-    wallet_id  uuid,
-    request_id text,
-    before     jsonb,
-    after      jsonb,
-    line       text NOT NULL  -- all of the above as one JSON object: the bytes that are sealed
-);
-CREATE INDEX audit_log_wallet ON audit_log (wallet_id, id) WHERE wallet_id IS NOT NULL;
-CREATE INDEX audit_log_user ON audit_log (user_id, id) WHERE user_id IS NOT NULL;
-CREATE INDEX audit_log_at ON audit_log (at);
-
--- leaves: SHA-256 of each row's line in UTF-8, one after the other, in the order of ids.
--- digest: SHA-256 of previous, '<number> <microseconds of sealed_at since 1970> ' in ASCII, and leaves.
-CREATE TABLE audit_blocks (
-    number    bigint PRIMARY KEY CHECK (number > 0), -- 1, 2, 3, …
-    previous  bytea NOT NULL,                        -- the digest of the block before, empty for the first
-    ids       bigint[] NOT NULL,
-    leaves    bytea NOT NULL,
-    sealed_at timestamptz NOT NULL,
-    digest    bytea NOT NULL
-);
-
--- ALWAYS: whoever replicates into these tables may only add, too.
-CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
-CREATE TRIGGER audit_blocks_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_blocks
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
-ALTER TABLE audit_log ENABLE ALWAYS TRIGGER audit_log_append_only;
-ALTER TABLE audit_blocks ENABLE ALWAYS TRIGGER audit_blocks_append_only;
-REVOKE ALL ON audit_log, audit_blocks FROM PUBLIC;
-
--- Write one row. Who acts is what the application said for this transaction (billing/acting.py).
-CREATE FUNCTION write_audit(
+-- Write one row. Who acts is what the application said for this transaction (billing/actor.py).
+CREATE OR REPLACE FUNCTION write_audit(
     p_action text, p_subject text, p_subject_id text, p_user uuid, p_wallet uuid, p_before jsonb, p_after jsonb
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -71,14 +31,14 @@ END $$;
 REVOKE EXECUTE ON FUNCTION write_audit FROM PUBLIC;
 
 -- A row without its secrets: that there is one shows, and that it is another than before.
-CREATE FUNCTION hide_secrets(p_row jsonb, p_before jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION hide_secrets(p_row jsonb, p_before jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
     SELECT jsonb_object_agg(c.key, CASE WHEN c.value = 'null' OR c.key !~ 'hmac|secret' OR c.key ~ '_(at|until)$' THEN c.value
                                         WHEN p_before -> c.key <> c.value THEN '"hidden: changed"' ELSE '"hidden"' END)
     FROM jsonb_each(p_row) c
 $$;
 
 -- The trigger of audit_table. Arguments: the key's columns; the columns that are not audited.
-CREATE FUNCTION audit_change() RETURNS trigger
+CREATE OR REPLACE FUNCTION audit_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     idle   text[] := TG_ARGV[1];
@@ -115,12 +75,11 @@ BEGIN
         owner, purse, hide_secrets(before, before), hide_secrets(after, before));
     RETURN NULL;
 END $$;
-
 REVOKE EXECUTE ON FUNCTION audit_change FROM PUBLIC; -- else anybody might put it on a table of their own
 
--- Audit a table: every column but `p_idle`. An update that sets only those pays nothing. To be called again by a migration
--- that adds a column.
-CREATE FUNCTION audit_table(p_table text, p_key text[], p_idle text[] DEFAULT '{}') RETURNS void LANGUAGE plpgsql AS $$
+-- Audit a table: every column but `p_idle`. An update that sets only those pays nothing. To be called again in a numbered
+-- file of triggers where a column is added.
+CREATE OR REPLACE FUNCTION audit_table(p_table text, p_key text[], p_idle text[] DEFAULT '{}') RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     watched text;
 BEGIN
@@ -132,16 +91,9 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION audit_change()',
                    p_table || '_truncation_audited', p_table);
 END $$;
-SELECT audit_table('users', '{id}'),
-       audit_table('wallets', '{id}', '{posted_nano,held_nano,capped}'), -- moved by calls; `capped` follows spending_caps
-       audit_table('api_keys', '{id}', '{last_used_at}'),
-       audit_table('spending_caps', '{scope,scope_id,period}', '{updated_at}'),
-       audit_table('model_prices', '{id}'),
-       audit_table('fx_quotes', '{id}'),
-       audit_table('provider_openings', '{source}');
 
 -- Postings other than settlements, with their entries and the wallet's balance, as they stand at the commit.
-CREATE FUNCTION audit_posting() RETURNS trigger
+CREATE OR REPLACE FUNCTION audit_posting() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     entries jsonb;
@@ -165,13 +117,11 @@ BEGIN
     RETURN NULL;
 END $$;
 REVOKE EXECUTE ON FUNCTION audit_posting FROM PUBLIC;
-CREATE CONSTRAINT TRIGGER journal_tx_audited AFTER INSERT ON journal_tx DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NEW.kind <> 'settlement') EXECUTE FUNCTION audit_posting();
 
 -- Seal the next block of at most 1,000 rows; returns none when there is nothing to seal. It waits a moment for the
 -- transactions that are writing rows, and lets none begin meanwhile: so every number up to the last is there or never
 -- will be. lock_not_available: one of them takes longer.
-CREATE FUNCTION seal_audit() RETURNS TABLE (number bigint, digest bytea, rows integer)
+CREATE OR REPLACE FUNCTION seal_audit() RETURNS TABLE (number bigint, digest bytea, rows integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -199,40 +149,3 @@ BEGIN
     RETURN QUERY SELECT made.number, made.digest, cardinality(made.ids);
 END $$;
 REVOKE EXECUTE ON FUNCTION seal_audit FROM PUBLIC;
-
--- The books are append-only: they are not truncated, either. A partition needs a trigger of its own; one that is detached
--- keeps it, and can be dropped.
-CREATE FUNCTION refuse_truncate(p_table text) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    EXECUTE format('CREATE OR REPLACE TRIGGER %I BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite()',
-                   p_table || '_not_truncated', p_table);
-END $$;
-SELECT refuse_truncate(c.relname)
-FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
-WHERE 'journal_tx'::regclass IN (c.oid, i.inhparent) OR 'journal_entry'::regclass IN (c.oid, i.inhparent)
-   OR c.oid IN ('shadow_usd_ledger'::regclass, 'fx_rates'::regclass);
-
--- As in 0001, and what is append-only is not truncated.
-CREATE OR REPLACE FUNCTION ensure_partitions(ahead integer) RETURNS integer LANGUAGE plpgsql AS $$
-DECLARE
-    parent text;
-    month  timestamptz;
-    child  text;
-    made   integer := 0;
-BEGIN
-    FOREACH parent IN ARRAY ARRAY['calls', 'usage', 'journal_tx', 'journal_entry'] LOOP
-        FOR step IN -1..ahead LOOP
-            month := date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + make_interval(months => step);
-            child := parent || to_char(month AT TIME ZONE 'UTC', '_YYYY_MM');
-            IF to_regclass(child) IS NULL THEN
-                EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)', child, parent,
-                               uuid_floor(month), uuid_floor(month + interval '1 month'));
-                IF parent IN ('journal_tx', 'journal_entry') THEN
-                    PERFORM refuse_truncate(child);
-                END IF;
-                made := made + 1;
-            END IF;
-        END LOOP;
-    END LOOP;
-    RETURN made;
-END $$;

@@ -1,42 +1,13 @@
 -- The live feed: what happens to a wallet that somebody watches, in the order of commits, without a gap in its numbers.
--- Wallets that nobody watches pay for one look at `feeds` per statement. See docs/decisions on the feed.
 
--- A wallet that is or was watched. seq: the number of its newest event. Whoever adds one holds this row until the commit, so
--- that numbers are given in the order of commits. posted, held, overdraft and status: as the newest event left them.
-CREATE TABLE feeds (
-    wallet_id      uuid PRIMARY KEY REFERENCES wallets,
-    seq            bigint NOT NULL,
-    watched_until  timestamptz NOT NULL, -- events are written until then, whether or not somebody listens
-    posted_nano    bigint NOT NULL,
-    held_nano      bigint NOT NULL,
-    overdraft_nano bigint NOT NULL,
-    status         text NOT NULL
-) WITH (fillfactor = 50);
-CREATE TABLE feed_events (
-    wallet_id      uuid NOT NULL,
-    seq            bigint NOT NULL,
-    kind           text NOT NULL CHECK (kind IN ('hold', 'settlement', 'grant', 'topup', 'refund', 'correction', 'reversal',
-                                                 'dispute', 'cap', 'low', 'auto_topup', 'wallet')),
-    moved_nano     bigint NOT NULL, -- by how much the posted balance changed
-    holds_nano     bigint NOT NULL, -- by how much what is held changed
-    posted_nano    bigint NOT NULL, -- the balance after it
-    held_nano      bigint NOT NULL,
-    overdraft_nano bigint NOT NULL,
-    status         text NOT NULL,
-    call_id        uuid,
-    body           jsonb NOT NULL,
-    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (wallet_id, seq)
-);
-CREATE INDEX feed_events_age ON feed_events (created_at);
-
--- Which of these wallets are watched; NULL: none.
-CREATE FUNCTION find_watched(p_wallet uuid[]) RETURNS uuid[] LANGUAGE sql STABLE AS $$
-    SELECT array_agg(f.wallet_id) FROM feeds f WHERE f.wallet_id = ANY (p_wallet) AND f.watched_until > clock_timestamp()
-$$;
+-- Which of these wallets are watched; NULL: none. As plpgsql it is planned once per connection, not in every batch.
+CREATE OR REPLACE FUNCTION find_watched(p_wallet uuid[]) RETURNS uuid[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT array_agg(f.wallet_id) FROM feeds f WHERE f.wallet_id = ANY (p_wallet) AND f.watched_until > clock_timestamp());
+END $$;
 
 -- Append events, given in order, to the feeds of those of the wallets that are watched; tell the workers.
-CREATE FUNCTION add_to_feeds(p_wallet uuid[], p_kind text[], p_moved bigint[], p_holds bigint[], p_call uuid[], p_body jsonb[])
+CREATE OR REPLACE FUNCTION add_to_feeds(p_wallet uuid[], p_kind text[], p_moved bigint[], p_holds bigint[], p_call uuid[], p_body jsonb[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     watched uuid[];
@@ -67,10 +38,8 @@ BEGIN
     PERFORM pg_notify('tuma', 'feed:' || CASE WHEN cardinality(watched) <= 200 THEN array_to_string(watched, ',') ELSE '*' END);
 END $$;
 
--- What is told. Each is a trigger on what it tells of, so that no posting can forget the feed. Triggers of the journal run
--- at the commit, as whoever commits; the others too are the owner's, as everything that touches these tables.
-
-CREATE FUNCTION tell_opened() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- Holds of new calls.
+CREATE OR REPLACE FUNCTION tell_opened() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     watched uuid[] := find_watched(ARRAY(SELECT n.wallet_id FROM opened n WHERE n.hold_nano > 0));
 BEGIN
@@ -83,12 +52,10 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER calls_opened_told AFTER INSERT ON calls REFERENCING NEW TABLE AS opened
-    FOR EACH STATEMENT EXECUTE FUNCTION tell_opened();
 
 -- Holds that grew, and calls that ended: settled or void. (The rows before and after are joined by hash, however few they
 -- were when this was planned.)
-CREATE FUNCTION tell_moved() RETURNS trigger
+CREATE OR REPLACE FUNCTION tell_moved() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     watched uuid[] := find_watched(ARRAY(SELECT n.wallet_id FROM became n));
@@ -115,11 +82,9 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER calls_moved_told AFTER UPDATE ON calls REFERENCING OLD TABLE AS was NEW TABLE AS became
-    FOR EACH STATEMENT EXECUTE FUNCTION tell_moved();
 
 -- Everything else that is posted to a wallet.
-CREATE FUNCTION tell_posted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+CREATE OR REPLACE FUNCTION tell_posted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     moved bigint := (SELECT sum(e.amount_nano) FROM journal_entry e WHERE e.tx_id = NEW.id AND e.wallet_id = NEW.wallet_id);
 BEGIN
@@ -130,20 +95,17 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER journal_tx_told AFTER INSERT ON journal_tx DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NEW.wallet_id IS NOT NULL AND NEW.kind <> 'settlement') EXECUTE FUNCTION tell_posted();
 
-CREATE FUNCTION tell_wallet() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+-- A wallet's status or overdraft.
+CREATE OR REPLACE FUNCTION tell_wallet() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     UPDATE feeds f SET overdraft_nano = NEW.overdraft_nano, status = NEW.status WHERE f.wallet_id = NEW.id;
     PERFORM add_to_feeds(ARRAY[NEW.id], ARRAY['wallet'], ARRAY[0::bigint], ARRAY[0::bigint], ARRAY[NULL::uuid], ARRAY['{}'::jsonb]);
     RETURN NULL;
 END $$;
-CREATE TRIGGER wallets_told AFTER UPDATE OF status, overdraft_nano ON wallets FOR EACH ROW
-    WHEN (OLD.status <> NEW.status OR OLD.overdraft_nano <> NEW.overdraft_nano) EXECUTE FUNCTION tell_wallet();
 
 -- What a user is told besides. A cap of the user's own concerns all their wallets.
-CREATE FUNCTION tell_event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+CREATE OR REPLACE FUNCTION tell_event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM add_to_feeds(array_agg(w.id), array_agg(CASE NEW.kind WHEN 'cap.spent' THEN 'cap' WHEN 'wallet.low' THEN 'low' ELSE 'auto_topup' END), array_agg(0::bigint), array_agg(0::bigint), array_agg(NULL::uuid),
                          array_agg(NEW.body))
@@ -151,18 +113,14 @@ BEGIN
     HAVING count(*) > 0;
     RETURN NULL;
 END $$;
-CREATE TRIGGER events_told AFTER INSERT ON events FOR EACH ROW
-    WHEN (NEW.kind IN ('cap.spent', 'wallet.low', 'auto_topup.failed')) EXECUTE FUNCTION tell_event();
 REVOKE EXECUTE ON FUNCTION tell_opened, tell_moved, tell_posted, tell_wallet, tell_event FROM PUBLIC;
-
--- Watching.
 
 -- Have events of these wallets written for `p_keep` from now on. A wallet that is watched for `p_sure` longer, which is more
 -- than any transaction takes, is only prolonged. For any other one we wait until nobody moves its money: a transaction that
 -- found it unwatched has ended, and every later one sees it watched. Where events may be missing, or the feed does not agree
 -- with the wallet, the number jumps: numbers follow the clock in microseconds, so that none is ever given twice, though the
 -- row be removed, and who goes on from an older one finds that something is missing.
-CREATE FUNCTION watch_wallets(p_wallet uuid[], p_keep interval, p_sure interval) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION watch_wallets(p_wallet uuid[], p_keep interval, p_sure interval) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     purse wallets;
 BEGIN
@@ -195,7 +153,7 @@ END $$;
 
 -- How watched wallets stand, and their events after the numbers given (NULL: none), at most `p_limit` of each; in one
 -- snapshot. A wallet without events has one row, with event_seq NULL. agrees: the feed says of the wallet what is so.
-CREATE FUNCTION read_feeds(p_wallet uuid[], p_after bigint[], p_limit integer)
+CREATE OR REPLACE FUNCTION read_feeds(p_wallet uuid[], p_after bigint[], p_limit integer)
 RETURNS TABLE (wallet_id uuid, currency text, seq bigint, agrees boolean, posted_nano bigint, held_nano bigint,
                overdraft_nano bigint, status text, event_seq bigint, kind text, moved_nano bigint, holds_nano bigint,
                event_posted_nano bigint, event_held_nano bigint, event_overdraft_nano bigint, event_status text,
@@ -213,7 +171,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Remove events that are older than `p_keep`, and what is known of wallets that are watched no more; at most `p_limit` events.
-CREATE FUNCTION forget_feeds(p_keep interval, p_limit integer) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION forget_feeds(p_keep interval, p_limit integer) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     gone bigint;
 BEGIN

@@ -1,15 +1,10 @@
 -- People who sign in with a token of the frontend's own identity provider.
 
-ALTER TABLE users
-    ALTER COLUMN email DROP NOT NULL,
-    ADD COLUMN subject text UNIQUE CHECK (length(subject) BETWEEN 1 AND 255), -- `sub` of their tokens
-    ADD COLUMN signed_in_at timestamptz; -- first
-
 -- Who a token names, made on first sight, and the wallet that pays: p_wallet if it is theirs, else their oldest that is not
 -- frozen, else their oldest. p_currency: the wallet that somebody without one is given; NULL: none.
 -- A person is never recognised by an e-mail address: whoever can make the identity provider say one would be that person.
 -- Where `sub` is a UUID it is the user's id, as in Supabase, whose auth.uid() then names our user.
-CREATE FUNCTION sign_in(p_subject text, p_email text, p_wallet uuid, p_currency text, p_new_user uuid, p_new_wallet uuid)
+CREATE OR REPLACE FUNCTION sign_in(p_subject text, p_email text, p_wallet uuid, p_currency text, p_new_user uuid, p_new_wallet uuid)
 RETURNS TABLE (user_id uuid, status text, wallet_id uuid, currency text, user_requests_per_min bigint,
                user_tokens_per_min bigint, user_calls_in_flight bigint)
 LANGUAGE plpgsql AS $$

@@ -1,44 +1,12 @@
 -- Keys: how their secrets change, who may use them and for what, and when they were used.
 
-ALTER TABLE api_keys
-    ADD COLUMN pepper         text,        -- the name of the pepper under secret_hmac; NULL: from before peppers had names
-    ADD COLUMN previous_hmac  bytea UNIQUE, -- the secret before a rotation, good until previous_until
-    ADD COLUMN previous_until timestamptz,
-    ADD COLUMN rotated_at     timestamptz,
-    ADD COLUMN expires_at     timestamptz,
-    ADD COLUMN models         text[] CHECK (cardinality(models) > 0),   -- ids, or beginnings of ids that end with *; NULL: all
-    ADD COLUMN networks       cidr[] CHECK (cardinality(networks) > 0), -- where it may be used from; NULL: anywhere
-    ADD COLUMN manages        boolean NOT NULL DEFAULT true,            -- whether it may manage keys and caps
-    ADD COLUMN last_used_at   timestamptz, -- to the minute
-    ADD CHECK ((previous_hmac IS NULL) = (previous_until IS NULL));
--- A key that is bound in any way manages nothing: it would make itself one that is not.
-UPDATE api_keys SET manages = false
-WHERE requests_per_min IS NOT NULL OR tokens_per_min IS NOT NULL OR calls_in_flight IS NOT NULL;
-ALTER TABLE api_keys ADD CONSTRAINT api_keys_bound CHECK (NOT manages OR (
-    expires_at IS NULL AND models IS NULL AND networks IS NULL
-    AND requests_per_min IS NULL AND tokens_per_min IS NULL AND calls_in_flight IS NULL));
-
-CREATE OR REPLACE FUNCTION notify_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_notify('tuma', TG_ARGV[0] || ':' || CASE WHEN TG_ARGV[0] IN ('key', 'wallet', 'user') THEN NEW.id::text ELSE '' END);
-    RETURN NULL;
-END $$;
--- Not when a key was used, nor when its secret is kept under another pepper.
-DROP TRIGGER api_keys_changed ON api_keys;
-CREATE TRIGGER api_keys_changed
-    AFTER UPDATE OF wallet_id, revoked_at, expires_at, rotated_at, models, networks, manages, requests_per_min, tokens_per_min,
-        calls_in_flight ON api_keys
-    FOR EACH ROW EXECUTE FUNCTION notify_change('key');
-CREATE TRIGGER users_changed AFTER UPDATE OF status, requests_per_min, tokens_per_min, calls_in_flight ON users
-    FOR EACH ROW EXECUTE FUNCTION notify_change('user');
-
--- Caps may come later.
-CREATE FUNCTION may_manage(p_key api_keys) RETURNS boolean LANGUAGE sql STABLE AS $$
+-- Whether a key may manage keys and caps: caps may come later.
+CREATE OR REPLACE FUNCTION may_manage(p_key api_keys) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT p_key.manages AND NOT EXISTS (SELECT FROM spending_caps s WHERE s.scope_id = p_key.id)
 $$;
 
 -- The key that a secret opens now, given by its digest under each pepper, and for how long it will.
-CREATE FUNCTION find_key(p_digests bytea[])
+CREATE OR REPLACE FUNCTION find_key(p_digests bytea[])
 RETURNS TABLE (digest bytea, current boolean, id uuid, wallet_id uuid, user_id uuid, currency text, requests_per_min bigint,
                tokens_per_min bigint, calls_in_flight bigint, user_requests_per_min bigint, user_tokens_per_min bigint,
                user_calls_in_flight bigint, models text[], networks cidr[], manages boolean, valid_s double precision)
@@ -60,13 +28,13 @@ BEGIN -- plpgsql keeps the plan
 END $$;
 
 -- Keep a secret under another pepper.
-CREATE FUNCTION rehash_key(p_key uuid, p_old bytea, p_new bytea, p_pepper text) RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION rehash_key(p_key uuid, p_old bytea, p_new bytea, p_pepper text) RETURNS void LANGUAGE sql AS $$
     UPDATE api_keys SET secret_hmac = p_new, pepper = p_pepper WHERE id = p_key AND secret_hmac = p_old
 $$;
 
 -- Lock a key; who asks for another's is told that there is none.
 -- p_user NULL: the operator, who may reach all. p_wallet NULL: all wallets of the user.
-CREATE FUNCTION lock_key(p_key uuid, p_user uuid, p_wallet uuid) RETURNS api_keys LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_key(p_key uuid, p_user uuid, p_wallet uuid) RETURNS api_keys LANGUAGE plpgsql AS $$
 DECLARE
     locked api_keys%ROWTYPE;
 BEGIN
@@ -80,7 +48,7 @@ BEGIN
 END $$;
 
 -- Make a key, and its caps with it. p_most bounds how many keys a user has that can be used; NULL: no bound.
-CREATE FUNCTION create_key(
+CREATE OR REPLACE FUNCTION create_key(
     p_id uuid, p_wallet uuid, p_user uuid, p_most integer, p_name text, p_hint text, p_hmac bytea, p_pepper text,
     p_expires_at timestamptz, p_models text[], p_networks cidr[], p_manages boolean,
     p_requests_per_min bigint, p_tokens_per_min bigint, p_calls_in_flight bigint, p_cap_periods text[], p_cap_limits bigint[]
@@ -106,7 +74,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION revoke_key(p_key uuid, p_user uuid, p_wallet uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION revoke_key(p_key uuid, p_user uuid, p_wallet uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM lock_key(p_key, p_user, p_wallet);
     UPDATE api_keys k SET revoked_at = now(), previous_hmac = NULL, previous_until = NULL
@@ -114,7 +82,7 @@ BEGIN
 END $$;
 
 -- Give a key another secret; the one before stays good for the overlap. False: it was revoked, or has expired.
-CREATE FUNCTION rotate_key(
+CREATE OR REPLACE FUNCTION rotate_key(
     p_key uuid, p_user uuid, p_wallet uuid, p_hint text, p_hmac bytea, p_pepper text, p_overlap interval
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
@@ -131,7 +99,7 @@ BEGIN
 END $$;
 
 -- Keys by age; of one wallet, of one user, or all; after a key, as pages go.
-CREATE FUNCTION list_keys(
+CREATE OR REPLACE FUNCTION list_keys(
     p_key uuid, p_user uuid, p_wallet uuid, p_revoked boolean, p_after uuid, p_limit integer
 ) RETURNS TABLE (id uuid, wallet_id uuid, user_id uuid, currency text, name text, hint text, pepper text, status text,
                  created_at timestamptz, rotated_at timestamptz, previous_until timestamptz, expires_at timestamptz,
@@ -150,8 +118,36 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- A row is written at most once a minute, however busy the key.
-CREATE FUNCTION note_keys_used(p_keys uuid[], p_at timestamptz[]) RETURNS void LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION note_keys_used(p_keys uuid[], p_at timestamptz[]) RETURNS void LANGUAGE sql AS $$
     UPDATE api_keys k SET last_used_at = n.at
     FROM unnest(p_keys, p_at) AS n (key, at)
     WHERE k.id = n.key AND coalesce(k.last_used_at < n.at - interval '1 minute', true)
+$$;
+
+-- What people do with their own keys: the functions above, of who is signed in.
+CREATE OR REPLACE FUNCTION own_create_key(
+    p_id uuid, p_wallet uuid, p_most integer, p_name text, p_hint text, p_hmac bytea, p_pepper text,
+    p_expires_at timestamptz, p_models text[], p_networks cidr[], p_manages boolean,
+    p_requests_per_min bigint, p_tokens_per_min bigint, p_calls_in_flight bigint, p_cap_periods text[], p_cap_limits bigint[]
+) RETURNS void LANGUAGE sql AS $$
+    SELECT create_key(p_id, p_wallet, require_person(), p_most, p_name, p_hint, p_hmac, p_pepper, p_expires_at, p_models,
+                      p_networks, p_manages, p_requests_per_min, p_tokens_per_min, p_calls_in_flight, p_cap_periods, p_cap_limits)
+$$;
+
+CREATE OR REPLACE FUNCTION own_revoke_key(p_key uuid, p_wallet uuid) RETURNS void LANGUAGE sql AS $$
+    SELECT revoke_key(p_key, require_person(), p_wallet)
+$$;
+
+CREATE OR REPLACE FUNCTION own_rotate_key(p_key uuid, p_wallet uuid, p_hint text, p_hmac bytea, p_pepper text, p_overlap interval)
+RETURNS boolean LANGUAGE sql AS $$
+    SELECT rotate_key(p_key, require_person(), p_wallet, p_hint, p_hmac, p_pepper, p_overlap)
+$$;
+
+CREATE OR REPLACE FUNCTION own_keys(p_key uuid, p_wallet uuid, p_revoked boolean, p_after uuid, p_limit integer)
+RETURNS TABLE (id uuid, wallet_id uuid, user_id uuid, currency text, name text, hint text, pepper text, status text,
+               created_at timestamptz, rotated_at timestamptz, previous_until timestamptz, expires_at timestamptz,
+               revoked_at timestamptz, last_used_at timestamptz, models text[], networks cidr[], manages boolean,
+               requests_per_min bigint, tokens_per_min bigint, calls_in_flight bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT * FROM list_keys(p_key, require_person(), p_wallet, p_revoked, p_after, p_limit)
 $$;
