@@ -1,4 +1,4 @@
-"""Days whose books were proved: read once, then counted as proved (``0005_verified_days.sql``).
+"""Days whose books were proved: read once, then counted as proved (``proved_days.sql``).
 
 A day is proved an hour and more after its end, in UTC, by the ids of its calls and transactions. What is posted into it
 later is listed by the posting itself, under a lock that a proof takes alone, and is counted beside it.

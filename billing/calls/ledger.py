@@ -1,6 +1,6 @@
 """The ledger in Postgres: open, extend and settle calls, each in batches of one function call and one commit.
 
-Every function may be repeated with the same input (a commit whose answer was lost): see ``0002_posting.sql``.
+Every function may be repeated with the same input (a commit whose answer was lost): see ``ledger.sql``.
 """
 
 from collections.abc import Mapping, Sequence

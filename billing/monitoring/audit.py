@@ -1,4 +1,4 @@
-"""The audit log's own proof, and its readable form (``migrations/*_audit.sql``).
+"""The audit log's own proof, and its readable form (``audit.sql``).
 
 Every row has a line: its fields as one JSON object, stored as text. Rows are sealed in blocks, in the order of their ids. A
 block holds the SHA-256 of each line, and its digest is the SHA-256 of

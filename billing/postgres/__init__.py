@@ -1,1 +1,1 @@
-"""How Postgres is reached: pools, roles, migrations, group commit."""
+"""How Postgres is reached: pools, roles, migrations, functions, group commit."""

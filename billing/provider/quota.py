@@ -1,6 +1,6 @@
 """The provider's quota: no call is sent that it could not pay for, and none while it refuses us.
 
-The quota is an account in Postgres (``0004_quota.sql``). Each worker leases slabs of it and takes its calls' holds from
+The quota is an account in Postgres (``quota.sql``). Each worker leases slabs of it and takes its calls' holds from
 them, in memory, so that no call waits for Postgres and nothing is shared by all calls.
 
 What can interrupt it: a worker that dies leaves its slab leased until the sweeper returns it; what its calls cost is

@@ -1,6 +1,6 @@
 """What the house earned, and what it owes: the accounts of the journal summed per currency, over a time.
 
-The signs are the journal's (``0001_core.sql``): income and what is owed to others are positive, expense and what we own negative.
+The signs are the journal's (``migrations/0018_tables.sql``): income and what is owed to others are positive, expense and what we own negative.
 So every currency's accounts sum to zero (I1), over any time.
 """
 

@@ -88,7 +88,7 @@ async def fill(connection: Any, calls: int) -> None:
 
 
 async def sum_up(connection: Any) -> None:
-    """Make the sums of usage, as the migration does of what is there before it."""
+    """Make the sums of usage anew, as an operator may."""
     began = time.monotonic()
     await connection.execute("SELECT rebuild_usage($1, $2)", FIRST_ID, LAST_ID, timeout=3600)
     print(f"all sums made anew: {time.monotonic() - began:.0f} s", flush=True)

@@ -301,7 +301,7 @@ async def test_a_batch_begun_before_the_migration_is_sent_again(
 
 
 async def test_summing_anew_changes_nothing(office: Office, spender: Spender) -> None:
-    """As the migration does with what is there before it."""
+    """As an operator may ask for it."""
     now = datetime.now(UTC)
     for hours in (0, 0.1, 0.2, 1, 5, 30, 800):
         await spender.spend(now - timedelta(hours=hours))
