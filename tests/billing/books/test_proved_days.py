@@ -120,6 +120,25 @@ async def test_what_is_posted_into_a_proved_day_is_counted(past: Past) -> None:
     await past.check()
 
 
+async def test_any_transaction_that_lies_in_a_proved_day_is_counted(past: Past) -> None:
+    """Settlements alone take an old id today; the function that posts everything else asks of its ids, too."""
+    await past.settle(await past.open(3), 1000)
+    assert await DayBook(past.office.database).verify_all() == 1
+    late = id_of(3)
+    async with past.office.database.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO journal_tx (id, kind, wallet_id) VALUES ($1, 'grant', $2)",
+            late,
+            past.payer.wallet_id,
+        )
+        await connection.execute(
+            "SELECT post_entries(ARRAY[$1, $1]::uuid[], '{1,2}', '{wallet,grant}', ARRAY[$2::uuid, NULL], '{USD,USD}', '{5,-5}')",
+            late,
+            past.payer.wallet_id,
+        )
+    await past.check()
+
+
 async def test_a_posting_under_way_and_a_proof_wait_for_each_other(past: Past) -> None:
     """Whichever comes first, what is posted into the day is counted once."""
     calls = [await past.open(2) for _ in range(30)]

@@ -493,7 +493,9 @@ async def test_an_owner_that_is_no_superuser(empty: str, redis_url: str, sim: An
     async with open_office(settings) as office:
         await migrate(office.database)
         await migrate(office.database)
-        async with office.database.connection() as connection:  # as if another version had applied all of them
+        async with (
+            office.database.connection() as connection
+        ):  # as if another version had applied all of them
             await connection.execute("UPDATE schema_functions SET digest = 'another', files = '{}'")
         await migrate(office.database)
         await sync_models(office)
@@ -528,6 +530,12 @@ async def test_an_owner_that_may_make_no_roles(empty: str, postgres: Any, redis_
     as_proxy = Database(without, role="proxy")
     async with as_proxy.connection() as connection:
         assert await connection.fetchval("SELECT current_user") == "builder"
+        closed = ("audit_change", "audit_posting", "seal_audit", "write_audit")
+        rows = await connection.fetch(
+            "SELECT has_function_privilege('public', oid, 'EXECUTE') AS open FROM pg_proc WHERE proname = ANY ($1)",
+            closed,
+        )
+        assert [row["open"] for row in rows] == [False] * len(closed), "nobody else writes the audit log"
     await as_proxy.close()
 
 

@@ -133,6 +133,7 @@ async def test_somebody_with_several_wallets_names_one(
     for wallet_id in (other.wallet_id, uuid4(), "nonsense"):
         named = {"x-tuma-wallet": str(wallet_id)}
         assert await ada.code("GET", "/v1/wallet", None, **named) == (404, "not_found")
+        assert await ada.code("POST", "/v1/chat/completions", CHAT, **named) == (404, "not_found")
     with_key = Client(session, proxy.base_url, other.secret)
     named = {"x-tuma-wallet": str(other.wallet_id)}
     assert (await with_key.ask("GET", "/v1/wallet", None, **named))[0] == 200
