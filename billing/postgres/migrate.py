@@ -77,8 +77,8 @@ async def migrate(database: Database) -> tuple[int, int]:
                 await bound_waits(connection, "CURRENT_USER")
             for migration in known[before:]:
                 async with connection.transaction():
-                    await connection.execute(
-                        "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'"
+                    await connection.execute(  # months are made in UTC, whatever the server's zone
+                        "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'; SET LOCAL TimeZone = 'UTC'"
                     )
                     await connection.execute(
                         "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,"
