@@ -109,7 +109,7 @@ async def template(postgres: EmbeddedPostgres | OwnPostgres, request: pytest.Fix
     database = Database(make_settings(postgres_dsn=dsn, redis_url="redis://127.0.0.1:1").postgres)
     await migrate(database)
     if request.config.getoption("--past-partitions"):
-        await drop_partitions(database)
+        assert await drop_partitions(database)
     await database.close()
     return "test_template"
 

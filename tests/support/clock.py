@@ -1,7 +1,9 @@
 """A shifted clock: of the tests and of the servers that they start, by libfaketime.
 
 Each process adds the same offset to the machine's clock, so that time goes on and all agree. What counts seconds (the
-monotonic clock) is left alone: timeouts, event loops and leases run as ever.
+monotonic clock) is left alone: event loops and their timeouts run as ever. But Postgres' own timeouts (of locks, of
+statements) do not fire, since a signal's handler sees the machine's time while libfaketime waits for it: a test of those
+is no test of calendars.
 """
 
 import os
@@ -10,6 +12,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import SupportsIndex
 
 from billing.postgres.database import Database
 
@@ -50,19 +53,19 @@ def mend_sleep() -> None:
     """Let ``time.sleep`` sleep under libfaketime, which (0.9.10) takes an absolute monotonic time for a shifted one."""
     if is_shifted():
 
-        def sleep(seconds: float) -> None:
-            select.select([], [], [], seconds)
+        def sleep(seconds: float | SupportsIndex, /) -> None:
+            select.select([], [], [], float(seconds))
 
         time.sleep = sleep
 
 
-async def drop_partitions(database: Database) -> None:
-    """Leave no partition of this month or a later one, as if none had been made for months."""
+async def drop_partitions(database: Database) -> int:
+    """Leave no partition of this month or a later one, as if none had been made for months; return how many went."""
     async with database.connection() as connection:
         names = await connection.fetch(
             "SELECT c.relname AS name FROM pg_class c WHERE c.relispartition AND c.relkind = 'r'"
             " AND right(c.relname, 7) >= to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM') AND c.relname ~ '_[0-9]{4}_[0-9]{2}$'"
         )
-        assert names
         for row in names:
             await connection.execute(f'DROP TABLE "{row["name"]}"')
+    return len(names)

@@ -82,6 +82,7 @@ async def test_another_finds_nothing(client: Client, proxy: Running, office: Off
     assert (await client.with_secret("").ask("GET", f"/v1/calls/{call_id}"))[0] == 401
 
 
+@pytest.mark.calendar
 async def test_a_call_is_found(client: Client, proxy: Running, payer: Payer) -> None:
     ids = [await call_id_of_one(client, stream=number % 2 == 0) for number in range(5)]
     await proxy.quiet()

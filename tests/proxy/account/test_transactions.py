@@ -80,6 +80,7 @@ async def test_every_line_and_the_balance_beside_it(
     await check_books(office)
 
 
+@pytest.mark.calendar
 async def test_pages_and_filters_keep_the_balance(client: Client, proxy: Running, payer: Payer) -> None:
     await spend(client, proxy, 7)
     _, whole = await client.ask("GET", "/v1/wallet/transactions")
@@ -130,6 +131,7 @@ async def test_all_as_csv(client: Client, proxy: Running, payer: Payer, office: 
         assert rows[0]["description"] == '\'=1+1, "quoted"\nand a line'  # no formula
 
 
+@pytest.mark.calendar
 async def test_a_month_to_print(client: Client, proxy: Running, payer: Payer, office: Office) -> None:
     await Caps(office.database).set_clock(payer.user_id, timezone="Pacific/Kiritimati", week_starts=1)
     await spend(client, proxy, 3)
@@ -158,6 +160,7 @@ async def test_a_month_to_print(client: Client, proxy: Running, payer: Payer, of
         assert (await fetch(client, f"/v1/wallet/statements/{wrong}"))[0] == 400
 
 
+@pytest.mark.calendar
 async def test_a_month_begins_with_its_owners_clock(payer: Payer, office: Office) -> None:
     """Half an hour after midnight on the first, 14 hours ahead of UTC, it is still the month before in UTC.
 
@@ -223,6 +226,7 @@ async def test_more_than_a_page_while_money_moves(
     assert rows[0]["balance"] == format_amount(wallet.posted_nano)
 
 
+@pytest.mark.calendar
 @given(
     st.sampled_from(["UTC", "Africa/Lagos", "America/Sao_Paulo", "Pacific/Apia", "Africa/Cairo"]),
     st.integers(2020, 2199),

@@ -51,6 +51,7 @@ async def add_call(office: Office, payer: Payer, **more: Any) -> None:
     await ledger.settle_calls([ending])
 
 
+@pytest.mark.calendar
 async def test_what_calls_used_and_cost(client: Client, proxy: Running, payer: Payer, office: Office) -> None:
     await spend(client, proxy, 4)
     status, answer = await client.ask("GET", "/v1/usage")
@@ -73,6 +74,7 @@ async def test_what_calls_used_and_cost(client: Client, proxy: Running, payer: P
     assert checks["usage"].ok
 
 
+@pytest.mark.calendar
 async def test_by_hour_and_key_and_as_csv(client: Client, payer: Payer, office: Office) -> None:
     await Caps(office.database).set_clock(payer.user_id, timezone="Asia/Kathmandu", week_starts=1)
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -102,6 +104,7 @@ async def test_by_hour_and_key_and_as_csv(client: Client, payer: Payer, office: 
     assert [(row["period"], row["model"], row["calls"]) for row in one["data"]] == [(None, None, 1)]
 
 
+@pytest.mark.calendar
 async def test_what_is_asked_is_read_strictly(client: Client) -> None:
     for wrong in (
         "since=yesterday",
@@ -124,6 +127,7 @@ async def test_what_is_asked_is_read_strictly(client: Client) -> None:
     assert (await client.ask("GET", "/v1/usage"))[1]["data"] == []
 
 
+@pytest.mark.calendar
 async def test_an_answer_has_its_bounds(settings: Settings, office: Office, payer: Payer) -> None:
     for model in "abc":
         await add_call(office, payer, model=model)
