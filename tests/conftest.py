@@ -57,9 +57,14 @@ def pytest_configure() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no process is left alone with it at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process is left alone with it at the end; leave out what is only for --long."""
     items.sort(key=lambda item: not {"faults", "stateful"} & set(item.path.parts))
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long") is not None]
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
 
 
 def _find_memory() -> str | None:
