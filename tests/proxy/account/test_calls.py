@@ -28,7 +28,9 @@ async def payer(office: Office) -> Payer:
 
 
 @pytest.fixture
-async def client(proxy: Running, payer: Payer) -> AsyncIterator[Client]:
+async def client(
+    payer: Payer, proxy: Running
+) -> AsyncIterator[Client]:  # in this order: it starts with their rate
     async with aiohttp.ClientSession() as session:
         yield Client(session, proxy.base_url, payer.secret)
 
