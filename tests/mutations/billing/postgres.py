@@ -131,6 +131,20 @@ MUTATIONS = (
         "tests/billing/reports/test_usage.py",
     ),
     Mutation(
+        "a month that the default partition has rows of is left there",
+        "billing/postgres/migrations/0019_partitions.sql",
+        "            CONTINUE WHEN there;\n            BEGIN\n",
+        "            IF there THEN RAISE check_violation; END IF;\n            BEGIN\n",
+        "tests/billing/calls/test_partitions.py",
+    ),
+    Mutation(
+        "partitions are months of UTC",
+        "billing/postgres/migrations/0019_partitions.sql",
+        "            high := (month + interval '1 month') AT TIME ZONE 'UTC';",
+        "            high := (month AT TIME ZONE 'UTC') + interval '1 month';",
+        "tests/billing/calls/test_partitions.py",
+    ),
+    Mutation(
         "a correction takes the figures before it out of the sums",
         "billing/postgres/migrations/0015_usage.sql",
         "    PERFORM add_usage(ARRAY[p_call], -1);\n",
