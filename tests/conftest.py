@@ -18,6 +18,7 @@ from config.settings import Settings
 from scripts.office import Office, open_office
 from scripts.programs.embedded import EmbeddedPostgres, EmbeddedRedis
 from scripts.sim.provider import SimulatedProvider
+from tests.support.clock import drop_partitions, mend_sleep, variables_of_clock
 from tests.support.payers import sync_models
 from tests.support.running import Running, run_proxy
 from tests.support.servers import DEBIAN_POSTGRES, DEBIAN_REDIS, OwnPostgres, OwnRedis
@@ -38,21 +39,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="wheels",
         help="whose Postgres and Redis the tests start: those of the wheels, or of Debian's packages",
     )
+    parser.addoption(
+        "--past-partitions",
+        action="store_true",
+        help="on a database whose last partition is that of last month, as if nobody had made more since",
+    )
     parser.addoption("--redis", help="URL of a server to use (and to flush) in place of the embedded Redis")
 
 
 def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith(("TUMA_", "OTEL_"))]:
         del os.environ[name]
+    mend_sleep()
     # Machines are shared: an example may take its time; pytest's own timeout ends what hangs.
     hypothesis.settings.register_profile("tuma", deadline=None)
     hypothesis.settings.load_profile("tuma")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no process is left alone with it at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process is left alone with it at the end; leave out what is only for --long."""
     items.sort(key=lambda item: not {"faults", "stateful"} & set(item.path.parts))
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long") is not None]
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
 
 
 def _find_memory() -> str | None:
@@ -75,7 +87,8 @@ def postgres(folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedP
         yield OwnPostgres(own)
         return
     programs = DEBIAN_POSTGRES if request.config.getoption("--servers") == "debian" else None
-    with EmbeddedPostgres(folder / "postgres", fast=True, programs=programs) as server:
+    where = folder / "postgres"
+    with EmbeddedPostgres(where, fast=True, programs=programs, env=variables_of_clock()) as server:
         yield server
 
 
@@ -86,12 +99,12 @@ def redis_server(folder: Path, request: pytest.FixtureRequest) -> Iterator[Embed
         yield OwnRedis(own)
         return
     program = DEBIAN_REDIS if request.config.getoption("--servers") == "debian" else None
-    with EmbeddedRedis(folder / "redis", program=program) as server:
+    with EmbeddedRedis(folder / "redis", program=program, env=variables_of_clock()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-async def template(postgres: EmbeddedPostgres | OwnPostgres) -> str:
+async def template(postgres: EmbeddedPostgres | OwnPostgres, request: pytest.FixtureRequest) -> str:
     """A migrated database, to copy for each test."""
     admin = await asyncpg.connect(postgres.dsn("postgres"))
     await admin.execute("DROP DATABASE IF EXISTS test_template")
@@ -100,6 +113,8 @@ async def template(postgres: EmbeddedPostgres | OwnPostgres) -> str:
     dsn = postgres.dsn("test_template")
     database = Database(make_settings(postgres_dsn=dsn, redis_url="redis://127.0.0.1:1").postgres)
     await migrate(database)
+    if request.config.getoption("--past-partitions"):
+        assert await drop_partitions(database)
     await database.close()
     return "test_template"
 

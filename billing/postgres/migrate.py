@@ -98,8 +98,8 @@ async def migrate(database: Database) -> tuple[int, int]:
             if settings.pooler != "none":
                 await bound_waits(connection, "CURRENT_USER")
             async with connection.transaction():
-                await connection.execute(
-                    "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'"
+                await connection.execute(  # months are made in UTC, whatever the server's zone
+                    "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = '10min'; SET LOCAL TimeZone = 'UTC'"
                 )
                 await _apply(
                     connection, [item for item in known if item.number > before], functions, known[-1].number

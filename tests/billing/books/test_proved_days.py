@@ -86,6 +86,7 @@ async def past(office: Office) -> Past:
     return Past(office, await make_payer(office))
 
 
+@pytest.mark.calendar
 async def test_days_that_are_over_are_proved_and_counted_once(past: Past) -> None:
     for days_ago in (5, 5, 3, 2, 0):
         await past.settle(await past.open(days_ago), 1000)
@@ -98,11 +99,13 @@ async def test_days_that_are_over_are_proved_and_counted_once(past: Past) -> Non
     assert await past.proved() == (3, 4, 4000)
 
 
+@pytest.mark.calendar
 async def test_today_is_not_over(past: Past) -> None:
     await past.settle(await past.open(0), 1000)
     assert await DayBook(past.office.database).verify_all() == 0
 
 
+@pytest.mark.calendar
 async def test_what_is_posted_into_a_proved_day_is_counted(past: Past) -> None:
     slow = await past.open(3)
     await past.settle(await past.open(3), 1000)
@@ -197,6 +200,7 @@ async def test_an_entry_smuggled_into_a_proved_day_shows_in_full(past: Past) -> 
     assert not (await books.check(full=True))["I1"].ok
 
 
+@pytest.mark.calendar
 async def test_a_month_whose_days_are_proved_can_be_detached(past: Past) -> None:
     """As docs/archiving.md says; the quick check goes on without it, and caps in total count what was in it."""
     caps = Caps(past.office.database)

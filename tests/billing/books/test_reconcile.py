@@ -71,6 +71,7 @@ async def house(office: Office, sim: SimulatedProvider) -> House:
     return House(office, await make_payer(office))
 
 
+@pytest.mark.calendar
 async def test_a_day_that_differs_leads_to_its_call(house: House, sim: SimulatedProvider) -> None:
     """A call settled as exact at a figure that the provider changed later is found without the sample's luck."""
     right, wrong = await generate(sim, chunks=5), await generate(sim, chunks=9)
@@ -107,6 +108,7 @@ async def test_a_day_whose_difference_no_call_explains_is_reported(
         assert await connection.fetchval("SELECT count(*) FROM reconciliation_diffs") == 2
 
 
+@pytest.mark.calendar
 async def test_todays_activity_is_not_compared(house: House, sim: SimulatedProvider) -> None:
     await generate(sim, chunks=5)
     assert (await house.reconciler().run()).days_checked == 0

@@ -40,6 +40,7 @@ async def read_so_far(database: Database) -> dict[str, dict[str, int]]:
     }
 
 
+@pytest.mark.calendar
 async def test_a_batch_reads_its_own_rows(office: Office, database: Database) -> None:
     payer = await make_payer(office, amount="1000")
     ledger = Ledger(database, worker_id=new_id())
@@ -75,6 +76,7 @@ async def test_a_batch_reads_its_own_rows(office: Office, database: Database) ->
     await books_hold(office)
 
 
+@pytest.mark.calendar
 async def test_a_batch_of_two_months(office: Office, database: Database) -> None:
     payer = await make_payer(office)
     ledger = Ledger(database, worker_id=new_id())

@@ -117,6 +117,7 @@ async def test_a_jump_is_held_until_an_operator_says_so(office: Office) -> None:
     assert (shown["waiting"], shown["source"], shown["stale"]) == (None, "one", False)
 
 
+@pytest.mark.calendar
 async def test_a_held_rate_does_not_keep_the_old_one_fresh(office: Office) -> None:
     await make_payer(office, currency="NGN")
     source = Source("one", NGN="1600")
@@ -142,6 +143,7 @@ async def age(office: Office, seconds: int) -> None:
         )
 
 
+@pytest.mark.calendar
 async def test_a_quote_goes_stale_by_the_clock_and_fresh_by_a_confirmation(office: Office) -> None:
     await make_payer(office, currency="NGN")
     source = Source("one", NGN="1600")
@@ -307,6 +309,7 @@ async def test_what_was_said_is_never_rewritten(office: Office) -> None:
                 await connection.execute(statement)
 
 
+@pytest.mark.calendar
 async def test_rates_are_shown(office: Office) -> None:
     quotes = await book(office)
     await quotes.set_rate("USD", "NGN", Decimal(1600), pinned=True)

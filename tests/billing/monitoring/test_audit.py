@@ -444,6 +444,7 @@ async def test_rows_are_never_rewritten(log: Log, office: Office) -> None:
         assert open_to_all == []
 
 
+@pytest.mark.calendar
 async def test_the_books_are_not_truncated(office: Office) -> None:
     async with office.database.connection() as connection:
         await connection.execute("SELECT ensure_partitions(5)")

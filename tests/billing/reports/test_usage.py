@@ -134,6 +134,7 @@ async def totals(office: Office, payer: Payer) -> Sums:
     return sum((row.sums for row in await read(office, payer)), Sums())
 
 
+@pytest.mark.calendar
 async def test_the_sums_are_those_of_the_calls(office: Office, payer: Payer, spender: Spender) -> None:
     calls = [await spender.open() for _ in range(40)]
     for start in range(0, 40, 7):
@@ -300,6 +301,7 @@ async def test_a_batch_begun_before_the_migration_is_sent_again(
     assert await differences(office) == []
 
 
+@pytest.mark.calendar
 async def test_summing_anew_changes_nothing(office: Office, spender: Spender) -> None:
     """As an operator may ask for it."""
     now = datetime.now(UTC)
@@ -343,6 +345,7 @@ async def test_a_missing_and_an_invented_sum_are_found(office: Office, spender: 
     assert any(" None (calls say" in text for text in found)
 
 
+@pytest.mark.calendar
 async def test_a_day_is_not_proved_while_its_usage_is_wrong(office: Office, spender: Spender) -> None:
     await spender.spend(datetime.now(UTC) - timedelta(days=4))
     await spender.spend(datetime.now(UTC) - timedelta(days=3))
@@ -360,6 +363,7 @@ async def test_a_day_is_not_proved_while_its_usage_is_wrong(office: Office, spen
     assert (await check(office))[0]
 
 
+@pytest.mark.calendar
 async def test_proved_days_are_read_again_where_they_changed(office: Office, spender: Spender) -> None:
     """A refund or a late settlement changes an old sum: that wallet's quarter is compared, the rest of the day is not."""
     old = datetime.now(UTC) - timedelta(days=4)
@@ -440,6 +444,7 @@ async def test_a_day_is_a_day_on_its_owners_clock(office: Office, payer: Payer, 
         assert sum(row.sums.calls for row in rows) == len(on_that_day), zone
 
 
+@pytest.mark.calendar
 async def test_an_hour_that_comes_twice_is_two(office: Office, payer: Payer, spender: Spender) -> None:
     """On 1 November 2026 the hour from one to two comes twice in New York."""
     await Caps(office.database).set_clock(payer.user_id, timezone="America/New_York", week_starts=1)
@@ -506,6 +511,7 @@ async def test_everybodys_sums_may_be_more_than_a_wallet_can_hold(office: Office
     assert report.rows[0].as_json()["charge"] == "27000000000"
 
 
+@pytest.mark.calendar
 def test_bounds_are_read_strictly() -> None:
     assert parse_bound("2026-11-01") == date(2026, 11, 1)
     assert parse_bound("2026-11-01T12:15:00+05:45") == datetime(2026, 11, 1, 6, 30, tzinfo=UTC)
@@ -557,6 +563,7 @@ def test_latencies_say_no_more_than_the_bins_know() -> None:
     )
 
 
+@pytest.mark.calendar
 async def test_the_command_shows_a_table(office: Office, payer: Payer, spender: Spender) -> None:
     now = datetime.now(UTC)
     for days in (0, 0, 1, 2, 9):

@@ -227,6 +227,7 @@ def start_by_hand(period: str, moment: datetime, zone: str, week_starts: int) ->
     return midnight(first), midnight(after)
 
 
+@pytest.mark.calendar
 async def test_windows_follow_the_users_clock(shop: Shop) -> None:
     """Over daylight saving, month ends and weeks: equal to Python's reckoning, without gaps, and around the moment."""
     moments: list[tuple[str, str, datetime, int]] = []
@@ -266,6 +267,7 @@ async def test_windows_follow_the_users_clock(shop: Shop) -> None:
         assert (row["starts_at"], row["ends_at"]) == start_by_hand(period, moment, zone, week_starts), told
 
 
+@pytest.mark.calendar
 async def test_a_cap_is_whole_again_in_the_next_window(shop: Shop) -> None:
     """The end of a day on the user's clock; what arrived before it counts where it belongs, however late it ends."""
     caller = await shop.make_caller()
@@ -516,6 +518,7 @@ async def test_a_window_that_another_wallet_makes_meanwhile_counts_a_settlement(
 # -- changes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.calendar
 async def test_a_cap_counts_what_was_spent_before_it_was_set(shop: Shop) -> None:
     caller = await shop.make_caller()
     await shop.pay(caller, 3 * NANO)
@@ -605,6 +608,7 @@ async def test_bad_input_is_refused(shop: Shop) -> None:
     assert await room.find_caps(caller.wallet_id) == []
 
 
+@pytest.mark.calendar
 async def test_thresholds_are_told_once_per_window(shop: Shop) -> None:
     caller = await shop.make_caller()
     await shop.caps.set_caps("wallet", caller.wallet_id, {"day": 10 * NANO})
@@ -622,6 +626,7 @@ async def test_thresholds_are_told_once_per_window(shop: Shop) -> None:
     assert await shop.events(caller) == [("day", 50), ("day", 100), ("day", 80)]
 
 
+@pytest.mark.calendar
 async def test_corrections_and_refunds_move_the_window_of_their_call(shop: Shop) -> None:
     caller = await shop.make_caller()
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -644,6 +649,7 @@ async def test_corrections_and_refunds_move_the_window_of_their_call(shop: Shop)
     await shop.pay(caller, 7 * NANO)
 
 
+@pytest.mark.calendar
 async def test_old_windows_are_forgotten_and_counted_anew(shop: Shop) -> None:
     caller = await shop.make_caller()
     old = datetime.now(UTC) - timedelta(days=60)
@@ -657,6 +663,7 @@ async def test_old_windows_are_forgotten_and_counted_anew(shop: Shop) -> None:
     await shop.counts_hold(caller, old)
 
 
+@pytest.mark.calendar
 async def test_a_flush_forgets_no_window(shop: Shop) -> None:
     caller = await shop.make_caller()
     for scope in SCOPES:

@@ -319,4 +319,18 @@ MUTATIONS = (
         "        if item.digest:\n",
         "tests/billing/postgres/test_migrate.py",
     ),
+    Mutation(
+        "a month that the default partition has rows of is left there",
+        "billing/postgres/partitions.sql",
+        "            CONTINUE WHEN there;\n            BEGIN\n",
+        "            IF there THEN RAISE check_violation; END IF;\n            BEGIN\n",
+        "tests/billing/calls/test_partitions.py",
+    ),
+    Mutation(
+        "partitions are months of UTC",
+        "billing/postgres/partitions.sql",
+        "            high := (month + interval '1 month') AT TIME ZONE 'UTC';",
+        "            high := (month AT TIME ZONE 'UTC') + interval '1 month';",
+        "tests/billing/calls/test_partitions.py",
+    ),
 )

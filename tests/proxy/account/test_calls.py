@@ -28,7 +28,9 @@ async def payer(office: Office) -> Payer:
 
 
 @pytest.fixture
-async def client(proxy: Running, payer: Payer) -> AsyncIterator[Client]:
+async def client(
+    payer: Payer, proxy: Running
+) -> AsyncIterator[Client]:  # in this order: it starts with their rate
     async with aiohttp.ClientSession() as session:
         yield Client(session, proxy.base_url, payer.secret)
 
@@ -82,6 +84,7 @@ async def test_another_finds_nothing(client: Client, proxy: Running, office: Off
     assert (await client.with_secret("").ask("GET", f"/v1/calls/{call_id}"))[0] == 401
 
 
+@pytest.mark.calendar
 async def test_a_call_is_found(client: Client, proxy: Running, payer: Payer) -> None:
     ids = [await call_id_of_one(client, stream=number % 2 == 0) for number in range(5)]
     await proxy.quiet()

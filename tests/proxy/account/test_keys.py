@@ -274,6 +274,7 @@ async def test_a_rotated_key_overlaps(client: Client, payer: Payer, office: Offi
     await check_books(office)
 
 
+@pytest.mark.calendar
 async def test_a_key_expires_to_the_second(client: Client, office: Office, payer: Payer) -> None:
     ends = datetime.now(UTC) + timedelta(seconds=1.5)
     made = await room_of(office).create(payer.wallet_id, KeyRules(expires_at=ends))

@@ -35,7 +35,9 @@ async def payer(office: Office) -> Payer:
 
 
 @pytest.fixture
-async def client(proxy: Running, payer: Payer) -> AsyncIterator[Client]:
+async def client(
+    payer: Payer, proxy: Running
+) -> AsyncIterator[Client]:  # in this order: it starts with their rate
     async with aiohttp.ClientSession() as session:
         yield Client(session, proxy.base_url, payer.secret)
 
@@ -51,6 +53,7 @@ async def add_call(office: Office, payer: Payer, **more: Any) -> None:
     await ledger.settle_calls([ending])
 
 
+@pytest.mark.calendar
 async def test_what_calls_used_and_cost(client: Client, proxy: Running, payer: Payer, office: Office) -> None:
     await spend(client, proxy, 4)
     status, answer = await client.ask("GET", "/v1/usage")
@@ -73,6 +76,7 @@ async def test_what_calls_used_and_cost(client: Client, proxy: Running, payer: P
     assert checks["usage"].ok
 
 
+@pytest.mark.calendar
 async def test_by_hour_and_key_and_as_csv(client: Client, payer: Payer, office: Office) -> None:
     await Caps(office.database).set_clock(payer.user_id, timezone="Asia/Kathmandu", week_starts=1)
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -102,6 +106,7 @@ async def test_by_hour_and_key_and_as_csv(client: Client, payer: Payer, office: 
     assert [(row["period"], row["model"], row["calls"]) for row in one["data"]] == [(None, None, 1)]
 
 
+@pytest.mark.calendar
 async def test_what_is_asked_is_read_strictly(client: Client) -> None:
     for wrong in (
         "since=yesterday",
@@ -124,6 +129,7 @@ async def test_what_is_asked_is_read_strictly(client: Client) -> None:
     assert (await client.ask("GET", "/v1/usage"))[1]["data"] == []
 
 
+@pytest.mark.calendar
 async def test_an_answer_has_its_bounds(settings: Settings, office: Office, payer: Payer) -> None:
     for model in "abc":
         await add_call(office, payer, model=model)

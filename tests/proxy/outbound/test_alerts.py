@@ -358,6 +358,7 @@ CONDITIONS: tuple[tuple[str, list[str], list[str], dict[str, Any]], ...] = (
 )
 
 
+@pytest.mark.calendar
 async def test_each_condition_from_its_beginning_to_its_end(
     receiver: Receiver, settings: Settings, office: Office
 ) -> None:

@@ -56,6 +56,23 @@ def a_gateway(upstream_port: int) -> Iterator[str]:
         process.wait(30)
 
 
+async def test_the_smallest_run(folder: Path) -> None:
+    """What always runs of the bench: it starts what it measures, compares, and proves the books."""
+    process = start_bench(folder, "--rounds", "1", "--json", "--only", "paced-8")
+    out, said = await asyncio.to_thread(process.communicate, timeout=150)
+    assert process.returncode == 0, out + said
+    found = json.loads(out)
+    (scenario,) = found["scenarios"]
+    assert scenario["name"] == "paced-8"
+    for side in ("floor", "tuma"):
+        for figure in ("cpu_ms", "calls_per_s", "latency_p50_ms", "first_byte_p50_ms"):
+            assert scenario["sides"][side][figure]["median"] > 0, (side, figure)
+    assert scenario["ratios"]["tuma by floor"]["cpu_ms"]["median"] > 0
+    assert found["books"]["calls"] == scenario["calls"] + max(scenario["calls"] // 4, 1)
+    assert set(found["books"]["proved"]) >= {f"I{number}" for number in range(1, 9)}
+
+
+@pytest.mark.long
 async def test_a_small_run(folder: Path, tmp_path: Path) -> None:
     only = [
         word for name in ("plain-8", "stream-8", "paced-8", "waiting", "settle") for word in ("--only", name)
@@ -103,6 +120,7 @@ async def test_a_small_run(folder: Path, tmp_path: Path) -> None:
     assert ET.parse(plot).getroot().tag.endswith("svg")
 
 
+@pytest.mark.long
 async def test_a_small_run_of_what_is_large(folder: Path) -> None:
     only = [word for name in ("workers", "big", "capacity") for word in ("--only", name)]
     size = ("--wallets", "211", "--calls", "2500", "--workers", "1,2", "--rounds", "1")
