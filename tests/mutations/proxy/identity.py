@@ -27,8 +27,8 @@ MUTATIONS = (
     Mutation(
         "a JWT's algorithm is its key's",
         "proxy/identity/jwt.py",
-        "        if key.alg != token.alg:\n            raise InvalidTokenError(\"The token's 'alg' is not its key's.\")\n",
-        "",
+        "algorithms=[key.alg],",
+        'algorithms=["HS256", "RS256", "ES256"],',
         "tests/unit/identity/test_jwt.py",
     ),
     Mutation(
@@ -41,22 +41,22 @@ MUTATIONS = (
     Mutation(
         "a JWT's signature is checked",
         "proxy/identity/jwt.py",
-        "if not key.verify(parts.signed, parts.signature):",
-        "if not parts.signature:",
+        "                options=self._options,\n",
+        '                options={**self._options, "verify_signature": False},\n',
         "tests/unit/identity/test_jwt.py",
     ),
     Mutation(
         "a JWT is for our audience",
         "proxy/identity/jwt.py",
-        "if settings.audience and not _is_meant(",
-        "if False and not _is_meant(",
+        '"verify_aud": bool(settings.audience),',
+        '"verify_aud": False,',
         "tests/unit/identity/test_jwt.py",
     ),
     Mutation(
         "a JWT is our issuer's",
         "proxy/identity/jwt.py",
-        'if settings.issuer and claims.get("iss") != settings.issuer:',
-        'if settings.issuer and not claims.get("iss"):',
+        "                issuer=self._settings.issuer or None,\n",
+        "",
         "tests/unit/identity/test_jwt.py",
     ),
     Mutation(
@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation(
         "a JWT has one spelling",
         "proxy/identity/jwt.py",
-        'if base64.urlsafe_b64encode(found).rstrip(b"=") == part.encode():',
-        "if found:",
+        r"\.[\w-]+",
+        r"\.[\w=-]+",
         "tests/unit/identity/test_jwt.py",
     ),
     Mutation(
