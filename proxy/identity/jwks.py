@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
-from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
 from billing.errors import JwksUnavailableError
@@ -25,8 +25,6 @@ _RSA_BITS_MIN = 2048
 _RSA_BITS_MAX = 8192  # beyond it a signature costs milliseconds
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _DRAIN_S = 1.0
-_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
-_ES256 = ECAlgorithm(ECAlgorithm.SHA256)
 _log = structlog.get_logger("tuma.jwks")
 
 
@@ -36,11 +34,6 @@ class VerifyingKey:
 
     alg: str
     key: Any
-    algorithm: Algorithm
-
-    def verify(self, signed: bytes, signature: bytes) -> bool:
-        """Whether the signature is this key's."""
-        return self.algorithm.verify(signed, self.key, signature)
 
 
 def parse_jwks(body: bytes) -> Mapping[str, VerifyingKey]:
@@ -96,13 +89,13 @@ def _parse_rsa(jwk: dict[str, Any]) -> VerifyingKey:
     key = RSAAlgorithm.from_jwk(jwk)
     if not _RSA_BITS_MIN <= key.key_size <= _RSA_BITS_MAX:
         raise ValueError(f"RSA of {key.key_size} bits")
-    return VerifyingKey("RS256", key, _RS256)
+    return VerifyingKey("RS256", key)
 
 
 def _parse_ec(jwk: dict[str, Any]) -> VerifyingKey:
     if jwk.get("crv") != "P-256":
         raise ValueError("another curve than P-256")
-    return VerifyingKey("ES256", ECAlgorithm.from_jwk(jwk), _ES256)
+    return VerifyingKey("ES256", ECAlgorithm.from_jwk(jwk))
 
 
 class KeySet:

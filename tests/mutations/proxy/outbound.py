@@ -29,14 +29,14 @@ MUTATIONS = (
         "proxy/outbound/download.py",
         "allow_redirects=False",
         "allow_redirects=True",
-        "tests/unit/identity/test_jwt.py",
+        "tests/unit/identity/test_jwks_fetch.py",
     ),
     Mutation(
         "JWT keys come in an answer with a bound",
         "proxy/outbound/download.py",
         "if len(body) > bytes_max:",
         "if len(body) > 100 * bytes_max:",
-        "tests/unit/identity/test_jwt.py",
+        "tests/unit/identity/test_jwks_fetch.py",
     ),
     Mutation(
         "a source's redirect is not followed",
