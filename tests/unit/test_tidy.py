@@ -32,7 +32,6 @@ LONG_FILES: dict[str, str] = {
     "tests/proxy/upstream/test_client.py": TO_BE_SPLIT,
     "tests/stateful/test_books.py": TO_BE_SPLIT,
     "tests/unit/identity/test_jwt.py": "split with the move to PyJWT (issue 19, item 4)",
-    "tests/unit/protocol/test_meter.py": TO_BE_SPLIT,
 }
 
 FULL_FOLDERS: dict[str, str] = {}
