@@ -27,7 +27,6 @@ LONG_FILES: dict[str, str] = {
     "tests/billing/wallets/test_caps.py": TO_BE_SPLIT,
     "tests/faults/campaign.py": TO_BE_SPLIT,
     "tests/mutations/billing/postgres.py": "most of it follows the functions to their rooms (issue 19, item 2)",
-    "tests/proxy/live/test_feed.py": TO_BE_SPLIT,
     "tests/proxy/upstream/test_client.py": TO_BE_SPLIT,
     "tests/stateful/test_books.py": TO_BE_SPLIT,
     "tests/unit/identity/test_jwt.py": "split with the move to PyJWT (issue 19, item 4)",
