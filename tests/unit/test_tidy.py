@@ -35,7 +35,6 @@ LONG_FILES: dict[str, str] = {
 FULL_FOLDERS: dict[str, str] = {}
 
 LONG_FUNCTIONS: dict[str, str] = {
-    "billing/books/proof.py:_read": TO_BE_CUT,
     "proxy/lifecycle.py:open_services": "cut with the records of services (issue 19, item 3)",
     "tests/billing/fx/test_conversion.py:test_nothing_is_made_and_nothing_is_lost": TO_BE_CUT,
     "tests/billing/postgres/test_roles.py:test_a_person_sees_their_own_rows": TO_BE_CUT,
