@@ -20,6 +20,7 @@ from billing.postgres.database import Database
 from billing.provider.records import Provider
 
 _TIMEOUT_S = 3600.0
+_TOTALS = "SELECT currency, sum(amount_nano) AS total FROM journal_entry WHERE tx_id >= $1 GROUP BY currency"
 _UNBALANCED = """
 SELECT tx_id, currency, sum(amount_nano) AS off FROM journal_entry
 WHERE tx_id >= $1 OR ($1::uuid > '00000000-0000-0000-0000-000000000000' AND tx_id IN (SELECT tx_id FROM late_postings))
@@ -192,10 +193,7 @@ class Books:
             return _Snapshot(
                 proved=proved,
                 unbalanced=await fetch(_UNBALANCED, cut),
-                totals=await fetch(
-                    "SELECT currency, sum(amount_nano) AS total FROM journal_entry WHERE tx_id >= $1 GROUP BY currency",
-                    cut,
-                ),
+                totals=await fetch(_TOTALS, cut),
                 wallets_off=await fetch(_WALLETS_OFF, cut),
                 states={row["state"]: row["calls"] for row in states},
                 stale=await fetch(_STALE, self._grace_s),

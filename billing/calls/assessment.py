@@ -62,14 +62,7 @@ def assess(
     if evidence.billed_usd is not None:
         cost, source = attousd_from_decimal(evidence.billed_usd), "provider_cost"
     elif evidence.usage is None:
-        return Ending(
-            call_id,
-            "void",
-            outcome,
-            generation_id=evidence.generation_id,
-            first_byte_ms=first_byte_ms,
-            duration_ms=duration_ms,
-        )
+        return _void(call_id, evidence, outcome=outcome, first_byte_ms=first_byte_ms, duration_ms=duration_ms)
     else:
         cost, source = cost_attousd(price, usage), "counted" if evidence.counted else "price_book"
         if evidence.counted or not evidence.bills_by_price_book:
@@ -105,3 +98,17 @@ def ending_from_note(call_id: UUID, note: str) -> Ending:
     """Read what ``ending_as_note`` wrote."""
     fields = json.loads(note)
     return Ending(call_id=call_id, **{**fields, "usage": Usage(**fields["usage"])})
+
+
+def _void(
+    call_id: UUID, evidence: Evidence, *, outcome: str, first_byte_ms: int | None, duration_ms: int | None
+) -> Ending:
+    """Nothing was answered, so nothing is paid."""
+    return Ending(
+        call_id,
+        "void",
+        outcome,
+        generation_id=evidence.generation_id,
+        first_byte_ms=first_byte_ms,
+        duration_ms=duration_ms,
+    )

@@ -65,11 +65,7 @@ class Intents:
                 with another input.
             NotFoundError: the wallet is not theirs.
         """
-        get_currency(currency)
-        get_payment_unit(currency, provider)
-        minor_units(amount_nano, currency, provider)
-        if amount_nano <= 0:
-            raise InputError("the amount to pay must be positive")
+        _check_amount(amount_nano, currency, provider)
         try:
             async with self._database.as_person(owner) as connection:
                 row = await connection.fetchrow(
@@ -104,3 +100,12 @@ class Intents:
         if row is None or wallet_id not in (None, row["wallet_id"]):
             raise NotFoundError(f"there is no top-up {intent_id}")
         return Intent(**row)
+
+
+def _check_amount(amount_nano: int, currency: str, provider: PaymentProvider) -> None:
+    """Refuse what the provider cannot take, before anything is noted."""
+    get_currency(currency)
+    get_payment_unit(currency, provider)
+    minor_units(amount_nano, currency, provider)
+    if amount_nano <= 0:
+        raise InputError("the amount to pay must be positive")

@@ -43,13 +43,13 @@ MUTATIONS = (
         "proxy/protocol/responses_meter.py",
         '        self.done, self.done_event = True, close_event(event)\n        return b""',
         "        return event",
-        "tests/transcripts tests/unit/protocol/test_meter.py",
+        "tests/transcripts tests/unit/protocol/test_responses_meter.py",
     ),
     Mutation(
         "what a response repeats is counted once",
         "proxy/protocol/transcript.py",
         "        if self.mark in events or b'\"type\"' not in events:\n",
         "        if True:\n",
-        "tests/unit/protocol/test_meter.py",
+        "tests/unit/protocol/test_responses_meter.py",
     ),
 )

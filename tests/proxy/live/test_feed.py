@@ -4,8 +4,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,37 +23,11 @@ from billing.wallets.feed import Feeds, event_id
 from config.settings import Settings
 from scripts.office import Office
 from tests.faults.test_limits import SECRET
+from tests.proxy.live.feed_client import balance_of, fed, first_of, refusal, shown, talking
 from tests.support.feeds import committed, ending, opening, pay, watching
 from tests.support.paths import ROOT
-from tests.support.payers import Payer, make_payer
+from tests.support.payers import make_payer
 from tests.support.running import Running, run_proxy
-
-ADMIN = "the operator's token, long enough"
-
-
-def fed(settings: Settings, **feed: float) -> Settings:
-    return settings.model_copy(update={"feed": settings.feed.model_copy(update=feed)})
-
-
-@pytest.fixture
-def ledger(office: Office) -> Ledger:
-    return Ledger(office.database, worker_id=new_id())
-
-
-@pytest.fixture
-async def house(settings: Settings, office: Office) -> AsyncIterator[Running]:
-    async with run_proxy(settings) as running:
-        yield running
-
-
-async def shown(office: Office, payer: Payer) -> dict[str, str]:
-    """The wallet as it is, in the fields that an event has of it."""
-    wallet = (await office.wallets.get_wallet(payer.wallet_id)).as_json()
-    return {name: value for name, value in wallet.items() if name != "id"}
-
-
-def balance_of(event: dict[str, Any]) -> dict[str, str]:
-    return {name: event[name] for name in ("currency", "posted", "held", "available", "overdraft", "status")}
 
 
 async def test_everything_is_told(house: Running, office: Office, ledger: Ledger) -> None:
@@ -276,11 +249,6 @@ async def test_who_comes_while_a_transaction_is_under_way(house: Running, office
     assert (await coming)["posted"] == "15"
 
 
-async def first_of(house: Running, payer: Payer, after: str | None = None) -> dict[str, Any]:
-    async with watching(house.base_url, payer.secret, after=after) as stream:
-        return (await stream.take(1))[0]
-
-
 async def test_a_gap_is_told(settings: Settings, office: Office, ledger: Ledger) -> None:
     """Who was away too long, or comes with an id that is none of this wallet's, is told to begin anew."""
     payer, other = await make_payer(office), await make_payer(office)
@@ -497,17 +465,6 @@ async def test_limits_and_heartbeats(settings: Settings, office: Office) -> None
         assert (await first_of(house, payer))["type"] == "balance"
 
 
-async def refusal(house: Running, payer: Payer) -> tuple[int, str]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(
-            f"{house.base_url}/v1/wallet/events", headers={"Authorization": f"Bearer {payer.secret}"}
-        ) as response,
-    ):
-        assert response.headers["Retry-After"]
-        return response.status, (await response.json())["error"]["code"]
-
-
 async def test_a_stopping_worker_sends_its_watchers_away(settings: Settings, office: Office) -> None:
     payer = await make_payer(office)
     async with AsyncExitStack() as stack:
@@ -524,77 +481,3 @@ async def test_a_stopping_worker_sends_its_watchers_away(settings: Settings, off
         assert (await socket.receive_json())["reason"] == "restart"
         close = await socket.receive()
         assert (close.type, close.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.GOING_AWAY)
-
-
-@asynccontextmanager
-async def talking(house: Running, secret: str, **how: Any) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    how.setdefault("headers", {"Authorization": f"Bearer {secret}"})
-    async with aiohttp.ClientSession() as session:
-        query = how.pop("query", "")
-        async with session.ws_connect(f"{house.base_url}/v1/wallet/ws{query}", **how) as socket:
-            yield socket
-
-
-async def test_the_same_over_a_websocket(house: Running, office: Office, ledger: Ledger) -> None:
-    payer = await make_payer(office)
-    async with talking(house, payer.secret) as socket, watching(house.base_url, payer.secret) as stream:
-        first = await socket.receive_json()
-        assert first == (await stream.take(1))[0]
-        await socket.send_str("hello?")
-        await pay(ledger, payer, 5)
-        told = [await socket.receive_json() for _ in range(2)]
-        assert told == await stream.take(2)
-        await socket.ping()
-    # A page gives its key as a protocol, and goes on by the query.
-    offered = ("tuma", f"tuma.bearer.{payer.secret}", f"tuma.wallet.{payer.wallet_id}")
-    async with talking(
-        house, "", headers={}, protocols=offered, query=f"?last_event_id={told[0]['id']}"
-    ) as socket:
-        assert socket.protocol == "tuma"
-        assert await socket.receive_json() == told[1]
-        await Keys(office.database, office.settings.auth, office.settings.limits).revoke(payer.key_id)
-        assert (await socket.receive_json())["reason"] == "refused"
-        close = await socket.receive()
-        assert (close.type, close.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.POLICY_VIOLATION)
-
-
-async def test_what_is_no_websocket(house: Running, office: Office, caplog: pytest.LogCaptureFixture) -> None:
-    payer, other = await make_payer(office), await make_payer(office)
-    head = {"Authorization": f"Bearer {payer.secret}"}
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"{house.base_url}/v1/wallet/ws", headers=head) as response:
-            assert response.status == 400
-            assert "Upgrade" in (await response.json())["error"]["message"]
-        for protocols, status in (
-            ((f"tuma.bearer.{payer.secret}",), 400),
-            (("tuma", "tuma.bearer.sk-tuma-wrong"), 401),
-            (("tuma", f"tuma.bearer.{payer.secret}", f"tuma.wallet.{other.wallet_id}"), 403),
-            (("tuma",), 401),
-        ):
-            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-                await session.ws_connect(f"{house.base_url}/v1/wallet/ws", protocols=protocols)
-            assert error.value.status == status
-        # A key in a URL opens nothing.
-        async with session.get(f"{house.base_url}/v1/wallet/events?key={payer.secret}") as response:
-            assert response.status == 401
-    assert payer.secret not in caplog.text
-
-
-async def test_an_operator_watches_any_wallet(settings: Settings, office: Office, ledger: Ledger) -> None:
-    secret = type(settings.auth.key_pepper)(ADMIN)
-    payer = await make_payer(office)
-    async with run_proxy(
-        settings.model_copy(update={"admin": settings.admin.model_copy(update={"token": secret})})
-    ) as house:
-        path = f"/admin/wallets/{payer.wallet_id}/events"
-        async with watching(house.base_url, ADMIN, path=path) as stream:
-            await stream.take(1)
-            await pay(ledger, payer, 5)
-            assert [event["type"] for event in await stream.take(2)] == ["hold", "settlement"]
-        async with aiohttp.ClientSession() as session:
-            for bearer, wallet, status in ((payer.secret, payer.wallet_id, 401), (ADMIN, new_id(), 404)):
-                async with session.get(
-                    f"{house.base_url}/admin/wallets/{wallet}/events",
-                    headers={"Authorization": f"Bearer {bearer}"},
-                ) as response:
-                    assert response.status == status
