@@ -18,14 +18,18 @@ from proxy.http.fast_routes import CONCERN
 from proxy.http.headers import UsualHeaders
 from proxy.http.request_facts import RATES, RateMemory, Refusal, call_id_of, facts_of, standard_headers
 from proxy.http.request_head import check_head, ends_connection
-from proxy.identity.authenticate import IDENTITY, Identity
+from proxy.identity.authenticate import IDENTITY
 from proxy.lifecycle import open_services
 from proxy.openapi.document import DOCUMENT, make_document
 from proxy.operator.endpoints import ADMIN
 from proxy.operator.guard import guard_admin, is_admins
 from proxy.public.health import DRAINING
-from proxy.services import SERVICES
-from proxy.telemetry.request_log import TELEMETRY, Telemetry, tell_requests
+from proxy.services.account import ACCOUNT
+from proxy.services.call import CALL
+from proxy.services.operator import OPERATOR
+from proxy.services.public import PUBLIC
+from proxy.services.runtime import RUNTIME
+from proxy.telemetry.request_log import TELEMETRY, tell_requests
 from proxy.telemetry.shared_counters import Seat
 
 _log = structlog.get_logger("tuma.requests")
@@ -65,19 +69,21 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
 
 def _services(settings: Settings, seat: Seat | None) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with open_services(settings, seat) as services:
-            app[SERVICES] = services
-            app[IDENTITY] = Identity(
-                services.settings, services.keys, services.tokens, services.signed_in, services.failures
-            )
-            app[TELEMETRY] = Telemetry(services.metrics, services.tracing)
+        async with open_services(settings, seat) as records:
+            app[RUNTIME] = records.runtime
+            app[CALL] = records.call
+            app[ACCOUNT] = records.account
+            app[OPERATOR] = records.operator
+            app[PUBLIC] = records.public
+            app[IDENTITY] = records.identity
+            app[TELEMETRY] = records.telemetry
             yield
 
     return context
 
 
 async def _end_feeds(app: web.Application) -> None:
-    app[SERVICES].watchers.close()
+    app[RUNTIME].watchers.close()
 
 
 async def _finish_head(request: web.Request, response: web.StreamResponse) -> None:

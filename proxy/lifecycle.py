@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from billing.books.opening_balance import record_openings
 from billing.books.reconcile import Reconciler
@@ -25,15 +26,16 @@ from billing.monitoring.audit import Audit
 from billing.monitoring.gauges import Observer
 from billing.payments.auto_topups import AutoTopups
 from billing.payments.intents import Intents
-from billing.payments.operations import PaymentOffice
-from billing.payments.status_checks import PaymentLooks
+from billing.payments.refunds import Refunds
+from billing.payments.reviews import Reviews
+from billing.payments.status_checks import StatusChecks
 from billing.payments.views import PaymentViews
-from billing.payments.worker import PaymentDesk
+from billing.payments.worker import PaymentWorker
 from billing.postgres.database import Database
 from billing.postgres.migrate import require_current
 from billing.postgres.notifications import ChangeFeed
 from billing.postgres.pooler import require_sessions
-from billing.postgres.replica import open_late
+from billing.postgres.replica import Late, open_late
 from billing.postgres.roles import Role
 from billing.pricing.price_book import PriceBook
 from billing.pricing.tokens import TokenCounter
@@ -47,15 +49,21 @@ from billing.wallets.caps import Caps
 from billing.wallets.feed import Feeds
 from billing.wallets.wallets import Wallets
 from config.settings import Settings
-from proxy.cache_drops import changed_key, changed_user, cool_wallet
+from proxy.cache_drops import CacheDrops
+from proxy.identity.authenticate import Identity
 from proxy.identity.jwt import JwtVerifier
 from proxy.live.watchers import Watchers
 from proxy.outbound.alert_webhook import make_messenger
 from proxy.outbound.fx_sources import make_sources
 from proxy.payments.providers import make_payment_apis
 from proxy.routines import make_routines
-from proxy.services import Desk, Services
+from proxy.services.account import AccountServices
+from proxy.services.call import CallServices
+from proxy.services.operator import OperatorServices
+from proxy.services.public import PublicServices
+from proxy.services.runtime import Runtime
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.request_log import Telemetry
 from proxy.telemetry.shared_counters import Seat
 from proxy.telemetry.tracing import open_tracing
 from proxy.upstream.adapter import Upstream
@@ -82,8 +90,21 @@ def make_upstream(settings: Settings) -> Upstream:
     return kinds[settings.upstream.kind](settings.upstream)
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What the application hands over: to each kind of handler its own, to nobody everything."""
+
+    runtime: Runtime
+    call: CallServices
+    account: AccountServices
+    operator: OperatorServices
+    public: PublicServices
+    identity: Identity
+    telemetry: Telemetry
+
+
 @asynccontextmanager
-async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIterator[Records]:
     """Make the rooms, warm what a first call would wait for, and close everything in order afterwards.
 
     Args:
@@ -95,12 +116,44 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         PostgresUnavailableError, RedisUnavailableError: a server is away.
         InputError: a setting is missing.
     """
-    worker_id = new_id()
     meters = Meters(models_max=settings.metrics.models_max)
     pools = _make_pools(settings, meters)
-    database, people, keeper, operator = pools["proxy"], pools["api"], pools["keeper"], pools["operator"]
-    late, replica = open_late(people, name=_NAME, meters=meters)
-    late_for_operator, operators_replica = open_late(operator, name=_NAME, meters=meters)
+    late, replica = open_late(pools["api"], name=_NAME, meters=meters)
+    operators_late, operators_replica = open_late(pools["operator"], name=_NAME, meters=meters)
+    replicas = [found for found in (replica, operators_replica) if found is not None]
+    runtime = _make_runtime(settings, pools, replicas, meters, seat)
+    drops = CacheDrops(
+        Wallets(pools["proxy"]),
+        holds=runtime.holds,
+        keys=runtime.keys,
+        signed_in=runtime.signed_in,
+        watchers=runtime.watchers,
+        tasks=runtime.tasks,
+    )
+    try:
+        await _start(runtime, drops)
+        yield Records(
+            runtime=runtime,
+            call=_for_calls(runtime),
+            account=_for_accounts(runtime, drops, late),
+            operator=_for_operators(runtime, drops, operators_late),
+            public=_for_the_public(runtime),
+            identity=_for_identity(runtime),
+            telemetry=Telemetry(runtime.metrics, runtime.tracing),
+        )
+    finally:
+        await _stop(runtime)
+
+
+def _make_runtime(
+    settings: Settings,
+    pools: Mapping[Role, Database],
+    replicas: Sequence[Database],
+    meters: Meters,
+    seat: Seat | None,
+) -> Runtime:
+    worker_id = new_id()
+    database, keeper, operator = pools["proxy"], pools["keeper"], pools["operator"]
     pipe = make_redis(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
@@ -115,43 +168,18 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         keeper=keeper,
         meters=meters,
     )
-    payments = PaymentDesk(pools["webhook"], make_payment_apis(settings), settings.payments, meters)
-    services = Services(
+    return Runtime(
         settings=settings,
-        worker_id=worker_id,
-        database=database,
-        keeper=keeper,
-        desk=Desk(
-            database=operator,
-            wallets=Wallets(operator),
-            caps=Caps(operator),
-            keys=Keys(operator, settings.auth, settings.limits),
-            corrections=Corrections(
-                operator, charge_estimates_upward=settings.reconcile.charge_estimates_upward
-            ),
-            audit=Audit(operator),
-            payments=PaymentOffice(operator),
-            payment_views=PaymentViews(operator),
-            reconciler=Reconciler(keeper, upstream, settings.reconcile),
-            late=late_for_operator,
-        ),
+        pools=pools,
+        replicas=replicas,
         pipe=pipe,
         holds=holds,
         calls=calls,
         quota=quota,
-        keys=Keys(database, settings.auth, settings.limits, people=people),
+        keys=Keys(database, settings.auth, settings.limits, people=pools["api"]),
         tokens=JwtVerifier(settings.auth),
         signed_in=People(database, settings.auth, settings.limits),
-        failures=AuthFailures(pipe, per_min=settings.limits.auth_failures_per_min),
-        wallets=Wallets(people),
-        caps=Caps(people),
-        statements=Statements(people, late),
-        usage=UsageBook(late),
-        own_calls=OwnCalls(people),
-        intents=Intents(people),
-        auto_topups=AutoTopups(people),
-        payments=payments,
-        looks=PaymentLooks(payments, pipe, settings.payments),
+        payments=PaymentWorker(pools["webhook"], make_payment_apis(settings), settings.payments, meters),
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
@@ -165,17 +193,80 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
         tasks=TrackedTasks(),
         conclusions=TrackedTasks(),
     )
-    try:
-        await _start(services)
-        yield services
-    finally:
-        await _stop(services)
-        for pool in (*pools.values(), replica, operators_replica):
-            if pool is not None:
-                await pool.close()
-        services.metrics.publish()
-        if services.tracing is not None:
-            await services.tracing.close()
+
+
+def _for_calls(runtime: Runtime) -> CallServices:
+    return CallServices(
+        settings=runtime.settings,
+        calls=runtime.calls,
+        quota=runtime.quota,
+        prices=runtime.prices,
+        fx=runtime.fx,
+        counter=runtime.counter,
+        upstream=runtime.upstream,
+        conclusions=runtime.conclusions,
+    )
+
+
+def _for_accounts(runtime: Runtime, drops: CacheDrops, late: Late) -> AccountServices:
+    people = runtime.pools["api"]
+    return AccountServices(
+        settings=runtime.settings,
+        keys=runtime.keys,
+        wallets=Wallets(people),
+        caps=Caps(people),
+        statements=Statements(people, late),
+        usage=UsageBook(late),
+        own_calls=OwnCalls(people),
+        intents=Intents(people),
+        auto_topups=AutoTopups(people),
+        payments=runtime.payments,
+        status_checks=StatusChecks(runtime.payments, runtime.pipe, runtime.settings.payments),
+        watchers=runtime.watchers,
+        tasks=runtime.tasks,
+        cool_user=drops.cool_user,
+    )
+
+
+def _for_operators(runtime: Runtime, drops: CacheDrops, late: Late) -> OperatorServices:
+    settings, database = runtime.settings, runtime.pools["operator"]
+    upward = settings.reconcile.charge_estimates_upward
+    return OperatorServices(
+        settings=settings,
+        database=database,
+        wallets=Wallets(database),
+        caps=Caps(database),
+        keys=Keys(database, settings.auth, settings.limits),
+        corrections=Corrections(database, charge_estimates_upward=upward),
+        audit=Audit(database),
+        refunds=Refunds(database),
+        reviews=Reviews(database),
+        payment_views=PaymentViews(database),
+        payments=runtime.payments,
+        reconciler=Reconciler(runtime.pools["keeper"], runtime.upstream, settings.reconcile),
+        late=late,
+        metrics=runtime.metrics,
+        cool_user=drops.cool_user,
+        forget_key=runtime.keys.forget,
+    )
+
+
+def _for_the_public(runtime: Runtime) -> PublicServices:
+    return PublicServices(
+        settings=runtime.settings,
+        database=runtime.pools["proxy"],
+        pipe=runtime.pipe,
+        quota=runtime.quota,
+        prices=runtime.prices,
+        payments=runtime.payments,
+        metrics=runtime.metrics,
+    )
+
+
+def _for_identity(runtime: Runtime) -> Identity:
+    per_min = runtime.settings.limits.auth_failures_per_min
+    failures = AuthFailures(runtime.pipe, per_min=per_min)
+    return Identity(runtime.settings, runtime.keys, runtime.tokens, runtime.signed_in, failures)
 
 
 def _make_pools(settings: Settings, meters: Meters) -> dict[Role, Database]:
@@ -186,62 +277,73 @@ def _make_pools(settings: Settings, meters: Meters) -> dict[Role, Database]:
     }
 
 
-async def _stop(services: Services) -> None:
+async def _stop(runtime: Runtime) -> None:
     """First the calls, while leases are still renewed; then what serves them."""
-    settings = services.settings
-    await services.conclusions.drain(settings.upstream.generation_wait_s + 1)
-    await services.calls.close(settings.shutdown_s)
-    await services.quota.close()
-    await services.keys.note_used()
-    services.tasks.cancel()
-    await services.tasks.drain(1.0)
-    await services.tokens.close()
-    await services.upstream.close()
-    services.counter.close()
-    await services.pipe.close()
-    await services.payments.close()
+    settings = runtime.settings
+    await runtime.conclusions.drain(settings.upstream.generation_wait_s + 1)
+    await runtime.calls.close(settings.shutdown_s)
+    await runtime.quota.close()
+    await runtime.keys.note_used()
+    runtime.tasks.cancel()
+    await runtime.tasks.drain(1.0)
+    await runtime.tokens.close()
+    await runtime.upstream.close()
+    runtime.counter.close()
+    await runtime.pipe.close()
+    await runtime.payments.close()
+    for pool in (*runtime.pools.values(), *runtime.replicas):
+        await pool.close()
+    runtime.metrics.publish()
+    if runtime.tracing is not None:
+        await runtime.tracing.close()
 
 
-async def _start(services: Services) -> None:
-    await require_current(services.database)
-    await require_sessions(services.database, wait_s=services.settings.postgres.connect_timeout_s)
-    await services.pipe.ping()
-    await services.upstream.start()
-    await services.prices.load()
-    await services.fx.load()
-    services.counter.warm()
-    await services.calls.register_worker(host=socket.gethostname(), pid=os.getpid())
+async def _start(runtime: Runtime, drops: CacheDrops) -> None:
+    database = runtime.pools["proxy"]
+    await require_current(database)
+    await require_sessions(database, wait_s=runtime.settings.postgres.connect_timeout_s)
+    await runtime.pipe.ping()
+    await runtime.upstream.start()
+    await runtime.prices.load()
+    await runtime.fx.load()
+    runtime.counter.warm()
+    await runtime.calls.register_worker(host=socket.gethostname(), pid=os.getpid())
     feed = ChangeFeed(
-        services.database,
+        database,
         {
-            "feed": services.watchers.hear,
-            "key": lambda key_id: changed_key(services, key_id),
-            "wallet": lambda wallet_id: cool_wallet(services, wallet_id),
-            "user": lambda user_id: changed_user(services, user_id),
-            "prices": services.prices.load,
-            "fx": services.fx.load,
-            "quota": services.quota.load,
-            "log": services.metrics.hear_level,
+            "feed": runtime.watchers.hear,
+            "key": drops.key_changed,
+            "wallet": drops.wallet_changed,
+            "user": drops.user_changed,
+            "prices": runtime.prices.load,
+            "fx": runtime.fx.load,
+            "quota": runtime.quota.load,
+            "log": runtime.metrics.hear_level,
         },
     )
     with contextlib.suppress(ProviderUnavailableError):  # I8 then says that it was never recorded
-        await record_openings(services.keeper, services.upstream)
-    routines = make_routines(services)
+        await record_openings(runtime.pools["keeper"], runtime.upstream)
+    routines = make_routines(runtime)
     await routines[0].take_turn()  # the quota, before the first call is admitted by it
-    await services.quota.load()
-    services.tasks.keep(feed.run, name="changes")
-    services.tasks.keep(services.metrics.run, name="metrics")
-    services.tasks.keep(services.watchers.run, name="feed")
-    services.tasks.keep(services.watchers.run_upkeep, name="feed's upkeep")
-    services.tasks.keep(services.watchers.run_checks, name="feed's checks")
-    services.tasks.keep(services.calls.run, name="leases")
-    services.tasks.keep(services.calls.run_notes, name="notes")
-    services.tasks.keep(services.quota.run, name="quota")
-    services.tasks.keep(services.keys.run_notes, name="keys used")
-    services.tasks.keep(services.keys.run_refresh, name="keys in use")
-    services.tasks.keep(services.sweeper.run, name="sweeper")
-    services.tasks.keep(services.alerts.run, name="alert messages")
-    if services.payments.providers:
-        services.tasks.keep(services.payments.run, name="payments")
+    await runtime.quota.load()
+    _keep_running(runtime, feed)
     for routine in routines:
-        services.tasks.keep(routine.run, name=routine.name)
+        runtime.tasks.keep(routine.run, name=routine.name)
+
+
+def _keep_running(runtime: Runtime, feed: ChangeFeed) -> None:
+    """Start the loops that each worker runs."""
+    runtime.tasks.keep(feed.run, name="changes")
+    runtime.tasks.keep(runtime.metrics.run, name="metrics")
+    runtime.tasks.keep(runtime.watchers.run, name="feed")
+    runtime.tasks.keep(runtime.watchers.run_upkeep, name="feed's upkeep")
+    runtime.tasks.keep(runtime.watchers.run_checks, name="feed's checks")
+    runtime.tasks.keep(runtime.calls.run, name="leases")
+    runtime.tasks.keep(runtime.calls.run_notes, name="notes")
+    runtime.tasks.keep(runtime.quota.run, name="quota")
+    runtime.tasks.keep(runtime.keys.run_notes, name="keys used")
+    runtime.tasks.keep(runtime.keys.run_refresh, name="keys in use")
+    runtime.tasks.keep(runtime.sweeper.run, name="sweeper")
+    runtime.tasks.keep(runtime.alerts.run, name="alert messages")
+    if runtime.payments.providers:
+        runtime.tasks.keep(runtime.payments.run, name="payments")

@@ -14,7 +14,7 @@ from config.settings import Settings
 from proxy.app import init_app
 from proxy.http.connection import ClientRunner, ClientServer
 from proxy.public.health import DRAINING
-from proxy.services import SERVICES
+from proxy.services.runtime import RUNTIME
 from proxy.telemetry.shared_counters import Seat
 
 _log = structlog.get_logger("tuma.server")
@@ -82,13 +82,13 @@ async def serve_worker(
         site = web.SockSite(runner, listener)
         await site.start()
         assert isinstance(runner.server, ClientServer)
-        app[SERVICES].tasks.keep(runner.server.drop_slow_clients, name="slow clients")
+        app[RUNTIME].tasks.keep(runner.server.drop_slow_clients, name="slow clients")
         _tune_collector()
         on_ready()
         await stop.wait()
-        _log.info("server.stopping", calls=len(app[SERVICES].calls))
+        _log.info("server.stopping", calls=len(app[RUNTIME].calls))
         app[DRAINING].set()
-        app[SERVICES].watchers.close()
+        app[RUNTIME].watchers.close()
         await site.stop()
         runner.server.pre_shutdown()  # connections that are kept alive end: idle ones now, others with their answer
         await _drain(app, settings.shutdown_s)
@@ -108,7 +108,7 @@ def _tune_collector() -> None:
 
 async def _drain(app: web.Application, timeout_s: float) -> None:
     """Let the calls under way end by themselves, as long as the settings allow; cleanup then cancels the rest."""
-    calls = app[SERVICES].calls
+    calls = app[RUNTIME].calls
     deadline = asyncio.get_running_loop().time() + timeout_s
     while len(calls) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(_POLL_S)

@@ -1,6 +1,6 @@
 """How a call ended, as data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from uuid import UUID
 
@@ -63,18 +63,4 @@ class Settlement:
 
 def on_the_house(ending: Ending) -> Ending:
     """Return the same ending at the house's cost: the wallet pays nothing."""
-    return Ending(
-        call_id=ending.call_id,
-        state=ending.state,
-        outcome=ending.outcome,
-        accuracy=ending.accuracy,
-        source=ending.source,
-        generation_id=ending.generation_id,
-        cost_nanousd=ending.cost_nanousd,
-        provider_cost_nanousd=ending.provider_cost_nanousd,
-        house_nanousd=ending.cost_nanousd,
-        usage=ending.usage,
-        first_byte_ms=ending.first_byte_ms,
-        duration_ms=ending.duration_ms,
-        exact_attousd=ending.exact_attousd,
-    )
+    return replace(ending, charge_nano=0, spread_nano=0, house_nanousd=ending.cost_nanousd)

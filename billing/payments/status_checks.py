@@ -10,14 +10,14 @@ import structlog
 
 from billing.errors import RedisUnavailableError
 from billing.payments.payment import Intent
-from billing.payments.worker import PaymentDesk
+from billing.payments.worker import PaymentWorker
 from billing.redis.client import RedisWay
 from config.settings import PaymentSettings
 
 _log = structlog.get_logger("tuma.payments")
 
 
-class PaymentLooks:
+class StatusChecks:
     """Asks payment providers for payers who wait.
 
     Args:
@@ -26,7 +26,7 @@ class PaymentLooks:
         settings: how often, how long, how many at once.
     """
 
-    def __init__(self, desk: PaymentDesk, pipe: RedisWay, settings: PaymentSettings) -> None:
+    def __init__(self, desk: PaymentWorker, pipe: RedisWay, settings: PaymentSettings) -> None:
         self._desk = desk
         self._pipe = pipe
         self._settings = settings

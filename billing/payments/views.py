@@ -8,9 +8,9 @@ from uuid import UUID
 
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
-from billing.payments.operations import PaymentOffice
 from billing.payments.payment import Intent, parse_reference
 from billing.payments.payments import WHOLE_INTENT
+from billing.payments.reviews import Reviews
 from billing.payments.units import PaymentProvider
 from billing.postgres.database import Database
 
@@ -121,7 +121,7 @@ class PaymentViews:
                 "note": row["note"],
                 "created_at": row["created_at"].isoformat(),
             }
-            for row in await PaymentOffice(self._database).list_reviews()
+            for row in await Reviews(self._database).list_waiting()
         ]
 
     async def describe(self, provider: PaymentProvider, txn_id: str) -> dict[str, Any]:

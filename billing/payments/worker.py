@@ -45,7 +45,7 @@ _EVENT_TRIES = 8  # with pauses of a minute, two, four…: two hours
 _log = structlog.get_logger("tuma.payments")
 
 
-class PaymentDesk:
+class PaymentWorker:
     """Looks into payments.
 
     Args:

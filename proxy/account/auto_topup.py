@@ -7,23 +7,22 @@ from billing.payments.auto_topups import AutoTopup
 from billing.payments.topup_limits import check_topup
 from billing.payments.units import minor_units
 from proxy.account.forms import AutoTopupForm
+from proxy.account.requests import answer, enter, enter_as_owner
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_form
-from proxy.http.request_facts import standard_headers
-from proxy.identity.authenticate import acting_as, authenticate, owner_of
-from proxy.services import SERVICES, Services
+from proxy.identity.authenticate import acting_as
+from proxy.services.account import AccountServices
 
 
 async def get_auto_topup(request: web.Request) -> web.Response:
     """Whether and how the caller's wallet tops itself up, and what is kept to pay with."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     return await _show(request, services, caller)
 
 
 async def put_auto_topup(request: web.Request) -> web.Response:
     """Let the caller's wallet top itself up below a threshold, or no more; a means of payment must have been saved before."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner_of(caller)
+    services, caller, _ = await enter_as_owner(request)
     form = await read_form(request, AutoTopupForm, services.settings.limits)
     wanted = await _complete(services, caller, form)
     with acting_as(request):
@@ -31,7 +30,7 @@ async def put_auto_topup(request: web.Request) -> web.Response:
     return await _show(request, services, caller)
 
 
-async def _complete(services: Services, caller: Caller, form: AutoTopupForm) -> AutoTopup:
+async def _complete(services: AccountServices, caller: Caller, form: AutoTopupForm) -> AutoTopup:
     """Return what is wanted, with what the form does not name as it was.
 
     Raises:
@@ -62,14 +61,13 @@ async def _complete(services: Services, caller: Caller, form: AutoTopupForm) -> 
 
 async def delete_payment_method(request: web.Request) -> web.Response:
     """Forget what the caller's wallet pays with; it tops itself up no more."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner_of(caller)
+    services, caller, _ = await enter_as_owner(request)
     with acting_as(request):
         await services.auto_topups.forget_method(caller.user_id, caller.wallet_id)
     return await _show(request, services, caller)
 
 
-async def _show(request: web.Request, services: Services, caller: Caller) -> web.Response:
+async def _show(request: web.Request, services: AccountServices, caller: Caller) -> web.Response:
     found = await services.auto_topups.get(caller.user_id, caller.wallet_id)
     body = {
         "object": "auto_topup",
@@ -77,4 +75,4 @@ async def _show(request: web.Request, services: Services, caller: Caller) -> web
         "currency": caller.currency,
         **found.as_json(),
     }
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)

@@ -4,10 +4,8 @@ from aiohttp import web
 
 from billing.ids import parse_id
 from billing.reports.call_view import PAGE_MAX, CallFilter
+from proxy.account.requests import answer, enter
 from proxy.http.forms import read_limit, read_moment, read_query
-from proxy.http.request_facts import standard_headers
-from proxy.identity.authenticate import authenticate
-from proxy.services import SERVICES
 
 
 async def list_calls(request: web.Request) -> web.Response:
@@ -15,7 +13,7 @@ async def list_calls(request: web.Request) -> web.Response:
 
     `model`, `key`, `since` and `until` filter; `limit` and `after` page.
     """
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     limit, after, key = (
         read_limit(request, most=PAGE_MAX),
         read_query(request, "after"),
@@ -41,12 +39,12 @@ async def list_calls(request: web.Request) -> web.Response:
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
     }
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)
 
 
 async def get_own_call(request: web.Request) -> web.Response:
     """A call of the caller's wallet: tokens, prices, exchange rate, and in words how its charge came about."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     call_id = parse_id(request.match_info["call"], "call")
     shown = await services.own_calls.describe(caller.user_id, call_id, wallet_id=caller.wallet_id)
-    return web.json_response(shown, headers=standard_headers(request))
+    return answer(request, shown)

@@ -21,7 +21,7 @@ from proxy.http.forms import read_query
 from proxy.http.request_facts import standard_headers
 from proxy.identity.authenticate import authenticate, recognise_again
 from proxy.live.watcher import Frame, Watcher
-from proxy.services import SERVICES, Services
+from proxy.services.account import ACCOUNT, AccountServices
 
 _log = structlog.get_logger("tuma.feed")
 _PROTOCOL = "tuma"
@@ -52,7 +52,7 @@ async def _stream(
     caller: Caller | None,
     recheck: Callable[[], Awaitable[Caller]] | None,
 ) -> web.StreamResponse:
-    services = request.app[SERVICES]
+    services = request.app[ACCOUNT]
     watcher = await services.watchers.join(
         wallet_id, caller=caller, after=_read_last_id(request), recheck=recheck
     )
@@ -77,11 +77,11 @@ def _read_last_id(request: web.Request) -> str | None:
     return request.headers.get("Last-Event-ID") or read_query(request, "last_event_id") or None
 
 
-def _retry_line(services: Services, factor: float = 1.0) -> bytes:
+def _retry_line(services: AccountServices, factor: float = 1.0) -> bytes:
     return b"retry: %d\n\n" % round(services.settings.feed.retry_s * factor * 1000)
 
 
-async def _send(services: Services, watcher: Watcher, sending: Awaitable[object]) -> None:
+async def _send(services: AccountServices, watcher: Watcher, sending: Awaitable[object]) -> None:
     """Send, as long as the client takes it; cut off one that does not."""
     try:
         async with asyncio.timeout(services.settings.feed.write_timeout_s):
@@ -99,7 +99,7 @@ def _cut_off(request: web.Request, watcher: Watcher) -> None:
 
 
 async def _say_goodbye(
-    services: Services,
+    services: AccountServices,
     watcher: Watcher,
     client: ClientWatch,
     response: web.StreamResponse,
@@ -117,7 +117,7 @@ def _end_frame(watcher: Watcher) -> Frame:
 
 async def open_socket(request: web.Request) -> web.StreamResponse:
     """The wallet's live feed over a WebSocket: the same events, each a text of JSON, from ``last_event_id`` on."""
-    services = request.app[SERVICES]
+    services = request.app[ACCOUNT]
     caller = await authenticate(request)
     socket = web.WebSocketResponse(
         timeout=_CLOSE_TIMEOUT_S,
@@ -155,7 +155,7 @@ async def open_socket(request: web.Request) -> web.StreamResponse:
     return socket
 
 
-async def _serve_socket(services: Services, socket: web.WebSocketResponse, watcher: Watcher) -> None:
+async def _serve_socket(services: AccountServices, socket: web.WebSocketResponse, watcher: Watcher) -> None:
     while frames := await watcher.next():
         for frame in frames:
             if frame.text:  # heartbeats are the WebSocket's own

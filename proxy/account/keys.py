@@ -11,19 +11,18 @@ from billing.identity.key import Key, Owner
 from billing.ids import parse_id
 from billing.wallets.caps import caps_as_json
 from proxy.account.forms import KeyForm, RotateForm
+from proxy.account.requests import answer, answer_secret, enter, enter_as_owner
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_flag, read_form, read_query
-from proxy.http.request_facts import standard_headers
-from proxy.identity.authenticate import acting_as, authenticate, owner_of
-from proxy.services import SERVICES, Services
+from proxy.identity.authenticate import acting_as, owner_of
+from proxy.services.account import AccountServices
 
 _PAGE = 100
 
 
 async def list_keys(request: web.Request) -> web.Response:
     """The keys that the caller may manage, by age; ``limit``, ``after`` and ``revoked=true`` in the query."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner = owner_of(caller)
+    services, _, owner = await enter_as_owner(request)
     limit = _read_limit(read_query(request, "limit") or str(_PAGE))
     after = read_query(request, "after")
     found = await services.keys.find_keys(
@@ -40,50 +39,42 @@ async def list_keys(request: web.Request) -> web.Response:
         "first_id": str(page[0].id) if page else None,
         "last_id": str(page[-1].id) if page else None,
     }
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)
 
 
 async def create_key(request: web.Request) -> web.Response:
     """Make a key on the caller's wallet, or on another of theirs; its caps are the user's, not the operator's."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner = owner_of(caller)
+    services, caller, owner = await enter_as_owner(request)
     form = await read_form(request, KeyForm, services.settings.limits)
     wallet_id = form.wallet_id or caller.wallet_id
     with acting_as(request):
         made = await services.keys.create(wallet_id, form.rules, owner=owner)
     shown = (await _describe(services, [await services.keys.get_key(made.id, owner=owner)]))[0]
-    return web.json_response(
-        {**shown, "secret": made.secret},
-        status=201,
-        headers={**standard_headers(request), "Cache-Control": "no-store"},
-    )
+    return answer_secret(request, {**shown, "secret": made.secret}, 201)
 
 
 async def get_key(request: web.Request) -> web.Response:
     """One key, with its caps and what is left of them; a key may always look at itself."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     key_id = parse_id(request.match_info["key"], "key")
     found = await services.keys.get_key(key_id, owner=_owner_of(caller, key_id))
-    return web.json_response((await _describe(services, [found]))[0], headers=standard_headers(request))
+    return answer(request, (await _describe(services, [found]))[0])
 
 
 async def rotate_key(request: web.Request) -> web.Response:
     """Give a key another secret; the one before stays good for ``overlap_s`` seconds."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner = owner_of(caller)
+    services, _, owner = await enter_as_owner(request)
     form = await read_form(request, RotateForm, services.settings.limits)
     key_id = parse_id(request.match_info["key"], "key")
     with acting_as(request):
         made = await services.keys.rotate(key_id, owner=owner, overlap_s=form.overlap_s)
     shown = (await _describe(services, [await services.keys.get_key(key_id, owner=owner)]))[0]
-    return web.json_response(
-        {**shown, "secret": made.secret}, headers={**standard_headers(request), "Cache-Control": "no-store"}
-    )
+    return answer_secret(request, {**shown, "secret": made.secret})
 
 
 async def delete_key(request: web.Request) -> web.Response:
     """Revoke a key, named in the path or as ``?id=``; a key may always revoke itself: whoever finds one can end it."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     named = request.match_info.get("key") or read_query(request, "id")
     if not named:
         raise BadRequestError("Name the key: DELETE /v1/keys/{id}.", param="id")
@@ -92,7 +83,7 @@ async def delete_key(request: web.Request) -> web.Response:
         await services.keys.revoke(key_id, owner=_owner_of(caller, key_id))
     await services.keys.forget(str(key_id))
     body = {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"}
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)
 
 
 def _owner_of(caller: Caller, key_id: UUID) -> Owner:
@@ -104,7 +95,7 @@ def _owner_of(caller: Caller, key_id: UUID) -> Owner:
         raise
 
 
-async def _describe(services: Services, keys: list[Key]) -> list[dict[str, Any]]:
+async def _describe(services: AccountServices, keys: list[Key]) -> list[dict[str, Any]]:
     caps = await services.caps.find_own_caps(keys[0].user_id, *(key.id for key in keys)) if keys else []
     return [
         {

@@ -12,26 +12,25 @@ from billing.money import format_amount, get_currency
 from billing.payments.payment import Intent
 from billing.payments.topup_limits import check_topup
 from proxy.account.forms import TopupForm
+from proxy.account.requests import answer, enter, enter_as_owner
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_form
-from proxy.http.request_facts import standard_headers
-from proxy.identity.authenticate import acting_as, authenticate, owner_of
-from proxy.services import SERVICES, Services
+from proxy.identity.authenticate import acting_as
+from proxy.services.account import AccountServices
 
 _KEY_LENGTH_MAX = 200
 
 
 async def create_topup(request: web.Request) -> web.Response:
     """Begin a top-up, and say where it is paid. A repeat with the same `Idempotency-Key` returns the first."""
-    services, caller = request.app[SERVICES], await authenticate(request)
-    owner_of(caller)
+    services, caller, _ = await enter_as_owner(request)
     form = await read_form(request, TopupForm, services.settings.limits)
     body = await make_topup(request, services, caller, form)
-    return web.json_response(body, status=201, headers=standard_headers(request))
+    return answer(request, body, 201)
 
 
 async def make_topup(
-    request: web.Request, services: Services, caller: Caller, form: TopupForm
+    request: web.Request, services: AccountServices, caller: Caller, form: TopupForm
 ) -> dict[str, Any]:
     """Begin a top-up as a caller who may (``owner_of``), once per ``Idempotency-Key``."""
     key = request.headers.get("Idempotency-Key")
@@ -41,17 +40,19 @@ async def make_topup(
         return topup_as_json(await begin_topup(services, caller, form, key=key))
 
 
-async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, key: str | None) -> Intent:
+async def begin_topup(
+    services: AccountServices, caller: Caller, form: TopupForm, *, key: str | None
+) -> Intent:
     """Note the wish, then ask the provider for a page: a crash in between leaves an intent that the same key finds.
 
     Raises:
         InputError: the amount, the currency or the provider will not do.
         PaymentsUnavailableError: the provider does not answer; the same may be asked again.
     """
-    desk, settings = services.payments, services.settings.payments
-    desk.api_of(form.provider)
+    worker, settings = services.payments, services.settings.payments
+    worker.api_of(form.provider)
     if form.save_method:
-        desk.saver_of(form.provider)
+        worker.saver_of(form.provider)
     currency = form.currency or caller.currency
     if currency != caller.currency:
         raise InputError(f"this wallet is in {caller.currency}, not {get_currency(currency).code}")
@@ -71,20 +72,20 @@ async def begin_topup(services: Services, caller: Caller, form: TopupForm, *, ke
         poll_after_s=settings.poll_s,
         live_max=settings.pending_max,
     )
-    return await desk.open_page(intent, email=email, return_url=form.return_url)
+    return await worker.open_page(intent, email=email, return_url=form.return_url)
 
 
 async def get_topup(request: web.Request) -> web.Response:
     """How a top-up stands. While it waits for its money, the payment provider is asked: about once a second at most."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     body = await describe_topup(services, caller, parse_id(request.match_info["topup"], "top-up"))
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)
 
 
-async def describe_topup(services: Services, caller: Caller, intent_id: UUID) -> dict[str, Any]:
+async def describe_topup(services: AccountServices, caller: Caller, intent_id: UUID) -> dict[str, Any]:
     """Return a top-up that the caller may see, after a question to its provider where the turn for one has come."""
     found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
-    if await services.looks.look(found):
+    if await services.status_checks.look(found):
         found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
     return topup_as_json(found)
 

@@ -10,11 +10,11 @@ from billing.identity.caller import Caller
 from billing.ids import parse_id
 from billing.money import format_amount
 from billing.reports.statement import Filter, Month, Transaction
+from proxy.account.requests import answer, enter
 from proxy.http.csv_answer import begin_csv, read_format, write_csv
 from proxy.http.forms import read_limit, read_moment, read_query
-from proxy.http.request_facts import late_headers, standard_headers
-from proxy.identity.authenticate import authenticate
-from proxy.services import SERVICES, Services
+from proxy.http.request_facts import late_headers
+from proxy.services.account import AccountServices
 
 PAGE = 100
 _COLUMNS = (
@@ -44,7 +44,7 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
 
     ``kind`` (several by commas), ``since`` and ``until`` filter; ``limit`` and ``after`` page; ``format=csv`` gives all.
     """
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     wanted = _read_filter(request)
     if read_format(request, ("json", "csv")) == "csv":
         return await _send_csv(request, services, caller, wanted, "transactions")
@@ -56,11 +56,11 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
         after=None if after is None else parse_id(after, "transaction"),
         limit=limit,
     )
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, body)
 
 
 async def describe_page(
-    services: Services, caller: Caller, wanted: Filter, *, after: UUID | None, limit: int
+    services: AccountServices, caller: Caller, wanted: Filter, *, after: UUID | None, limit: int
 ) -> dict[str, Any]:
     """Return a page of the caller's transactions, newest first."""
     found = await services.statements.list_page(
@@ -78,7 +78,7 @@ async def describe_page(
 
 async def get_statement(request: web.Request) -> web.StreamResponse:
     """A month on the person's clock, as ``2026-11``: a page to print, or with ``format=csv`` every transaction of it."""
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     month = await services.statements.read_month(
         caller.user_id, caller.wallet_id, request.match_info["month"]
     )
@@ -96,7 +96,7 @@ async def get_statement(request: web.Request) -> web.StreamResponse:
 
 
 async def _send_csv(
-    request: web.Request, services: Services, caller: Caller, wanted: Filter, name: str
+    request: web.Request, services: AccountServices, caller: Caller, wanted: Filter, name: str
 ) -> web.StreamResponse:
     pages = services.statements.read_all(caller.user_id, caller.wallet_id, wanted)
     first: list[Transaction] = await anext(pages, [])  # before the head, so that an error is one

@@ -4,12 +4,11 @@ from aiohttp import web
 
 from billing.identity.caller import Caller
 from billing.reports.usage import UsageQuery, UsageReport, parse_bound
+from proxy.account.requests import enter
 from proxy.http.csv_answer import begin_csv, read_format, write_csv
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_query
 from proxy.http.request_facts import late_headers
-from proxy.identity.authenticate import authenticate
-from proxy.services import SERVICES
 
 USAGE_COLUMNS = (
     *("period", "model", "key_id", "key_name", "calls", "calls_exact", "calls_estimated", "calls_void"),
@@ -28,7 +27,7 @@ async def get_usage(request: web.Request) -> web.StreamResponse:
     ``group_by`` (several by commas: one of hour, day, week, month; model; key) says by what; ``since`` and ``until`` are days on
     the person's clock or moments on a quarter of an hour, the second not included. A call is where it arrived.
     """
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     unknown = next((name for name in request.query if name not in _PARAMETERS), None)
     if unknown is not None:
         raise BadRequestError(

@@ -16,14 +16,14 @@ from proxy.account.forms import (
     TopupStatusAction,
     TransactionsAction,
 )
+from proxy.account.requests import answer, enter
 from proxy.account.topups import describe_topup, make_topup
 from proxy.account.transactions import PAGE, describe_page
 from proxy.account.wallet import describe_wallet
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import Form, check_form, read_fields
-from proxy.http.request_facts import standard_headers
-from proxy.identity.authenticate import authenticate, owner_of
-from proxy.services import SERVICES, Services
+from proxy.identity.authenticate import owner_of
+from proxy.services.account import AccountServices
 
 
 async def manage_wallet(request: web.Request) -> web.Response:
@@ -31,7 +31,7 @@ async def manage_wallet(request: web.Request) -> web.Response:
 
     Each answers as its path under `/v1/wallet` does; `topup` heeds the header `Idempotency-Key` and answers 201.
     """
-    services, caller = request.app[SERVICES], await authenticate(request)
+    services, caller = await enter(request)
     fields = await read_fields(request, services.settings.limits)
     named = fields.get("action") if isinstance(fields, dict) else None
     kind = WALLET_ACTIONS.get(named) if isinstance(named, str) else None
@@ -40,10 +40,10 @@ async def manage_wallet(request: web.Request) -> web.Response:
     form = check_form(fields, kind)
     body = await _do(request, services, caller, form)
     status = 201 if isinstance(form, TopupAction) else 200
-    return web.json_response(body, status=status, headers=standard_headers(request))
+    return answer(request, body, status)
 
 
-async def _do(request: web.Request, services: Services, caller: Caller, form: Form) -> dict[str, Any]:
+async def _do(request: web.Request, services: AccountServices, caller: Caller, form: Form) -> dict[str, Any]:
     match form:
         case TopupAction():
             owner_of(caller)

@@ -30,7 +30,7 @@ from proxy.http.errors import (
 from proxy.protocol.ask import Ask
 from proxy.protocol.meter import PlainAnswer, StreamMeter
 from proxy.protocol.sse import EventTooLargeError
-from proxy.services import Services
+from proxy.services.call import CallServices
 from proxy.upstream.client import UpstreamResponse
 
 _ERROR_BYTES_MAX = 64 * 1024
@@ -48,7 +48,7 @@ class Answer:
         ask: what was asked.
     """
 
-    def __init__(self, services: Services, call: LiveCall, ask: Ask) -> None:
+    def __init__(self, services: CallServices, call: LiveCall, ask: Ask) -> None:
         self.services = services
         self.call = call
         self.ask = ask

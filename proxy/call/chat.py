@@ -18,7 +18,7 @@ from proxy.http.request_facts import RATES, facts_of
 from proxy.identity.authenticate import authenticate
 from proxy.protocol.ask import Ask, read_ask
 from proxy.protocol.dialects import CHAT, CHAT_WITH_COST, COMPLETIONS, EMBEDDINGS, RESPONSES, Dialect
-from proxy.services import SERVICES, Services
+from proxy.services.call import CALL, CallServices
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -47,7 +47,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
 
 
 async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    services = facts_of(request).app[SERVICES]
+    services = facts_of(request).app[CALL]
     caller = await authenticate(request)
     ask = await read_ask(request, services.settings.limits, dialect)
     caller.require_models(ask.models)
@@ -63,7 +63,7 @@ async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
         answer.conclude()  # on every way out: settle, then release, in a task of its own that nothing here can cancel
 
 
-async def quote_for(services: Services, caller: Caller, ask: Ask) -> Quote:
+async def quote_for(services: CallServices, caller: Caller, ask: Ask) -> Quote:
     """Quote what was asked, in the currency of the caller's wallet.
 
     Raises:
@@ -83,7 +83,7 @@ async def quote_for(services: Services, caller: Caller, ask: Ask) -> Quote:
     )
 
 
-async def _reserve(request: web.Request, services: Services, caller: Caller, ask: Ask) -> LiveCall:
+async def _reserve(request: web.Request, services: CallServices, caller: Caller, ask: Ask) -> LiveCall:
     quote = await quote_for(services, caller, ask)
     facts = facts_of(request)
     rates = facts.app[RATES]

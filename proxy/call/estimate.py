@@ -16,12 +16,12 @@ from proxy.http.request_facts import call_id_of, standard_headers
 from proxy.identity.authenticate import authenticate
 from proxy.protocol.ask import Ask, read_ask
 from proxy.protocol.dialects import CHAT
-from proxy.services import SERVICES, Services
+from proxy.services.call import CALL, CallServices
 
 
 async def estimate(request: web.Request) -> web.Response:
     """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
-    services = request.app[SERVICES]
+    services = request.app[CALL]
     caller = await authenticate(request)
     ask = await read_ask(request, services.settings.limits, CHAT)
     quote = await quote_for(services, caller, ask)
@@ -39,7 +39,7 @@ async def estimate(request: web.Request) -> web.Response:
 
 
 async def _find_refusal(
-    request: web.Request, services: Services, caller: Caller, ask: Ask, quote: Quote
+    request: web.Request, services: CallServices, caller: Caller, ask: Ask, quote: Quote
 ) -> TumaError | None:
     """Return what the call would be refused with just now; None if it would be admitted."""
     try:

@@ -7,7 +7,7 @@ from aiohttp import web
 from billing.pricing.price_book import Model
 from proxy.http.request_facts import standard_headers
 from proxy.identity.authenticate import authenticate
-from proxy.services import SERVICES
+from proxy.services.call import CALL
 
 _PER_MILLION = 1_000_000
 
@@ -15,7 +15,7 @@ _PER_MILLION = 1_000_000
 async def list_models(request: web.Request) -> web.Response:
     """Every model that the caller can call."""
     caller = await authenticate(request)
-    models = request.app[SERVICES].prices.models
+    models = request.app[CALL].prices.models
     data = [model_json(model) for model in models.values() if caller.allows_model(model.id)]
     body = {"object": "list", "data": data}
     return web.json_response(body, headers=standard_headers(request))
@@ -24,7 +24,7 @@ async def list_models(request: web.Request) -> web.Response:
 async def get_model(request: web.Request) -> web.Response:
     """One model; 404 ``model_not_found`` for one that is unknown or has no price."""
     caller = await authenticate(request)
-    model = request.app[SERVICES].prices.get_model(request.match_info["model"])
+    model = request.app[CALL].prices.get_model(request.match_info["model"])
     caller.require_models([model.id])
     return web.json_response(model_json(model), headers=standard_headers(request))
 

@@ -5,27 +5,25 @@ from aiohttp import web
 from billing.ids import parse_id
 from billing.money import format_amount
 from billing.reports.call_view import describe_call
-from proxy.cache_drops import cool_user
 from proxy.operator.forms import RefundForm
-from proxy.operator.requests import answer, desk_of, idempotency_key, read_as, read_id
-from proxy.services import SERVICES
+from proxy.operator.requests import answer, idempotency_key, read_as, read_id, services_of
 
 
 async def get_call(request: web.Request) -> web.Response:
     """Everything known about a call: its quote, prices, usage, and postings."""
-    return answer(request, await describe_call(desk_of(request).database, read_id(request, "call")))
+    return answer(request, await describe_call(services_of(request).database, read_id(request, "call")))
 
 
 async def refund_call(request: web.Request) -> web.Response:
     """Give a call's charge back, whole or in part."""
     form = await read_as(request, RefundForm)
-    services, call_id = request.app[SERVICES], read_id(request, "call")
-    done = await services.desk.corrections.refund(
+    services, call_id = services_of(request), read_id(request, "call")
+    done = await services.corrections.refund(
         call_id, amount_nano=form.amount, reason=form.reason, key=form.key or idempotency_key(request)
     )
-    shown = await describe_call(services.desk.database, call_id)
-    owner = await services.desk.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
-    cool_user(services, owner.user_id)
+    shown = await describe_call(services.database, call_id)
+    owner = await services.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
+    services.cool_user(owner.user_id)
     refunded = format_amount(done.before.charge_nano - done.after.charge_nano)
     tx_id = None if done.tx_id is None else str(done.tx_id)
     return answer(request, {"transaction_id": tx_id, "refunded": refunded, **shown})

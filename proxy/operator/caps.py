@@ -6,15 +6,13 @@ from aiohttp import web
 
 from billing.wallets.caps import Scope, caps_as_json
 from proxy.account.forms import CapsForm
-from proxy.cache_drops import cool_user
-from proxy.operator.requests import answer, desk_of, read_as, read_id
-from proxy.services import SERVICES
+from proxy.operator.requests import answer, read_as, read_id, services_of
 
 
 async def get_user_caps(request: web.Request) -> web.Response:
     """The caps over all wallets of a person, in USD of cost."""
     user_id = read_id(request, "user")
-    await desk_of(request).wallets.describe_user(user_id)
+    await services_of(request).wallets.describe_user(user_id)
     return await _show_caps(request, "user", user_id, "USD")
 
 
@@ -27,25 +25,25 @@ async def put_user_caps(request: web.Request) -> web.Response:
 
 async def get_wallet_caps(request: web.Request) -> web.Response:
     """A wallet's caps, in its currency."""
-    wallet = await desk_of(request).wallets.get_wallet(read_id(request, "wallet"))
+    wallet = await services_of(request).wallets.get_wallet(read_id(request, "wallet"))
     return await _show_caps(request, "wallet", wallet.id, wallet.currency)
 
 
 async def put_wallet_caps(request: web.Request) -> web.Response:
     """Set a wallet's ceilings: named periods change, null lifts one; the user's own limits stay."""
-    wallet = await desk_of(request).wallets.get_wallet(read_id(request, "wallet"))
+    wallet = await services_of(request).wallets.get_wallet(read_id(request, "wallet"))
     return await _put_caps(request, "wallet", wallet.id, user_id=wallet.user_id, currency=wallet.currency)
 
 
 async def get_key_caps(request: web.Request) -> web.Response:
     """A key's caps, in the currency of its wallet."""
-    key = await desk_of(request).keys.get_key(read_id(request, "key"))
+    key = await services_of(request).keys.get_key(read_id(request, "key"))
     return await _show_caps(request, "key", key.id, key.currency)
 
 
 async def put_key_caps(request: web.Request) -> web.Response:
     """Set a key's ceilings: named periods change, null lifts one."""
-    key = await desk_of(request).keys.get_key(read_id(request, "key"))
+    key = await services_of(request).keys.get_key(read_id(request, "key"))
     return await _put_caps(request, "key", key.id, user_id=key.user_id, currency=key.currency)
 
 
@@ -54,13 +52,13 @@ async def _put_caps(
 ) -> web.Response:
     form = await read_as(request, CapsForm)
     if form.limits:
-        await desk_of(request).caps.set_caps(scope, scope_id, form.limits)
-        cool_user(request.app[SERVICES], user_id)
+        await services_of(request).caps.set_caps(scope, scope_id, form.limits)
+        services_of(request).cool_user(user_id)
     return await _show_caps(request, scope, scope_id, currency)
 
 
 async def _show_caps(request: web.Request, scope: Scope, scope_id: UUID, currency: str) -> web.Response:
-    caps = caps_as_json(await desk_of(request).caps.find_caps(scope_id))
+    caps = caps_as_json(await services_of(request).caps.find_caps(scope_id))
     return answer(
         request, {"object": "caps", "scope": scope, "id": str(scope_id), "currency": currency, "caps": caps}
     )

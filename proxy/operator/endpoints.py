@@ -1,4 +1,4 @@
-"""``/admin``: the operator's desk. Every change is audited as the admin's, with the request's id."""
+"""``/admin``: the operator's services. Every change is audited as the admin's, with the request's id."""
 
 from proxy.account.events import stream_wallet_events
 from proxy.account.forms import CapsForm, KeyForm, RotateForm

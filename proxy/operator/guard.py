@@ -6,8 +6,7 @@ from billing.actor import acting
 from billing.errors import InvalidKeyError, NotPermittedError
 from proxy.http.request_facts import call_id_of
 from proxy.identity.authenticate import IDENTITY, bears, count_failure
-from proxy.operator.requests import Handler
-from proxy.services import SERVICES
+from proxy.operator.requests import Handler, services_of
 
 
 @web.middleware
@@ -20,7 +19,7 @@ async def guard_admin(request: web.Request, handler: Handler) -> web.StreamRespo
     """
     if not _is_guarded(request):
         return await handler(request)
-    services = request.app[SERVICES]
+    services = services_of(request)
     token = services.settings.admin.token.get_secret_value()
     if not token:
         raise NotPermittedError("There is no operator's API here: TUMA_ADMIN__TOKEN is not set.")

@@ -11,21 +11,20 @@ from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_flag, read_query
 from proxy.operator.requests import (
     answer,
-    desk_of,
     page_of,
     read_as,
     read_id,
     read_page,
+    services_of,
 )
-from proxy.services import SERVICES
 
 
 async def list_keys(request: web.Request) -> web.Response:
     """Keys by age; ``wallet``, ``user``, ``revoked``, ``limit`` and ``after`` in the query."""
     limit, after = read_page(request, "key")
     user, wallet = read_query(request, "user"), read_query(request, "wallet")
-    found = await desk_of(request).keys.find_keys(
-        user_id=None if user is None else await desk_of(request).wallets.get_user(user),
+    found = await services_of(request).keys.find_keys(
+        user_id=None if user is None else await services_of(request).wallets.get_user(user),
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
         revoked=read_flag(request, "revoked"),
         after=after,
@@ -39,7 +38,7 @@ async def create_key(request: web.Request) -> web.Response:
     form = await read_as(request, KeyForm)
     if form.wallet_id is None:
         raise BadRequestError("Name the wallet that pays.", param="wallet_id")
-    keys = desk_of(request).keys
+    keys = services_of(request).keys
     made = await keys.create(form.wallet_id, form.rules)
     return answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret}, 201)
 
@@ -47,7 +46,7 @@ async def create_key(request: web.Request) -> web.Response:
 async def rotate_key(request: web.Request) -> web.Response:
     """Give a key another secret; the one before stays good for ``overlap_s`` seconds."""
     form = await read_as(request, RotateForm)
-    keys = desk_of(request).keys
+    keys = services_of(request).keys
     made = await keys.rotate(read_id(request, "key"), overlap_s=form.overlap_s)
     return answer(request, {**_key_json(await keys.get_key(made.id)), "secret": made.secret})
 
@@ -55,8 +54,8 @@ async def rotate_key(request: web.Request) -> web.Response:
 async def delete_key(request: web.Request) -> web.Response:
     """Revoke a key, on every worker."""
     key_id = read_id(request, "key")
-    await desk_of(request).keys.revoke(key_id)
-    await request.app[SERVICES].keys.forget(str(key_id))
+    await services_of(request).keys.revoke(key_id)
+    await services_of(request).forget_key(str(key_id))
     return answer(request, {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"})
 
 

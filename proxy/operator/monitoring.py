@@ -7,23 +7,22 @@ from billing.monitoring.alerts import describe_alerts
 from billing.postgres.notifications import announce
 from proxy.http.forms import read_moment, read_query
 from proxy.operator.forms import LogLevelForm
-from proxy.operator.requests import answer, desk_of, read_as, read_page
-from proxy.services import SERVICES
+from proxy.operator.requests import answer, read_as, read_page, services_of
 
 
 async def list_alerts(request: web.Request) -> web.Response:
     """The alerts that last, the latest that ended, and the messages that nobody took yet."""
-    return answer(request, await describe_alerts(desk_of(request).database))
+    return answer(request, await describe_alerts(services_of(request).database))
 
 
 async def list_audit(request: web.Request) -> web.Response:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
-    desk = desk_of(request)
+    services = services_of(request)
     limit, _ = read_page(request, "row")
     wallet, user = read_query(request, "wallet"), read_query(request, "user")
-    rows = await desk.audit.list_rows(
+    rows = await services.audit.list_rows(
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
-        user_id=None if user is None else await desk.wallets.get_user(user),
+        user_id=None if user is None else await services.wallets.get_user(user),
         actor=read_query(request, "actor"),
         since=read_moment(request, "since"),
         limit=limit,
@@ -34,14 +33,14 @@ async def list_audit(request: web.Request) -> web.Response:
 async def verify_audit(request: web.Request) -> web.Response:
     """Find altered, removed and reordered rows; ``expect``: a head noted before. Note the head that it returns."""
     return answer(
-        request, (await desk_of(request).audit.verify(expect=read_query(request, "expect"))).as_json()
+        request, (await services_of(request).audit.verify(expect=read_query(request, "expect"))).as_json()
     )
 
 
 async def put_log_level(request: web.Request) -> web.Response:
     """Change how much every worker logs, on every machine, until it is started anew; nothing is restarted."""
-    services = request.app[SERVICES]
+    services = services_of(request)
     form = await read_as(request, LogLevelForm)
-    await announce(services.desk.database, "log", form.level)
+    await announce(services.database, "log", form.level)
     await services.metrics.hear_level(form.level)
     return answer(request, {"level": form.level})

@@ -9,20 +9,18 @@ from billing.money import format_amount
 from billing.payments.units import PaymentProvider
 from billing.payments.views import PaymentFilter, parse_provider
 from billing.reports.revenue import describe_revenue
-from proxy.cache_drops import cool_user
 from proxy.http.forms import read_moment, read_query
 from proxy.operator.forms import AcceptForm, PaymentRefundForm
 from proxy.operator.requests import (
     answer,
-    desk_of,
     endpoint,
     idempotency_key,
     query,
     read_as,
     read_id,
     read_page,
+    services_of,
 )
-from proxy.services import SERVICES
 
 
 async def list_payments(request: web.Request) -> web.Response:
@@ -30,41 +28,45 @@ async def list_payments(request: web.Request) -> web.Response:
 
     ``provider``, ``wallet``, ``user``, ``state``, ``since`` and ``limit`` in the query.
     """
-    desk = desk_of(request)
+    services = services_of(request)
     limit, _ = read_page(request, "payment")
     wallet, user = read_query(request, "wallet"), read_query(request, "user")
     wanted = PaymentFilter(
         provider=read_query(request, "provider"),
         wallet_id=None if wallet is None else parse_id(wallet, "wallet"),
-        user_id=None if user is None else await desk.wallets.get_user(user),
+        user_id=None if user is None else await services.wallets.get_user(user),
         state=read_query(request, "state"),
         since=read_moment(request, "since"),
     )
-    found = await desk.payment_views.list_payments(wanted, limit=limit)
+    found = await services.payment_views.list_payments(wanted, limit=limit)
     return answer(request, {"object": "list", "data": found})
 
 
 async def list_reviews(request: web.Request) -> web.Response:
     """Payments that wait for a decision, oldest first."""
-    return answer(request, {"object": "list", "data": await desk_of(request).payment_views.list_reviews()})
+    return answer(
+        request, {"object": "list", "data": await services_of(request).payment_views.list_reviews()}
+    )
 
 
 async def get_topup_of_anybody(request: web.Request) -> web.Response:
     """Everything about a top-up, named by its id or its reference: payments, reversals, postings, webhooks."""
-    return answer(request, await desk_of(request).payment_views.describe_intent(request.match_info["topup"]))
+    return answer(
+        request, await services_of(request).payment_views.describe_intent(request.match_info["topup"])
+    )
 
 
 async def get_payment(request: web.Request) -> web.Response:
     """Everything about a payment, named by the provider's id of it."""
     provider, txn_id = _payment_of(request)
-    return answer(request, await desk_of(request).payment_views.describe(provider, txn_id))
+    return answer(request, await services_of(request).payment_views.describe(provider, txn_id))
 
 
 async def accept_payment(request: web.Request) -> web.Response:
     """Give what of a payment lies in suspense to a wallet: the one named, or the top-up's."""
     form = await read_as(request, AcceptForm)
     provider, txn_id = _payment_of(request)
-    accepted = await desk_of(request).payments.accept(
+    accepted = await services_of(request).reviews.accept(
         provider, txn_id, wallet_id=form.wallet_id, reason=form.reason
     )
     return answer(request, {"accepted": accepted, **await _follow(request)})
@@ -77,8 +79,8 @@ async def refund_payment(request: web.Request) -> web.Response:
     """
     form = await read_as(request, PaymentRefundForm)
     provider, txn_id = _payment_of(request)
-    request.app[SERVICES].payments.api_of(provider)  # nothing is set aside that nobody would send
-    refund = await desk_of(request).payments.begin_refund(
+    services_of(request).payments.api_of(provider)  # nothing is set aside that nobody would send
+    refund = await services_of(request).refunds.begin(
         provider,
         txn_id,
         amount_nano=form.amount,
@@ -86,7 +88,7 @@ async def refund_payment(request: web.Request) -> web.Response:
         below_zero=form.below_zero,
         key=form.key or idempotency_key(request),
     )
-    request.app[SERVICES].payments.ring()
+    services_of(request).payments.ring()
     shown = {
         "id": str(refund.id),
         "refunded": format_amount(refund.amount_nano),
@@ -98,22 +100,24 @@ async def refund_payment(request: web.Request) -> web.Response:
 async def list_webhooks(request: web.Request) -> web.Response:
     """Webhooks that wait or are in review, or those in a ``state``, the newest first."""
     limit, _ = read_page(request, "webhook")
-    found = await desk_of(request).payment_views.list_events(state=read_query(request, "state"), limit=limit)
+    found = await services_of(request).payment_views.list_events(
+        state=read_query(request, "state"), limit=limit
+    )
     return answer(request, {"object": "list", "data": found})
 
 
 async def retry_webhook(request: web.Request) -> web.Response:
     """Let a webhook that ended in review, or was ignored, be looked at again."""
     event_id = read_id(request, "event")
-    await desk_of(request).payments.retry_event(event_id)
-    request.app[SERVICES].payments.ring()
+    await services_of(request).reviews.retry_event(event_id)
+    services_of(request).payments.ring()
     return answer(request, {"id": str(event_id), "state": "new"})
 
 
 async def get_revenue(request: web.Request) -> web.Response:
     """What the house earned and owes, per currency; ``since`` and ``until`` in the query."""
     found = await describe_revenue(
-        desk_of(request).late, since=read_moment(request, "since"), until=read_moment(request, "until")
+        services_of(request).late, since=read_moment(request, "since"), until=read_moment(request, "until")
     )
     return answer(request, {"object": "revenue", **found})
 
@@ -124,11 +128,11 @@ def _payment_of(request: web.Request) -> tuple[PaymentProvider, str]:
 
 async def _follow(request: web.Request) -> dict[str, Any]:
     """Let Redis follow the wallet of the payment that was changed, and return the payment."""
-    desk = desk_of(request)
-    shown: dict[str, Any] = (await desk.payment_views.describe(*_payment_of(request)))["payments"][0]
+    services = services_of(request)
+    shown: dict[str, Any] = (await services.payment_views.describe(*_payment_of(request)))["payments"][0]
     if shown["wallet_id"] is not None:
-        owner = await desk.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
-        cool_user(request.app[SERVICES], owner.user_id)
+        owner = await services.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
+        services_of(request).cool_user(owner.user_id)
     return shown
 
 

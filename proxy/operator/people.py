@@ -7,14 +7,14 @@ from aiohttp import web
 from billing.wallets.caps import caps_as_json
 from proxy.http.forms import read_query
 from proxy.operator.forms import UserChangeForm, UserForm
-from proxy.operator.requests import answer, desk_of, page_of, read_as, read_id, read_page
+from proxy.operator.requests import answer, page_of, read_as, read_id, read_page, services_of
 from proxy.operator.wallets import _wallet_json
 
 
 async def list_users(request: web.Request) -> web.Response:
     """Users by age; ``email``, ``limit`` and ``after`` in the query."""
     limit, after = read_page(request, "user")
-    found = await desk_of(request).wallets.find_users(
+    found = await services_of(request).wallets.find_users(
         email=read_query(request, "email"), after=after, limit=limit + 1
     )
     return answer(request, page_of([user.as_json() for user in found], limit))
@@ -23,7 +23,7 @@ async def list_users(request: web.Request) -> web.Response:
 async def create_user(request: web.Request) -> web.Response:
     """Register a person."""
     form = await read_as(request, UserForm)
-    wallets = desk_of(request).wallets
+    wallets = services_of(request).wallets
     user_id = await wallets.create_user(form.email, subject=form.subject)
     return answer(request, (await wallets.describe_user(user_id)).as_json(), 201)
 
@@ -36,27 +36,27 @@ async def get_user(request: web.Request) -> web.Response:
 async def change_user(request: web.Request) -> web.Response:
     """Disable or enable a person, set the limits over all their keys, or the clock that their caps follow."""
     form = await read_as(request, UserChangeForm)
-    desk, user_id = desk_of(request), read_id(request, "user")
+    services, user_id = services_of(request), read_id(request, "user")
     if form.timezone is not None or form.week_starts is not None:
-        clock = await desk.caps.get_clock(user_id)
-        await desk.caps.set_clock(
+        clock = await services.caps.get_clock(user_id)
+        await services.caps.set_clock(
             user_id,
             timezone=form.timezone or clock.timezone,
             week_starts=form.week_starts or clock.week_starts,
         )
     changes = form.model_dump(exclude={"timezone", "week_starts"}, exclude_none=True)
     if changes:
-        await desk.wallets.set_user(user_id, **changes)
+        await services.wallets.set_user(user_id, **changes)
     return await _show_user(request, user_id)
 
 
 async def _show_user(request: web.Request, user_id: UUID) -> web.Response:
-    desk = desk_of(request)
-    user = await desk.wallets.describe_user(user_id)
-    found = await desk.wallets.find_wallets(user_id=user_id)
+    services = services_of(request)
+    user = await services.wallets.describe_user(user_id)
+    found = await services.wallets.find_wallets(user_id=user_id)
     body = {
         **user.as_json(),
         "wallets": [_wallet_json(wallet) for wallet in found],
-        "caps": caps_as_json(await desk.caps.find_caps(user_id)),
+        "caps": caps_as_json(await services.caps.find_caps(user_id)),
     }
     return answer(request, body)

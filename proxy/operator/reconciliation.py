@@ -3,19 +3,19 @@
 from aiohttp import web
 
 from billing.books.provider_account import describe_quota, describe_reconciliations
-from proxy.operator.requests import answer, desk_of
+from proxy.operator.requests import answer, services_of
 
 
 async def get_quota(request: web.Request) -> web.Response:
     """The shadow ledger's sums, and what is left of the provider's quota."""
-    return answer(request, await describe_quota(desk_of(request).database))
+    return answer(request, await describe_quota(services_of(request).database))
 
 
 async def list_reconciliations(request: web.Request) -> web.Response:
     """The latest reconciliations and what they found."""
-    return answer(request, await describe_reconciliations(desk_of(request).database))
+    return answer(request, await describe_reconciliations(services_of(request).database))
 
 
 async def reconcile(request: web.Request) -> web.Response:
     """Reconcile with the provider now, as a running server does by itself every hour."""
-    return answer(request, (await desk_of(request).reconciler.run()).as_json())
+    return answer(request, (await services_of(request).reconciler.run()).as_json())

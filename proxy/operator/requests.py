@@ -11,7 +11,7 @@ from proxy.http.errors import BadRequestError
 from proxy.http.forms import Form, read_form, read_query
 from proxy.http.request_facts import standard_headers
 from proxy.openapi.endpoint import Endpoint
-from proxy.services import SERVICES, Desk
+from proxy.services.operator import OPERATOR, OperatorServices
 
 PAGE = 100
 PAGE_MAX = 1_000
@@ -19,14 +19,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Form = TypeVar("_Form", bound=Form)
 
 
-def desk_of(request: web.Request) -> Desk:
-    """Return the rooms by the operator's role."""
-    return request.app[SERVICES].desk
+def services_of(request: web.Request) -> OperatorServices:
+    """Return what the operator's API uses."""
+    return request.app[OPERATOR]
 
 
 async def read_as(request: web.Request, form: type[_Form]) -> _Form:
     """Read the body into a form; see ``read_form``."""
-    return await read_form(request, form, request.app[SERVICES].settings.limits)
+    return await read_form(request, form, services_of(request).settings.limits)
 
 
 def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from billing.errors import TumaError
 from proxy.http.request_facts import standard_headers
-from proxy.services import SERVICES, Services
+from proxy.services.public import PUBLIC, PublicServices
 
 DRAINING = web.AppKey("draining", asyncio.Event)
 
@@ -19,7 +19,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """Readiness: Postgres and Redis answer, the provider serves us, there are prices to quote with, and the worker is not shutting down."""
-    services = request.app[SERVICES]
+    services = request.app[PUBLIC]
     checks = {
         "postgres": await _check(_ask_postgres(services)),
         "redis": await _check(_ask_redis(services)),
@@ -35,12 +35,12 @@ async def readyz(request: web.Request) -> web.Response:
     )
 
 
-async def _ask_postgres(services: Services) -> None:
+async def _ask_postgres(services: PublicServices) -> None:
     async with services.database.connection() as connection:
         await connection.fetchval("SELECT 1")
 
 
-async def _ask_redis(services: Services) -> None:
+async def _ask_redis(services: PublicServices) -> None:
     await services.pipe.ping()
 
 

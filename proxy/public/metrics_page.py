@@ -7,7 +7,7 @@ from config.settings import MetricSettings, read_networks
 from proxy.http.client_address import client_address
 from proxy.http.request_facts import standard_headers
 from proxy.identity.authenticate import IDENTITY, bears, count_failure
-from proxy.services import SERVICES
+from proxy.services.public import PUBLIC
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # What proxies add to a request that they pass on.
@@ -16,7 +16,7 @@ _PASSED_ON = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-H
 
 async def show_metrics(request: web.Request) -> web.Response:
     """Metrics for Prometheus, of all workers together; money is in them, so not for everybody."""
-    services = request.app[SERVICES]
+    services = request.app[PUBLIC]
     settings = services.settings.metrics
     token = settings.token.get_secret_value()
     if token:
@@ -33,7 +33,7 @@ async def show_metrics(request: web.Request) -> web.Response:
 
 def _is_near(request: web.Request, settings: MetricSettings) -> bool:
     """Whether the client's address may scrape; one that a proxy speaks for, which is not trusted, is not known."""
-    trusted = request.app[SERVICES].settings.auth.trusted_networks
+    trusted = request.app[PUBLIC].settings.auth.trusted_networks
     told = trusted and "X-Forwarded-For" in request.headers
     if not told and any(name in request.headers for name in _PASSED_ON):
         return False

@@ -13,7 +13,7 @@ from proxy.http.body import read_body
 from proxy.http.errors import BodyTooLargeError
 from proxy.http.request_facts import standard_headers
 from proxy.payments.signatures import is_signed
-from proxy.services import SERVICES
+from proxy.services.public import PUBLIC
 
 _log = structlog.get_logger("tuma.payments")
 _KEY_LENGTH_MAX = 255  # of an event's id
@@ -21,7 +21,7 @@ _KEY_LENGTH_MAX = 255  # of an event's id
 
 async def receive_webhook(request: web.Request) -> web.Response:
     """Take in an event of a payment provider; 200 means that it is kept, not that it was believed."""
-    services = request.app[SERVICES]
+    services = request.app[PUBLIC]
     settings = services.settings
     provider = _provider_of(request.match_info["provider"])
     limits = settings.limits.model_copy(update={"body_bytes": settings.payments.webhook_bytes})

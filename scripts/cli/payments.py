@@ -10,10 +10,11 @@ import click
 from billing.errors import PaymentsUnavailableError
 from billing.ids import parse_id
 from billing.money import format_amount, parse_amount
-from billing.payments.operations import PaymentOffice
 from billing.payments.payment import Refund
+from billing.payments.refunds import Refunds
+from billing.payments.reviews import Reviews
 from billing.payments.views import EVENT_STATES, PAGE_MAX, STATES, PaymentFilter, PaymentViews, parse_provider
-from billing.payments.worker import PaymentDesk
+from billing.payments.worker import PaymentWorker
 from billing.postgres.database import Database
 from proxy.payments.providers import make_payment_apis
 from scripts.command import office_command
@@ -82,7 +83,7 @@ async def payments_accept(
 ) -> dict[str, Any]:
     """Give what of a payment lies in suspense to a wallet."""
     named = parse_provider(provider)
-    accepted = await PaymentOffice(office.database).accept(
+    accepted = await Reviews(office.database).accept(
         named, txn, wallet_id=None if wallet is None else parse_id(wallet, "wallet"), reason=reason
     )
     return {"accepted": accepted, **await _follow(office, named, txn)}
@@ -107,7 +108,7 @@ async def payments_refund(
 ) -> dict[str, Any]:
     """Send a payment's money back: it is set aside at once, then the provider is asked to send it."""
     named = parse_provider(provider)
-    refund = await PaymentOffice(office.database).begin_refund(
+    refund = await Refunds(office.database).begin(
         named,
         txn,
         amount_nano=None if amount is None else parse_amount(amount),
@@ -143,10 +144,10 @@ async def _send(office: Office, refund: Refund) -> str:
 
 
 @asynccontextmanager
-async def _open_desk(office: Office) -> AsyncIterator[PaymentDesk]:
+async def _open_desk(office: Office) -> AsyncIterator[PaymentWorker]:
     settings = office.settings
     database = Database(settings.postgres, name="tuma command", role="webhook", connections_max=1)
-    desk = PaymentDesk(database, make_payment_apis(settings), settings.payments)
+    desk = PaymentWorker(database, make_payment_apis(settings), settings.payments)
     try:
         yield desk
     finally:
@@ -177,7 +178,7 @@ async def payments_webhooks(office: Office, *, state: str | None, limit: int) ->
 async def payments_retry(office: Office, *, event: str) -> dict[str, Any]:
     """Let a webhook that ended in review, or was ignored, be looked at again by a running server, within seconds."""
     event_id = parse_id(event, "webhook")
-    await PaymentOffice(office.database).retry_event(event_id)
+    await Reviews(office.database).retry_event(event_id)
     return {"id": str(event_id), "state": "new"}
 
 

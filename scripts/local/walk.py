@@ -23,7 +23,7 @@ from billing.errors import TumaError
 from billing.identity.key import KeyRules
 from billing.identity.keys import Keys
 from billing.money import parse_amount
-from billing.payments.operations import PaymentOffice
+from billing.payments.refunds import Refunds
 from config.settings import Settings
 from scripts.office import Office, open_office, operator_name
 from scripts.sim.payments.currencies import PROVIDERS, Provider, to_minor
@@ -369,7 +369,7 @@ async def begin_refund(office: Office, provider: Provider, intent_id: UUID, amou
             "SELECT provider_txn_id FROM payment_credits WHERE intent_id = $1", intent_id
         )
     with acting(f"operator:{operator_name()}"):
-        begun = await PaymentOffice(office.database).begin_refund(
+        begun = await Refunds(office.database).begin(
             provider, txn_id, amount_nano=parse_amount(f"{amount:f}"), reason="asked for in the walk"
         )
     return begun.id

@@ -301,7 +301,14 @@ async def test_no_room_shows_a_secret(settings: Settings, office: Office) -> Non
     await sync_models(office)
     async with run_proxy(settings) as proxy:
         services = proxy.services
-        for room in (services, services.upstream, services.keys, services.database, services.pipe, proxy.app):
+        for room in (
+            services,
+            services.upstream,
+            services.keys,
+            *services.runtime.pools.values(),
+            services.runtime.pipe,
+            proxy.app,
+        ):
             text = repr(room)
             assert CANARY not in text
             assert (urlsplit(settings.redis.url.get_secret_value()).password or "-") not in text

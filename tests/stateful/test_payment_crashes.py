@@ -19,9 +19,9 @@ import pytest
 from billing.books.opening_balance import record_openings
 from billing.money import NANO
 from billing.payments.intents import Intents
-from billing.payments.operations import PaymentOffice
 from billing.payments.payment import Intent
-from billing.payments.worker import PaymentDesk
+from billing.payments.refunds import Refunds
+from billing.payments.worker import PaymentWorker
 from billing.postgres.database import Database
 from config.settings import Settings
 from proxy.payments.providers import make_payment_apis
@@ -52,9 +52,9 @@ class Crew:
         self._databases = {
             role: Database(settings.postgres, name=name, role=role) for role in ("webhook", "api", "operator")
         }
-        self.desk = PaymentDesk(self._databases["webhook"], make_payment_apis(settings), settings.payments)
+        self.desk = PaymentWorker(self._databases["webhook"], make_payment_apis(settings), settings.payments)
         self.intents = Intents(self._databases["api"])
-        self.office = PaymentOffice(self._databases["operator"])
+        self.refunds = Refunds(self._databases["operator"])
         self.clock = self._databases["clock"] = Database(settings.postgres, name=name)
 
     async def let_time_pass(self) -> None:
@@ -97,7 +97,7 @@ class Story:
         if not await crew.count(
             "payment_reversals WHERE kind = 'refund' AND provider_txn_id = $1", self._txn_id
         ):
-            await crew.office.begin_refund(
+            await crew.refunds.begin(
                 self.provider, self._txn_id, amount_nano=REFUNDED * NANO, reason="they asked"
             )
         await crew.desk.work()

@@ -20,9 +20,10 @@ from billing.errors import (
 )
 from billing.money import NANO
 from billing.payments.intents import Intents
-from billing.payments.operations import PaymentOffice
 from billing.payments.payment import Intent, Payment, Reversal, parse_reference
 from billing.payments.payments import Payments
+from billing.payments.refunds import Refunds
+from billing.payments.reviews import Reviews
 from billing.payments.units import PaymentProvider
 from billing.payments.views import PaymentFilter, PaymentViews
 from billing.postgres.database import Database
@@ -38,7 +39,8 @@ class Desk:
     office: Office
     intents: Intents
     payments: Payments
-    operator: PaymentOffice
+    refunds: Refunds
+    reviews: Reviews
     owner: UUID
     wallet_id: UUID
 
@@ -78,7 +80,13 @@ async def desk(office: Office) -> AsyncIterator[Desk]:
     payer = await make_payer(office, amount="0", currency="NGN")
     pools = [Database(office.settings.postgres, role=role) for role in ("api", "webhook", "operator")]
     yield Desk(
-        office, Intents(pools[0]), Payments(pools[1]), PaymentOffice(pools[2]), payer.user_id, payer.wallet_id
+        office,
+        Intents(pools[0]),
+        Payments(pools[1]),
+        Refunds(pools[2]),
+        Reviews(pools[2]),
+        payer.user_id,
+        payer.wallet_id,
     )
     for pool in pools:
         await pool.close()
@@ -138,7 +146,7 @@ async def test_what_differs_lies_in_suspense(desk: Desk, change: dict[str, Any],
     assert (await desk.payments.apply(payment)).credit == "known"
     assert await desk.posted() == 0
     assert await desk.suspense() == payment.amount_nano // NANO
-    reviews = await desk.operator.list_reviews()
+    reviews = await desk.reviews.list_waiting()
     assert [row["note"] for row in reviews] == [why]
     async with desk.office.database.connection() as connection:
         audited = await connection.fetchval(
@@ -154,10 +162,10 @@ async def test_what_was_sent_back_waits_for_no_decision(desk: Desk) -> None:
     views = PaymentViews(desk.office.database)
     (row,) = await views.list_reviews()
     assert (row["paid"], row["suspense"]) == ("4000", "4000")
-    await desk.operator.begin_refund("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
+    await desk.refunds.begin("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
     (row,) = await views.list_reviews()
     assert row["suspense"] == "3000"
-    rest = await desk.operator.begin_refund("paystack", "4099260516", reason="the rest")
+    rest = await desk.refunds.begin("paystack", "4099260516", reason="the rest")
     assert await views.list_reviews() == []
     (row,) = await views.list_payments(PaymentFilter(state="returned"), limit=10)
     assert (row["suspense"], row["reversed"], await desk.suspense()) == ("0", "4000", 0)
@@ -184,9 +192,9 @@ async def test_paid_twice(desk: Desk) -> None:
     assert (await desk.payments.apply(paid(intent, id="4099260517"))).credit == "review"
     assert (await desk.posted(), await desk.suspense()) == (5000, 5000)
     assert (await desk.intents.get(desk.owner, intent.id)).state == "paid"
-    assert await desk.operator.accept("paystack", "4099260517", reason="they meant it") == "5000"
+    assert await desk.reviews.accept("paystack", "4099260517", reason="they meant it") == "5000"
     with pytest.raises(InputError, match="nothing of this payment"):
-        await desk.operator.accept("paystack", "4099260517", reason="again")
+        await desk.reviews.accept("paystack", "4099260517", reason="again")
     assert (await desk.posted(), await desk.suspense()) == (10_000, 0)
     await desk.check()
 
@@ -242,16 +250,14 @@ async def test_a_refund_may_take_a_wallet_below_zero_and_come_back(desk: Desk) -
 
 async def test_what_comes_back_after_the_rest_was_accepted_waits_for_a_decision(desk: Desk) -> None:
     await desk.payments.apply(paid(await desk.wish(), 4000))
-    part = await desk.operator.begin_refund(
-        "paystack", "4099260516", amount_nano=1000 * NANO, reason="a part"
-    )
-    await desk.operator.accept("paystack", "4099260516", reason="the rest is theirs")
-    assert await desk.operator.list_reviews() == []
+    part = await desk.refunds.begin("paystack", "4099260516", amount_nano=1000 * NANO, reason="a part")
+    await desk.reviews.accept("paystack", "4099260516", reason="the rest is theirs")
+    assert await desk.reviews.list_waiting() == []
     await desk.payments.apply(paid(await desk.wish(), 4000, reversals=[refund(1000, "undone", ours=part.id)]))
     assert (await desk.posted(), await desk.suspense()) == (3000, 1000)
-    assert [row["suspense_nano"] // NANO for row in await desk.operator.list_reviews()] == [1000]
-    await desk.operator.accept("paystack", "4099260516", reason="so is that")
-    assert (await desk.posted(), await desk.operator.list_reviews()) == (4000, [])
+    assert [row["suspense_nano"] // NANO for row in await desk.reviews.list_waiting()] == [1000]
+    await desk.reviews.accept("paystack", "4099260516", reason="so is that")
+    assert (await desk.posted(), await desk.reviews.list_waiting()) == (4000, [])
     await desk.check()
 
 
@@ -303,7 +309,7 @@ async def test_a_dispute_follows_money_that_another_wallet_is_given(desk: Desk) 
     await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "open")]))
     assert await desk.status() == "frozen"
     other = await make_payer(desk.office, amount="0", currency="NGN")
-    await desk.operator.accept("paystack", "4099260516", wallet_id=other.wallet_id, reason="theirs")
+    await desk.reviews.accept("paystack", "4099260516", wallet_id=other.wallet_id, reason="theirs")
     assert await desk.status() == "active"
     assert (await desk.office.wallets.get_wallet(other.wallet_id)).status == "frozen"
     await desk.payments.apply(paid(intent, 4000, reversals=[dispute(1000, "undone")]))
@@ -322,16 +328,14 @@ async def test_a_reversal_that_changes_its_amount_stops_loudly(desk: Desk) -> No
 async def test_our_refund_is_set_aside_first_and_found_again(desk: Desk) -> None:
     intent = await desk.wish()
     await desk.payments.apply(paid(intent))
-    begun = await desk.operator.begin_refund(
-        "paystack", "4099260516", amount_nano=2000 * NANO, reason="asked"
-    )
+    begun = await desk.refunds.begin("paystack", "4099260516", amount_nano=2000 * NANO, reason="asked")
     assert (await desk.posted(), begun.state) == (3000, "requested")
     # Whether the provider hands our id back or not, it is that one.
     for told in (refund(2000, "open", ours=begun.id), refund(2000, "final")):
         applied = await desk.payments.apply(paid(intent, reversals=[told]))
         assert list(applied.reversals) == ["noted"]
     assert await desk.posted() == 3000
-    rest = await desk.operator.begin_refund("paystack", "4099260516", reason="all of it")
+    rest = await desk.refunds.begin("paystack", "4099260516", reason="all of it")
     assert (rest.amount_nano, await desk.posted()) == (3000 * NANO, 0)
     applied = await desk.payments.apply(paid(intent, reversals=[refund(3000, "undone", "re_2")]))
     assert list(applied.reversals) == ["undone"]
@@ -344,7 +348,7 @@ async def test_a_refund_is_once_per_key_and_sent_by_one_process(desk: Desk) -> N
     await desk.payments.apply(paid(await desk.wish(), id="4099260517"))
 
     async def order(txn_id: str = "4099260516", amount: int = 1000, key: str | None = "k") -> UUID:
-        begun = await desk.operator.begin_refund(
+        begun = await desk.refunds.begin(
             "paystack", txn_id, amount_nano=amount * NANO, reason="asked", key=key
         )
         return begun.id
@@ -366,11 +370,11 @@ async def test_a_refund_is_once_per_key_and_sent_by_one_process(desk: Desk) -> N
 
 async def test_what_cannot_be_refunded(desk: Desk) -> None:
     with pytest.raises(NotFoundError):
-        await desk.operator.begin_refund("paystack", "4099260516", reason="nothing there")
+        await desk.refunds.begin("paystack", "4099260516", reason="nothing there")
     await desk.payments.apply(paid(await desk.wish()))
     for amount_nano in (5001 * NANO, 0, -NANO, 1):
         with pytest.raises(InputError):
-            await desk.operator.begin_refund(
+            await desk.refunds.begin(
                 "paystack", "4099260516", amount_nano=amount_nano, reason="too much, or too fine"
             )
     other = await desk.wish(100)
@@ -378,9 +382,9 @@ async def test_what_cannot_be_refunded(desk: Desk) -> None:
     await desk.payments.apply(paid(other, 100, id="4099260517", reversals=[refund(4000, name="re_9")]))
     assert await desk.posted() == 1000
     with pytest.raises(InsufficientFundsError):
-        await desk.operator.begin_refund("paystack", "4099260516", reason="spent")
+        await desk.refunds.begin("paystack", "4099260516", reason="spent")
     assert await desk.posted() == 1000
-    await desk.operator.begin_refund("paystack", "4099260516", reason="all the same", below_zero=True)
+    await desk.refunds.begin("paystack", "4099260516", reason="all the same", below_zero=True)
     assert await desk.posted() == -4000
     await desk.check()
 

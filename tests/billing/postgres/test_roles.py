@@ -421,7 +421,7 @@ async def test_the_proxy_runs_as_its_roles(settings: Settings, office: Office, p
                 assert response.status in (200, 201), (path, await response.text())
     await proxy.quiet()
     await proxy.services.keys.note_used()
-    for routine in make_routines(proxy.services):
+    for routine in make_routines(proxy.services.runtime):
         await routine._work()
     async with office.database.connection() as connection:
         seen = await connection.fetch(

@@ -13,8 +13,8 @@ MUTATIONS = (
     Mutation(
         "a key for calls alone sets no alerts",
         "proxy/account/alerts.py",
-        "    owner_of(caller)\n",
-        "",
+        "    services, caller, _ = await enter_as_owner(request)\n",
+        "    services, caller = await enter(request)\n",
         "tests/proxy/outbound/test_alerts.py",
     ),
     Mutation(
@@ -27,7 +27,7 @@ MUTATIONS = (
     Mutation(
         "only who can saves a card",
         "proxy/account/topups.py",
-        "        desk.saver_of(form.provider)\n",
+        "        worker.saver_of(form.provider)\n",
         "        pass\n",
         "tests/proxy/payments/test_topups.py",
     ),
@@ -48,8 +48,8 @@ MUTATIONS = (
     Mutation(
         "caps are set by who may manage",
         "proxy/account/caps.py",
-        "    owner_of(caller)\n",
-        "",
+        "    services, caller, _ = await enter_as_owner(request)\n",
+        "    services, caller = await enter(request)\n",
         "tests/proxy/account/test_keys.py",
     ),
     Mutation(

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from billing.books.opening_balance import record_openings
 from billing.errors import PaymentsUnavailableError
 from billing.money import parse_amount
-from billing.payments.operations import PaymentOffice
+from billing.payments.refunds import Refunds
 from config.settings import Settings
 from scripts.cli.main import main
 from scripts.office import Office
@@ -179,7 +179,7 @@ async def test_who_sends_a_refund_stops_before_another_may_begin(
 ) -> None:
     """Paystack knows no idempotency keys: two that look, and then send, would send two."""
     txn = str((await counter.pay()).number)
-    refund = await PaymentOffice(counter.office.database).begin_refund("paystack", txn, reason="asked")
+    refund = await Refunds(counter.office.database).begin("paystack", txn, reason="asked")
     desk = counter.proxy.services.payments
     counter.psp.faults.tell(Fault("paystack", "slow", times=1, path="refund", method="GET", delay_s=5))
     monkeypatch.setattr("billing.payments.worker.WORK_MAX_S", 0.2)

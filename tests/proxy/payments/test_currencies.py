@@ -7,7 +7,7 @@ from typing import Any
 
 from billing.ids import parse_id
 from billing.money import get_currency, parse_amount
-from billing.payments.operations import PaymentOffice
+from billing.payments.refunds import Refunds
 from billing.payments.topup_limits import default_limits
 from billing.payments.units import UnsupportedCurrencyError, get_payment_unit
 from config.settings import Settings
@@ -72,8 +72,8 @@ async def go_the_whole_way(shop: Shop, provider: Provider, currency: str) -> Non
 
     back_nano = amount_nano // 2 // step_nano * step_nano
     txn_id = payment.id if provider == "stripe" else str(payment.number)
-    operator = PaymentOffice(shop.office.database)
-    await operator.begin_refund(provider, txn_id, amount_nano=back_nano, reason="they asked")
+    refunds = Refunds(shop.office.database)
+    await refunds.begin(provider, txn_id, amount_nano=back_nano, reason="they asked")
     shop.proxy.services.payments.ring()
     async with asyncio.timeout(15):
         while not shop.psp.books.refunds_of(payment) or await unsettled(shop):
@@ -84,7 +84,7 @@ async def go_the_whole_way(shop: Shop, provider: Provider, currency: str) -> Non
 
 
 async def refund_call(shop: Shop, call_id: str) -> Any:
-    return await shop.proxy.services.desk.corrections.refund(
+    return await shop.proxy.services.operator.corrections.refund(
         parse_id(call_id, "call"), amount_nano=None, reason="not what they wanted", key=None
     )
 

@@ -90,7 +90,7 @@ async def test_a_provider_that_does_not_answer_holds_nobody_up_for_long(shop: Sh
     shop.psp.faults.tell(Fault("paystack", "slow", method="GET", delay_s=3600))
     async with run_proxy(with_payments(shop, waiting_s=0.2, timeout_s=3600)) as proxy, asyncio.timeout(60):
         assert await see(shop, proxy, topup) == "pending"
-        assert proxy.services.looks._asking == 0
+        assert proxy.services.status_checks._asking == 0
 
 
 async def test_few_questions_wait_at_once(shop: Shop) -> None:
@@ -99,10 +99,10 @@ async def test_few_questions_wait_at_once(shop: Shop) -> None:
     async with asyncio.timeout(60):
         async with run_proxy(with_payments(shop, waiting_s=3600, waiting_max=2, timeout_s=3600)) as proxy:
             waiting = [asyncio.create_task(see(shop, proxy, topup)) for topup in topups[:2]]
-            while proxy.services.looks._asking < 2:
+            while proxy.services.status_checks._asking < 2:
                 await asyncio.sleep(0.01)
             assert await see(shop, proxy, topups[2]) == "pending"
-            assert proxy.services.looks._asking == 2
+            assert proxy.services.status_checks._asking == 2
         await asyncio.gather(*waiting, return_exceptions=True)
 
 

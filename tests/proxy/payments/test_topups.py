@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from billing.books.opening_balance import record_openings
-from billing.payments.operations import PaymentOffice
+from billing.payments.refunds import Refunds
 from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.payments.currencies import PROVIDERS, Provider
@@ -86,9 +86,9 @@ async def test_our_own_refund(shop: Shop, provider: Provider, lost: bool) -> Non
     if lost:  # the refund is made, and its answer is lost
         shop.psp.faults.tell(Fault(provider, "lost", times=1, path="refund", method="POST"))
         shop.psp.webhooks.hold()
-    operator = PaymentOffice(shop.office.database)
+    refunds = Refunds(shop.office.database)
     txn_id = payment.id if provider == "stripe" else str(payment.number)
-    await operator.begin_refund(provider, txn_id, amount_nano=2000 * 10**9, reason="they asked")
+    await refunds.begin(provider, txn_id, amount_nano=2000 * 10**9, reason="they asked")
     async with asyncio.timeout(20):
         while not shop.psp.books.refunds or await reversal_state(shop) == "requested":
             await due(shop)
@@ -111,8 +111,8 @@ async def test_a_refund_is_sent_once_though_nobody_hands_its_note_back(
     await shop.quiet()
     shop.psp.webhooks.hold()
     shop.psp.faults.tell(Fault(provider, "lost", times=1, path="refund", method="POST"))
-    operator = PaymentOffice(shop.office.database)
-    await operator.begin_refund(provider, str(payment.number), amount_nano=2000 * 10**9, reason="asked")
+    refunds = Refunds(shop.office.database)
+    await refunds.begin(provider, str(payment.number), amount_nano=2000 * 10**9, reason="asked")
     async with asyncio.timeout(20):
         while not shop.psp.books.refunds or await reversal_state(shop) == "requested":
             await due(shop)

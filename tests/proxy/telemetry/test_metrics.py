@@ -83,7 +83,7 @@ async def test_the_numbers_are_those_of_the_books(proxy: Running, office: Office
     assert await post(proxy.base_url, dollars.secret, {**HELLO, "model": "nobody/none"}) == 404
     assert await post(proxy.base_url, "sk-tuma-nobody", HELLO) == 401
     await proxy.quiet()
-    await proxy.services.desk.reconciler.run()
+    await proxy.services.operator.reconciler.run()
     samples = await scrape(proxy.base_url)
     assert value(samples, "tuma_calls_total", outcome="completed", model=MODEL) == 4
     assert value(samples, "tuma_calls_total", outcome="upstream_error") == 1

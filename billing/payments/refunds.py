@@ -1,21 +1,18 @@
-"""What an operator does with payments: refunds, acceptances of what lies in suspense, webhooks looked at anew."""
+"""Refunds of payments by the operator: money is set aside first, then the provider is asked to send it (``worker.py``)."""
 
 import hashlib
-from typing import Any
-from uuid import UUID
 
 import asyncpg
 
 from billing.errors import InputError, InsufficientFundsError, NotFoundError
 from billing.ids import new_id
-from billing.money import format_amount
 from billing.payments.payment import Refund
 from billing.payments.units import PaymentProvider, minor_units
 from billing.postgres.database import Database
 
 
-class PaymentOffice:
-    """What an operator does with payments.
+class Refunds:
+    """Refunds of payments, begun by the operator.
 
     Args:
         database: by the operator's role.
@@ -24,7 +21,7 @@ class PaymentOffice:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin_refund(
+    async def begin(
         self,
         provider: PaymentProvider,
         txn_id: str,
@@ -82,51 +79,3 @@ class PaymentOffice:
         except asyncpg.CheckViolationError:
             raise InsufficientFundsError("the wallet does not have as much as is to be refunded") from None
         return Refund(**row)
-
-    async def accept(
-        self, provider: PaymentProvider, txn_id: str, *, wallet_id: UUID | None = None, reason: str
-    ) -> str:
-        """Give what of a payment lies in suspense to its wallet, or to the one named; returns the amount in major units.
-
-        Raises:
-            NotFoundError: no such payment.
-            InputError: nothing of it is in suspense, no wallet is known, the wallet is in another currency, or no reason.
-        """
-        if not reason.strip():
-            raise InputError("accepting a payment needs a reason")
-        try:
-            async with self._database.transaction() as connection:
-                given_nano: int = await connection.fetchval(
-                    "SELECT accept_payment($1, $2, $3, $4, $5)", new_id(), provider, txn_id, wallet_id, reason
-                )
-        except asyncpg.NoDataFoundError:
-            raise NotFoundError(f"there is no payment {txn_id} of {provider}") from None
-        except asyncpg.InvalidParameterValueError as error:
-            raise InputError(str(error)) from None
-        return format_amount(given_nano)
-
-    async def retry_event(self, event_id: UUID) -> None:
-        """Let a webhook that ended in review, or was ignored, be looked at again.
-
-        Raises:
-            InputError: there is none that ended so.
-        """
-        async with self._database.transaction() as connection:
-            if not await connection.fetchval("SELECT retry_webhook($1)", event_id):
-                raise InputError(f"there is no webhook {event_id} in review, and none that was ignored")
-
-    async def list_reviews(self) -> list[dict[str, Any]]:
-        """Return the payments of which something waits in suspense for a decision, oldest first; amounts in nano units."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """
-                SELECT c.provider, c.provider_txn_id, c.intent_id, c.wallet_id, c.currency, c.paid_nano, c.note, c.created_at,
-                       c.paid_nano - c.credited_nano - coalesce(r.suspense_nano, 0) AS suspense_nano
-                FROM payment_credits c LEFT JOIN LATERAL (
-                    SELECT sum(t.suspense_nano)::bigint AS suspense_nano FROM payment_reversals t
-                    WHERE (t.provider, t.provider_txn_id) = (c.provider, c.provider_txn_id) AND t.state <> 'undone') r ON true
-                WHERE c.state <> 'credited' AND c.paid_nano - c.credited_nano > coalesce(r.suspense_nano, 0)
-                ORDER BY c.created_at LIMIT 1000
-                """
-            )
-        return [dict(row) for row in rows]

@@ -1,0 +1,42 @@
+"""How a handler of a person's own money begins and ends: what it may use, who calls, whether they may change anything."""
+
+from typing import Any
+
+from aiohttp import web
+
+from billing.identity.caller import Caller
+from billing.identity.key import Owner
+from proxy.http.request_facts import standard_headers
+from proxy.identity.authenticate import authenticate, owner_of
+from proxy.services.account import ACCOUNT, AccountServices
+
+
+async def enter(request: web.Request) -> tuple[AccountServices, Caller]:
+    """Return what a handler may use, and who calls.
+
+    Raises:
+        RefusalError, UnavailableError: see ``authenticate``.
+    """
+    return request.app[ACCOUNT], await authenticate(request)
+
+
+async def enter_as_owner(request: web.Request) -> tuple[AccountServices, Caller, Owner]:
+    """Return the same for somebody who may manage keys and caps of the wallet that they come with.
+
+    Raises:
+        NotPermittedError: it is a key that may not.
+        RefusalError, UnavailableError: see ``authenticate``.
+    """
+    services, caller = await enter(request)
+    return services, caller, owner_of(caller)
+
+
+def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.json_response(body, status=status, headers=standard_headers(request))
+
+
+def answer_secret(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
+    """Answer with what nobody on the way may keep."""
+    headers = {**standard_headers(request), "Cache-Control": "no-store"}
+    return web.json_response(body, status=status, headers=headers)
