@@ -21,7 +21,7 @@ from proxy.payments.stripe import _takes_money
 from scripts.sim.payments.faults import Fault
 from scripts.sim.payments.server import SimulatedPayments
 from scripts.sim.payments.stripe.objects import Settlement
-from tests.support.stripe_client import EMAIL, KEY, Canned, Counter, charge_of, make_api, wish
+from tests.unit.payments.stripe_client import EMAIL, KEY, Canned, Counter, charge_of, make_api, wish
 
 
 @pytest.fixture
