@@ -307,7 +307,7 @@ async def _start(runtime: Runtime, drops: CacheDrops) -> None:
     await runtime.prices.load()
     await runtime.fx.load()
     runtime.counter.warm()
-    await runtime.calls.register_worker(host=socket.gethostname(), pid=os.getpid())
+    await runtime.calls.leases.register_worker(host=socket.gethostname(), pid=os.getpid())
     feed = ChangeFeed(
         database,
         {
@@ -338,8 +338,8 @@ def _keep_running(runtime: Runtime, feed: ChangeFeed) -> None:
     runtime.tasks.keep(runtime.watchers.run, name="feed")
     runtime.tasks.keep(runtime.watchers.run_upkeep, name="feed's upkeep")
     runtime.tasks.keep(runtime.watchers.run_checks, name="feed's checks")
-    runtime.tasks.keep(runtime.calls.run, name="leases")
-    runtime.tasks.keep(runtime.calls.run_notes, name="notes")
+    runtime.tasks.keep(runtime.calls.leases.run, name="leases")
+    runtime.tasks.keep(runtime.calls.leases.run_notes, name="notes")
     runtime.tasks.keep(runtime.quota.run, name="quota")
     runtime.tasks.keep(runtime.keys.run_notes, name="keys used")
     runtime.tasks.keep(runtime.keys.run_refresh, name="keys in use")

@@ -1,4 +1,4 @@
-"""Calls in flight: reserve, open, note, extend, end. The proxy's view of money.
+"""Calls in flight: reserve, open, extend, end (``leases.py`` keeps them alive). The proxy's view of money.
 
 What can interrupt a call, and what then becomes of its money:
 
@@ -21,6 +21,7 @@ import structlog
 
 from billing.calls.assessment import ending_as_note
 from billing.calls.corrections import Corrections
+from billing.calls.leases import Leases
 from billing.calls.ledger import Extension, Ledger, Opening
 from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement, on_the_house
@@ -51,7 +52,6 @@ _log = structlog.get_logger("tuma.calls")
 _AWAY_POLL_S = 0.05
 _OPENED = "opened"
 _COMMIT_MS = 2.0  # about what the commit of a batch takes
-_RENEW_TOGETHER = 100
 _DROP_AFTER_S = 2.0  # past the pipeline's own deadline
 
 
@@ -83,12 +83,7 @@ class Calls:
         self._meters = meters = meters or Meters()
         self.holds = holds
         self.quota = quota
-        self._database = database
-        self._worker_id = worker_id
         self._batch = batch = settings.batch
-        self._renew_s = settings.holds.renew_s
-        self._note_s = settings.holds.note_s
-        self._worker_lease_s = settings.sweep.worker_lease_s
         self._calls_max = settings.limits.calls_in_flight
         self._ledger = ledger = Ledger(database, worker_id=worker_id, settler=settler, hold=True)
         self._opens = Batcher[Opening, str](
@@ -127,6 +122,9 @@ class Calls:
         self._thinks_s = 0.0  # how long the provider lets its first byte be waited for, of late
         self._show_gauges(meters)
         self._endings = TrackedTasks()
+        self.leases = Leases(
+            database, holds, ledger, self._live, self._endings, worker_id=worker_id, settings=settings
+        )
 
     def __len__(self) -> int:
         return len(self._live)
@@ -150,21 +148,6 @@ class Calls:
         meters.gauge(waiting, lambda: [((name,), len(batch)) for name, batch in batches.items()])
         meters.gauge(away, lambda: [((name,), int(batch.away)) for name, batch in batches.items()])
 
-    async def register_worker(self, *, host: str, pid: int) -> None:
-        """Make this worker known, with a lease.
-
-        Raises:
-            PostgresUnavailableError: Postgres is away.
-        """
-        async with self._database.connection() as connection:
-            await connection.execute(
-                "SELECT register_worker($1, $2, $3, make_interval(secs => $4))",
-                self._worker_id,
-                host,
-                pid,
-                self._worker_lease_s,
-            )
-
     async def reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
     ) -> LiveCall:
@@ -183,7 +166,7 @@ class Calls:
             await self._wait_for_postgres()
             if not self.quota.covers(quote.hold_nanousd):
                 # No slab is leased, and no quota called used up, for a call that its wallet cannot bear anyway.
-                await self.holds.look(_hold_of(caller, quote, call_id))
+                await self.holds.check(_hold_of(caller, quote, call_id))
             taken_nanousd = await self.quota.take(quote.hold_nanousd)
             call = await self._reserve(
                 caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
@@ -271,7 +254,7 @@ class Calls:
             raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
         match call.opened.result():
             case "opened":
-                await self._confirm_noted(call)
+                await self.leases.confirm_noted(call)
             case "insufficient_funds":
                 raise InsufficientFundsError("The wallet does not cover this call.")
             case "cap_exceeded":
@@ -280,47 +263,6 @@ class Calls:
                 raise WalletFrozenError("The wallet is frozen.")
             case verdict:
                 raise BrokenInvariantError(f"call {call.call_id} is {verdict} before it began")
-
-    async def note(self, call: LiveCall, **notes: str) -> None:
-        """Note what the sweeper would need, should this worker die now: the generation id, progress.
-
-        Redis being away is no reason to stop an answer: the note stays with the call and goes along with the next, and
-        the answer's id into Postgres.
-        """
-        call.notes.update(notes)
-        try:
-            await self._renew(call, exact=False)
-        except RedisUnavailableError:
-            if call.opened is not None and "generation_id" in notes:
-                await wait_until_done(call.opened, self._batch.open_wait_s)
-                await self._note_in_postgres([call])
-
-    def note_soon(self, call: LiveCall, **notes: str) -> None:
-        """Begin to note, as ``note`` does; ``confirm_open`` waits for it beside the commit."""
-        call.notes.update(notes)
-        if call.turn.locked():
-            call.noting = self._endings.start(self.note(call, **notes), name=f"note {call.call_id}")
-            return
-        if call.progress is not None:
-            call.notes.update(call.progress(False))
-        call.noting = asyncio.ensure_future(self.holds.begin_renew(call.hold, call.notes))
-
-    async def _confirm_noted(self, call: LiveCall) -> None:
-        noting, call.noting = call.noting, None
-        if noting is None:
-            return
-        await wait_until_done(noting)
-        if isinstance(noting.exception(), RedisUnavailableError):
-            await self._note_in_postgres([call])
-        else:
-            noting.result()
-
-    async def _renew(self, call: LiveCall, *, exact: bool = True) -> None:
-        async with call.turn:
-            if call.call_id in self._live:
-                if call.progress is not None and call.generation_id is not None:
-                    call.notes.update(call.progress(exact))
-                await self.holds.renew(call.hold, call.notes)
 
     async def extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
         """Enlarge the hold, in Redis and in Postgres; False when wallet or quota cannot bear it, or nobody can tell."""
@@ -444,7 +386,7 @@ class Calls:
         self._leaving.discard(call.call_id)
         answer = self._settles.submit(ending)
         if not await wait_until_done(answer, self._batch.settle_wait_s):
-            await self.note(call, settlement=ending_as_note(ending))
+            await self.leases.note(call, settlement=ending_as_note(ending))
         settlement = await answer
         if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
             await self._correct_late(ending, ending.provider_cost_nanousd)
@@ -461,65 +403,6 @@ class Calls:
         except TumaError as error:
             _log.warning("correction.left_to_reconciliation", call_id=str(ending.call_id), error=str(error))
 
-    async def run(self) -> None:
-        """Renew the worker's lease and its calls' leases until cancelled."""
-        while True:
-            started = time.monotonic()
-            await asyncio.gather(self._renew_worker(), self._renew_calls())
-            await asyncio.sleep(max(self._renew_s - (time.monotonic() - started), 0.1))
-
-    async def _renew_calls(self) -> None:
-        calls = list(self._live.values())
-        for start in range(0, len(calls), _RENEW_TOGETHER):
-            together = calls[start : start + _RENEW_TOGETHER]
-            found = await asyncio.gather(*(self._renew(call) for call in together), return_exceptions=True)
-            errors = [error for error in found if error is not None]
-            for error in errors:
-                if not isinstance(error, RedisUnavailableError):
-                    raise error
-            if errors:
-                _log.warning("leases.not_renewed", calls=len(errors), error=str(errors[0]))
-            if len(errors) == len(together):
-                return  # all of Redis is away, not a shard of a cluster
-
-    async def run_notes(self) -> None:
-        """Write the ids of answers that last to Postgres, too, until cancelled."""
-        while True:
-            await asyncio.sleep(self._note_s)
-            await self._note_in_postgres(list(self._live.values()))
-
-    async def _note_in_postgres(self, calls: list[LiveCall]) -> None:
-        """Write the answers' ids of calls that last, beside those in Redis: one statement, once per call."""
-        new = [
-            call
-            for call in calls
-            if call.generation_id is not None
-            and not call.noted_in_postgres
-            and call.opened is not None
-            and call.opened.done()
-        ]
-        if not new:
-            return
-        ids = {call.call_id: call.generation_id for call in new if call.generation_id is not None}
-        try:
-            noted = await self._ledger.note_calls(ids)
-        except PostgresUnavailableError as error:
-            _log.warning("ids.not_noted", calls=len(new), error=str(error))
-            return
-        for call in new:
-            call.noted_in_postgres = call.call_id in noted
-
-    async def _renew_worker(self) -> None:
-        try:
-            async with self._database.connection() as connection:
-                await connection.execute(
-                    "SELECT renew_worker($1, make_interval(secs => $2))",
-                    self._worker_id,
-                    self._worker_lease_s,
-                )
-        except PostgresUnavailableError as error:
-            _log.warning("worker.lease_not_renewed", error=str(error))
-
     async def close(self, timeout_s: float) -> None:
         """Let endings finish within ``timeout_s`` seconds, then give up the worker's lease: the sweeper takes the rest."""
         left = await self._endings.drain(timeout_s)
@@ -530,11 +413,7 @@ class Calls:
         )
         if left or any(unsent):
             _log.error("shutdown.calls_left", endings=left, batches=[len(items) for items in unsent])
-        try:
-            async with self._database.connection() as connection:
-                await connection.execute("SELECT sign_off_worker($1)", self._worker_id)
-        except PostgresUnavailableError:
-            _log.warning("worker.not_signed_off")
+        await self.leases.sign_off_worker()
 
 
 def _was_refused(call: LiveCall) -> bool:

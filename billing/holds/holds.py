@@ -138,11 +138,45 @@ class Holds:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell.
         """
-        place = hold.find_place()
-        now_us, fields, *windows = await self._pipe.call(self._look, (place.mirror, *place.windows), ())
-        mirror: Mapping[str, str] = decode_map(fields)
+        now_us, mirror, windows = await self._read(hold)
         if not is_warm(mirror, hold):
             mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
+        return self._judge_by(mirror, windows, hold, now_us=now_us)
+
+    async def check(self, hold: Hold) -> None:
+        """Raise what ``reserve`` would just now, as surely as it: a cold mirror is filled first, and nothing is held.
+
+        ``look`` judges by what Postgres said a moment ago; money that came, or a call that ended, meanwhile is not in that.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: as ``reserve``.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        mirror_key, token_key = _mirror_keys(hold.user_id)
+        for attempt in range(_FILL_TRIES):
+            now_us, mirror, windows = await self._read(hold)
+            if is_warm(mirror, hold):
+                self._judge_by(mirror, windows, hold, now_us=now_us)
+                return
+            if (
+                attempt
+            ):  # a mirror that lacks the wallet, or is of another lineage, stands in the way of a new one
+                await self._pipe.run("DEL", mirror_key)
+            if await self._pipe.call(self._claim, (token_key,), (str(hold.call_id),)):
+                await self._fill_mirror(hold)
+            else:
+                await asyncio.sleep(_FILL_PAUSE_S)
+        raise RedisUnavailableError("the wallet's mirror could not be filled")
+
+    async def _read(self, hold: Hold) -> tuple[int, Mapping[str, str], list[Any]]:
+        """Return Redis's time in microseconds, the mirror as it is, and the windows of the limiters."""
+        place = hold.find_place()
+        now_us, fields, *windows = await self._pipe.call(self._look, (place.mirror, *place.windows), ())
+        return now_us, decode_map(fields), windows
+
+    def _judge_by(
+        self, mirror: Mapping[str, str], windows: list[Any], hold: Hold, *, now_us: int
+    ) -> RateState:
         reply = judge(mirror, [window_of(window) for window in windows], hold, now_us=now_us)
         return self._judge(reply[0], reply, hold)
 

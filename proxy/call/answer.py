@@ -114,9 +114,9 @@ class Answer:
             return
         if generation_id.isascii() and generation_id.isprintable() and len(generation_id) <= _ID_LENGTH_MAX:
             if self.begun:
-                await self.services.calls.note(self.call, generation_id=generation_id)
+                await self.services.calls.leases.note(self.call, generation_id=generation_id)
             else:
-                self.services.calls.note_soon(self.call, generation_id=generation_id)
+                self.services.calls.leases.note_soon(self.call, generation_id=generation_id)
 
     def mark_first_byte(self) -> None:
         """Note when the provider's first byte came, in milliseconds since arrival."""

@@ -94,13 +94,13 @@ async def test_leases_are_renewed_on_the_shards_that_are_there(
             raise RedisUnavailableError("Redis is unavailable: played")
 
     with monkeypatch.context() as patched:
-        patched.setattr(calls, "_renew", renew)
-        patched.setattr(calls, "_live", {number: number for number in range(500)})
-        await calls._renew_calls()
+        patched.setattr(calls.leases, "_renew", renew)
+        patched.setattr(calls.leases, "_live", {number: number for number in range(500)})
+        await calls.leases._renew_calls()
         assert renewed == list(range(500))
         renewed.clear()
         away.update(range(500))
-        await calls._renew_calls()
+        await calls.leases._renew_calls()
     assert renewed == list(range(100))
 
 

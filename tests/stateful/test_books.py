@@ -373,7 +373,7 @@ class BooksMachine(RuleBasedStateMachine):
             self.provider.withheld.add(story.generation_id)
         if answered != "unnoted":
             notes = {"generation_id": story.generation_id, "completion_tokens": str(story.tokens)}
-            self.run(worker.calls.note(call, **notes))
+            self.run(worker.calls.leases.note(call, **notes))
             story.noted = True
 
     @rule(index=picks, more=costs)
@@ -595,7 +595,7 @@ class BooksMachine(RuleBasedStateMachine):
 
         async def work() -> None:
             for worker in self.workers:
-                await asyncio.gather(worker.calls._renew_worker(), worker.calls._renew_calls())
+                await asyncio.gather(worker.calls.leases._renew_worker(), worker.calls.leases._renew_calls())
 
         self.run(work())
         for story in self.find("open"):
@@ -962,5 +962,37 @@ def test_the_books_hold_whatever_happens(
                     phases=[Phase.generate, Phase.shrink] if given else [Phase.generate],
                 ),
             )
+        finally:
+            runner.run(scene.close())
+
+
+def test_a_call_that_ends_while_another_asks_for_quota(dsn: str, redis_url: str) -> None:
+    """``FAULT_SEED=114097347``, in its fewest steps: a worker without a slab of the quota asked a cold mirror's snapshot first.
+
+    A call of the wallet ended after that snapshot, and gave back what covers the new one; yet it was refused.
+    """
+    with asyncio.Runner() as runner:
+        scene = Scene(runner, dsn, redis_url)
+        runner.run(scene.open())
+        try:
+            machine = type("Machine", (BooksMachine,), {"scene": scene})()
+            machine.renew()
+            machine.crash(
+                index=0,
+                part=0,
+                answered="not yet",
+                flushed=False,
+                patient=False,
+                keeps_bills=False,
+                late=False,
+            )
+            machine.postgres_goes_after_the_commit(index=0)
+            machine.extend(index=11, more=1)
+            (ending,) = machine.find("open")
+            assert ending.purse is machine.purses["prepaid"]
+            machine.cap(name="prepaid", scope="wallet", more=0, restarts=False)
+            machine.reserve_while_money_moves(name="prepaid", worker=0, cost=1, amount=1, ends=True)
+            machine.the_books_hold()
+            machine.teardown()
         finally:
             runner.run(scene.close())

@@ -82,7 +82,7 @@ class Attempt:
         calls.open(call)
         self.billed[call.call_id] = self.provider.answer(cost_nanousd)
         await calls.confirm_open(call)
-        await calls.note(call, generation_id=self.billed[call.call_id])
+        await calls.leases.note(call, generation_id=self.billed[call.call_id])
         self.noted.add(call.call_id)
         return call
 
@@ -103,8 +103,10 @@ async def whole_way(attempt: Attempt) -> None:
     attempt.arm()
     await attempt.credit(attempt.worker)
     call = await attempt.begin()
-    await asyncio.gather(attempt.worker.calls._renew_worker(), attempt.worker.calls._renew_calls())
-    await attempt.worker.calls._note_in_postgres([call])
+    await asyncio.gather(
+        attempt.worker.calls.leases._renew_worker(), attempt.worker.calls.leases._renew_calls()
+    )
+    await attempt.worker.calls.leases._note_in_postgres([call])
     assert await attempt.worker.calls.extend(call, hold_nano=EXTENDED_NANO, hold_nanousd=EXTENDED_NANO)
     await attempt.settle(call)
 

@@ -105,7 +105,7 @@ class Worker:
         self.calls = Calls(self.database, self.holds, self.quota, worker_id=self.id, settings=settings)
 
     async def register(self) -> None:
-        await self.calls.register_worker(host="test", pid=1)
+        await self.calls.leases.register_worker(host="test", pid=1)
 
 
 @dataclass(frozen=True, slots=True)

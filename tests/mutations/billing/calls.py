@@ -83,9 +83,9 @@ MUTATIONS = (
     ),
     Mutation(
         "an answer's id is noted for the sweeper",
-        "billing/calls/calls.py",
-        "                await self.holds.renew(call.hold, call.notes)",
-        "                await self.holds.renew(call.hold)",
+        "billing/calls/leases.py",
+        "                await self._holds.renew(call.hold, call.notes)",
+        "                await self._holds.renew(call.hold)",
         "tests/stateful/test_crashes.py",
     ),
     Mutation(
@@ -133,7 +133,7 @@ MUTATIONS = (
     Mutation(
         "a settlement that waits is noted",
         "billing/calls/calls.py",
-        "            await self.note(call, settlement=ending_as_note(ending))",
+        "            await self.leases.note(call, settlement=ending_as_note(ending))",
         "            pass",
         "tests/faults/test_kill.py",
     ),
@@ -147,14 +147,14 @@ MUTATIONS = (
     ),
     Mutation(
         "ids of answers that last are in Postgres, too",
-        "billing/calls/calls.py",
+        "billing/calls/leases.py",
         "            await self._note_in_postgres(list(self._live.values()))",
         "            pass",
         "tests/faults/test_kill.py",
     ),
     Mutation(
         "what Redis cannot note is noted in Postgres",
-        "billing/calls/calls.py",
+        "billing/calls/leases.py",
         "            await self._note_in_postgres([call])\n        else:\n",
         "            pass\n        else:\n",
         "tests/faults/test_kill.py",
@@ -162,7 +162,7 @@ MUTATIONS = (
     Mutation(
         "a first byte waits for the note of its answer's id",
         "billing/calls/calls.py",
-        "                await self._confirm_noted(call)\n",
+        "                await self.leases.confirm_noted(call)\n",
         "                return\n",
         "tests/faults/test_kill.py",
     ),
@@ -340,5 +340,12 @@ MUTATIONS = (
         "          AND NOT a.id = ANY (refused)\n",
         "",
         "tests/billing/wallets/test_caps.py",
+    ),
+    Mutation(
+        "money that moves while a cold mirror is read is not overlooked before quota is asked for",
+        "billing/calls/calls.py",
+        "                await self.holds.check(_hold_of(caller, quote, call_id))\n            taken",
+        "                await self.holds.look(_hold_of(caller, quote, call_id))\n            taken",
+        "tests/stateful/test_books.py::test_a_call_that_ends_while_another_asks_for_quota",
     ),
 )
