@@ -82,6 +82,7 @@ class Holds:
         self._fill = load_script("billing.holds", "fill", "lineage")
         self._look = load_script("billing.holds", "look", "lineage")
         self._claim = load_script("billing.holds", "claim", "lineage")
+        self._claim_cold = load_script("billing.holds", "claim_cold", "lineage", "caps")
         self._leases = load_script("billing.holds", "leases")
         self._alive = load_script("billing.holds", "alive")
 
@@ -152,17 +153,14 @@ class Holds:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell.
         """
-        mirror_key, token_key = _mirror_keys(hold.user_id)
-        for attempt in range(_FILL_TRIES):
+        keys, place = _mirror_keys(hold.user_id), hold.find_place()
+        args = (str(hold.call_id), place.wallet, place.key, place.user, hold.arrived_ms)
+        for _ in range(_FILL_TRIES):
             now_us, mirror, windows = await self._read(hold)
             if is_warm(mirror, hold):
                 self._judge_by(mirror, windows, hold, now_us=now_us)
                 return
-            if (
-                attempt
-            ):  # a mirror that lacks the wallet, or is of another lineage, stands in the way of a new one
-                await self._pipe.run("DEL", mirror_key)
-            if await self._pipe.call(self._claim, (token_key,), (str(hold.call_id),)):
+            if await self._pipe.call(self._claim_cold, keys, args):
                 await self._fill_mirror(hold)
             else:
                 await asyncio.sleep(_FILL_PAUSE_S)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
-from billing.holds.hold import Hold, shard_of
+from billing.holds.hold import Hold, _mirror_keys, shard_of
 from billing.holds.holds import Holds
 from billing.ids import new_id
 from billing.limits import Limits
@@ -370,3 +370,37 @@ def test_a_reply_that_does_not_come_is_given_up_and_one_that_waits_to_be_read_is
 
     with runner:
         runner.run(work())
+
+
+async def test_a_right_to_fill_is_taken_of_a_cold_mirror_alone(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else filled it meanwhile: a right taken then would let a snapshot from before a release become the next mirror."""
+    payer = await make_payer(office)
+    hold = hold_of(payer, NANO)
+    await office.holds.check(hold)  # filled
+    read, tokens = office.holds._read, list[object]()
+
+    async def read_as_cold(asked: Hold) -> tuple[int, Mapping[str, str], list[Any]]:
+        monkeypatch.setattr(office.holds, "_read", read)
+        now_us, _, windows = await read(asked)
+        return now_us, {}, windows
+
+    async def fill(asked: Hold) -> None:
+        tokens.append(asked)
+
+    monkeypatch.setattr(office.holds, "_read", read_as_cold)
+    monkeypatch.setattr(office.holds, "_fill_mirror", fill)
+    await office.holds.check(hold)
+    assert tokens == []
+    assert not await office.pipe.run("EXISTS", _mirror_keys(payer.user_id)[1])
+    assert await office.pipe.run("EXISTS", _mirror_keys(payer.user_id)[0])
+
+
+async def test_a_check_fills_a_cold_mirror_and_holds_nothing(office: Office) -> None:
+    payer = await make_payer(office, amount="1")
+    await office.holds.check(hold_of(payer, NANO))
+    with pytest.raises(InsufficientFundsError):
+        await office.holds.check(hold_of(payer, NANO + 1))
+    assert await office.pipe.run("EXISTS", _mirror_keys(payer.user_id)[0])
+    assert await office.holds.find_leases(expired=False, limit=10) == []

@@ -206,4 +206,11 @@ MUTATIONS = (
         "local tat = false and",
         "tests/faults/test_limits.py",
     ),
+    Mutation(
+        "a right to fill is taken of a cold mirror alone",
+        "billing/holds/lua/claim_cold.lua",
+        "if state[1] and not over and state[3] == life then return 0 end\nredis.call('DEL', KEYS[1])\n",
+        "",
+        "tests/billing/holds/test_holds.py",
+    ),
 )
