@@ -119,6 +119,10 @@ class BooksMachine(RuleBasedStateMachine):
                 self.scene.open_gates()
                 for worker in {worker.id: worker for worker, _ in self.live.values()}.values():
                     await worker.calls.close(1.0)
+                # Workers that died, and those of this example, have connections of their own: they end with them.
+                for connections in self.scene.connections:
+                    held, connections.database._held = connections.database._held, []
+                    await asyncio.gather(*(connection.close() for connection in held))
 
         self.run(close())
 
