@@ -30,7 +30,7 @@ from proxy.services.operator import OPERATOR
 from proxy.services.public import PUBLIC
 from proxy.services.runtime import RUNTIME
 from proxy.telemetry.request_log import TELEMETRY, tell_requests
-from proxy.telemetry.shared_counters import Seat
+from proxy.telemetry.shared_counters import WorkerSlot
 
 _log = structlog.get_logger("tuma.requests")
 LIMITS = web.AppKey("limits", LimitSettings)
@@ -41,12 +41,12 @@ _hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
+def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Application:
     """Return the application; servers are reached when it starts, not before.
 
     Args:
         settings: everything configurable.
-        seat: of this worker at its master's board; None for a worker that is alone.
+        slot: of this worker in its master's shared counters; None for a worker that is alone.
     """
     app = web.Application(
         client_max_size=settings.limits.body_bytes, middlewares=[tell_requests, answer_errors, guard_admin]
@@ -58,7 +58,7 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     app[CORS] = cors = Cors(settings.cors)
     app[DRAINING] = draining = asyncio.Event()
     app[HEADS] = Heads(usual, cors, draining)
-    app.cleanup_ctx.append(_services(settings, seat))
+    app.cleanup_ctx.append(_services(settings, slot))
     app.on_response_prepare.append(_finish_head)
     app.on_shutdown.append(_end_feeds)
     endpoints = (*ENDPOINTS, *ADMIN)
@@ -67,9 +67,11 @@ def init_app(settings: Settings, seat: Seat | None = None) -> web.Application:
     return app
 
 
-def _services(settings: Settings, seat: Seat | None) -> Callable[[web.Application], AsyncIterator[None]]:
+def _services(
+    settings: Settings, slot: WorkerSlot | None
+) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        async with open_services(settings, seat) as records:
+        async with open_services(settings, slot) as records:
             app[RUNTIME] = records.runtime
             app[CALL] = records.call
             app[ACCOUNT] = records.account

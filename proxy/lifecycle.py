@@ -64,7 +64,7 @@ from proxy.services.public import PublicServices
 from proxy.services.runtime import Runtime
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.request_log import Telemetry
-from proxy.telemetry.shared_counters import Seat
+from proxy.telemetry.shared_counters import WorkerSlot
 from proxy.telemetry.tracing import open_tracing
 from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
@@ -104,12 +104,12 @@ class Records:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIterator[Records]:
+async def open_services(settings: Settings, slot: WorkerSlot | None = None) -> AsyncIterator[Records]:
     """Make the rooms, warm what a first call would wait for, and close everything in order afterwards.
 
     Args:
         settings: everything configurable.
-        seat: of this worker at its master's board; None for a worker that is alone.
+        slot: of this worker in its master's shared counters; None for a worker that is alone.
 
     Raises:
         MigrationError: the schema is not this version's.
@@ -121,7 +121,7 @@ async def open_services(settings: Settings, seat: Seat | None = None) -> AsyncIt
     late, replica = open_late(pools["api"], name=_NAME, meters=meters)
     operators_late, operators_replica = open_late(pools["operator"], name=_NAME, meters=meters)
     replicas = [found for found in (replica, operators_replica) if found is not None]
-    runtime = _make_runtime(settings, pools, replicas, meters, seat)
+    runtime = _make_runtime(settings, pools, replicas, meters, slot)
     drops = CacheDrops(
         Wallets(pools["proxy"]),
         holds=runtime.holds,
@@ -150,7 +150,7 @@ def _make_runtime(
     pools: Mapping[Role, Database],
     replicas: Sequence[Database],
     meters: Meters,
-    seat: Seat | None,
+    slot: WorkerSlot | None,
 ) -> Runtime:
     worker_id = new_id()
     database, keeper, operator = pools["proxy"], pools["keeper"], pools["operator"]
@@ -187,7 +187,7 @@ def _make_runtime(
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
-        metrics=Metrics(meters, Observer(operator, settings.metrics, settings.fx), settings.metrics, seat),
+        metrics=Metrics(meters, Observer(operator, settings.metrics, settings.fx), settings.metrics, slot),
         tracing=open_tracing(settings),
         watchers=Watchers(Feeds(database, settings.feed), settings.feed),
         tasks=TrackedTasks(),

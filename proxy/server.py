@@ -15,7 +15,7 @@ from proxy.app import init_app
 from proxy.http.connection import ClientRunner, ClientServer
 from proxy.public.health import DRAINING
 from proxy.services.runtime import RUNTIME
-from proxy.telemetry.shared_counters import Seat
+from proxy.telemetry.shared_counters import WorkerSlot
 
 _log = structlog.get_logger("tuma.server")
 _BACKLOG = 4096
@@ -56,7 +56,7 @@ async def serve_worker(
     *,
     on_ready: Callable[[], None],
     stop: asyncio.Event | None = None,
-    seat: Seat | None = None,
+    slot: WorkerSlot | None = None,
 ) -> None:
     """Accept calls on ``listener`` until SIGTERM or SIGINT, then finish: streams within ``shutdown_s``, settlements all.
 
@@ -65,13 +65,13 @@ async def serve_worker(
         listener: bound and listening; shared between workers.
         on_ready: called once calls are accepted.
         stop: another way to ask for the end.
-        seat: of this worker at its master's board; None for a worker that is alone.
+        slot: of this worker in its master's shared counters; None for a worker that is alone.
     """
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = init_app(settings, seat)
+    app = init_app(settings, slot)
     runner = ClientRunner(
         app,
         limits=settings.limits,

@@ -21,13 +21,13 @@ class StatusChecks:
     """Asks payment providers for payers who wait.
 
     Args:
-        desk: who asks and applies the answer.
+        worker: who asks and applies the answer.
         pipe: Redis, where the workers agree on whose turn it is.
         settings: how often, how long, how many at once.
     """
 
-    def __init__(self, desk: PaymentWorker, pipe: RedisWay, settings: PaymentSettings) -> None:
-        self._desk = desk
+    def __init__(self, worker: PaymentWorker, pipe: RedisWay, settings: PaymentSettings) -> None:
+        self._worker = worker
         self._pipe = pipe
         self._settings = settings
         self._asking = 0
@@ -40,7 +40,7 @@ class StatusChecks:
         Raises:
             PostgresUnavailableError: nothing can be looked up.
         """
-        if intent.state not in ("pending", "failed") or intent.provider not in self._desk.providers:
+        if intent.state not in ("pending", "failed") or intent.provider not in self._worker.providers:
             return False
         if self._asking >= self._settings.waiting_max:
             return False
@@ -49,7 +49,7 @@ class StatusChecks:
             if not await self._has_turn(intent):
                 return False
             async with asyncio.timeout(self._settings.waiting_s):
-                await self._desk.look_at(intent.id)
+                await self._worker.look_at(intent.id)
         except TimeoutError:
             _log.warning(
                 "payments.failed", provider=intent.provider, error="no answer while the payer waited"

@@ -1,4 +1,4 @@
-"""The desk where payments are looked into: webhooks, intents that nobody told of, refunds under way, and what was missed.
+"""Where payments are followed up: webhooks, intents that nobody told of, refunds under way, and what was missed.
 
 Everything ends in the same step: ask the provider for a transaction's whole standing, and apply it (``billing/payments/payments.py``). A crash
 anywhere leaves work that is due again: an event that was not ended, an intent or a reversal whose next question comes.

@@ -7,7 +7,7 @@ cost, and hands that to ``Calls.end``. It runs as a tracked task, so that nobody
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -37,6 +37,7 @@ _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
+_REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
 
 class Answer:
@@ -94,6 +95,29 @@ class Answer:
         await self.note_id(self.services.upstream.generation_id(self.response))
         self.call.stages.mark("note")
 
+    async def read_whole(self) -> bytes:
+        """Read an answer that is not streamed to its end.
+
+        Raises:
+            UpstreamError, UpstreamTimeoutError: it broke off, or is larger than ``TUMA_UPSTREAM__ANSWER_BYTES``.
+        """
+        assert self.response is not None
+        most = self.services.settings.upstream.answer_bytes
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while piece := await self.response.read_some():
+                pieces.append(piece)
+                size += len(piece)
+                if size > most:
+                    raise UpstreamError("The provider's answer is too large.")
+        except TimeoutError as error:
+            self.outcome = "upstream_timeout"
+            raise UpstreamTimeoutError("The provider stopped answering.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
+        return b"".join(pieces)
+
     def accept(self) -> None:
         """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
         self.services.quota.served(self.call.call_id)
@@ -104,6 +128,28 @@ class Answer:
         if isinstance(error, UpstreamRefusesUsError):
             self.services.quota.refused(self.call.call_id, error.reason)
         return error
+
+    def refusal_inside(self, code: str | None, body: bytes) -> ProxyError:
+        """Return the error for a refusal that came inside a 200."""
+        is_status = code is not None and code.isdecimal() and 400 <= int(code) <= 599  # noqa: PLR2004 - HTTP
+        return self.refusal(int(code) if code is not None and is_status else 502, body, {})
+
+    async def confirm_open(self) -> None:
+        """Wait for the commit that opens the call; after it, bytes of the answer may reach the client.
+
+        Raises:
+            InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: it could not be opened; the house pays.
+        """
+        self.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
+        try:
+            await self.services.calls.confirm_open(self.call)
+            self.begun = True
+        except TumaError as error:
+            self.house = True
+            self.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
+            raise
+        finally:
+            self.call.stages.mark("open")
 
     async def note_id(self, generation_id: str | None) -> None:
         """Note the provider's id of the answer, once; an id that no record could be asked for by is none.
@@ -117,6 +163,16 @@ class Answer:
                 await self.services.calls.leases.note(self.call, generation_id=generation_id)
             else:
                 self.services.calls.leases.note_soon(self.call, generation_id=generation_id)
+
+    def price_usage(self) -> Callable[[Mapping[str, Any]], str | None] | None:
+        """Return what makes ``usage.cost`` for a provider that sends none; None where its own figure must be asked for."""
+        return self._price_by_book if self.services.upstream.bills_by_price_book else None
+
+    def _price_by_book(self, said: Mapping[str, Any]) -> str | None:
+        usage = usage_from_openai(said)
+        if usage == Usage():
+            return None  # it may be counted here, at the end
+        return format_usd(nanousd_from_attousd(cost_attousd(self.call.quote.price, usage)))
 
     def mark_first_byte(self) -> None:
         """Note when the provider's first byte came, in milliseconds since arrival."""
@@ -139,6 +195,19 @@ class Answer:
                     self._conclude(), name=f"conclude {self.call.call_id}"
                 )
         return self._conclusion
+
+    async def settled(self) -> Settlement | None:
+        """Wait a bounded time for the settlement, so that a caller who looks at the balance next sees this call in it.
+
+        Where the cost must be told, the provider's records are waited for, too.
+        """
+        settings = self.services.settings
+        wait_s = settings.batch.settle_wait_s
+        if self.ask.dialect.tells_cost:
+            wait_s += settings.upstream.generation_wait_s
+        task = self.conclude()
+        done = await wait_until_done(task, wait_s)
+        return task.result() if done and not task.cancelled() and task.exception() is None else None
 
     def _reported(self) -> Evidence | None:
         """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
@@ -260,52 +329,3 @@ class Answer:
     def _release_connection(self) -> None:
         if self.response is not None:
             self.response.close()  # an answer that was read to its end has no connection any more
-
-
-_REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
-
-
-async def _confirm_open(answer: Answer) -> None:
-    answer.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
-    try:
-        await answer.services.calls.confirm_open(answer.call)
-        answer.begun = True
-    except TumaError as error:
-        answer.house = True
-        answer.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
-        raise
-    finally:
-        answer.call.stages.mark("open")
-
-
-async def _settled(answer: Answer) -> Settlement | None:
-    """Wait a bounded time for the settlement, so that a caller who looks at the balance next sees this call in it.
-
-    Where the cost must be told, the provider's records are waited for, too.
-    """
-    settings = answer.services.settings
-    wait_s = settings.batch.settle_wait_s
-    if answer.ask.dialect.tells_cost:
-        wait_s += settings.upstream.generation_wait_s
-    task = answer.conclude()
-    done = await wait_until_done(task, wait_s)
-    return task.result() if done and not task.cancelled() and task.exception() is None else None
-
-
-def _price_usage(answer: Answer) -> Any:
-    """Return what makes ``usage.cost`` for a provider that sends none; None where its own figure must be asked for."""
-    if not answer.services.upstream.bills_by_price_book:
-        return None
-
-    def price(said: Mapping[str, Any]) -> str | None:
-        usage = usage_from_openai(said)
-        if usage == Usage():
-            return None  # it may be counted here, at the end
-        return format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))
-
-    return price
-
-
-def _error_status(code: str | None) -> int:
-    """Return the HTTP status that an error inside a 200 stands for."""
-    return int(code) if code is not None and code.isdecimal() and 400 <= int(code) <= 599 else 502  # noqa: PLR2004 - HTTP

@@ -1,11 +1,10 @@
 """A whole answer."""
 
-import aiohttp
 from aiohttp import web
 
-from proxy.call.answer import Answer, _confirm_open, _error_status, _price_usage, _settled
+from proxy.call.answer import Answer
 from proxy.call.cost import cost_headers, cost_json
-from proxy.http.errors import UpstreamError, UpstreamTimeoutError
+from proxy.http.errors import UpstreamError
 from proxy.http.fast_answer import HEADS
 from proxy.http.request_facts import facts_of, standard_headers
 from proxy.protocol.json_document import with_member
@@ -22,43 +21,24 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
         PostgresUnavailableError: the call could not be opened; the house pays what the provider billed.
     """
     answer.outcome = "upstream_error"
-    body = await _read_answer(answer)
+    body = await answer.read_whole()
     answer.mark_first_byte()
-    answer.plain = plain = read_plain(body, price_usage=_price_usage(answer))
+    answer.plain = plain = read_plain(body, price_usage=answer.price_usage())
     answer.complete = True
     await answer.note_id(plain.generation_id)
-    await _confirm_open(answer)
+    await answer.confirm_open()
     if not plain.is_object:
         raise UpstreamError("The provider's answer is not a JSON object.")
     if plain.error is not None and not plain.completion_text:
-        raise answer.refusal(_error_status(plain.error.code), plain.body, {})
+        raise answer.refusal_inside(plain.error.code, plain.body)
     answer.accept()
     answer.outcome = "completed" if _still_there(request) else "client_gone"
-    settlement = await _settled(answer)
+    settlement = await answer.settled()
     body = plain.body
     if answer.ask.dialect.tells_cost:
         body = with_member(body, "tuma", cost_json(answer, settlement))
     headers = {**standard_headers(request), **cost_headers(answer, settlement)}
     return facts_of(request).app[HEADS].answer(request, body, headers)
-
-
-async def _read_answer(answer: Answer) -> bytes:
-    assert answer.response is not None
-    most = answer.services.settings.upstream.answer_bytes
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        while piece := await answer.response.read_some():
-            pieces.append(piece)
-            size += len(piece)
-            if size > most:
-                raise UpstreamError("The provider's answer is too large.")
-    except TimeoutError as error:
-        answer.outcome = "upstream_timeout"
-        raise UpstreamTimeoutError("The provider stopped answering.") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
-    return b"".join(pieces)
 
 
 def _still_there(request: web.Request) -> bool:

@@ -11,7 +11,7 @@ from aiohttp import web
 from billing.calls.outcome import Settlement
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
-from proxy.call.answer import Answer, _confirm_open, _error_status, _price_usage, _settled
+from proxy.call.answer import Answer
 from proxy.call.cost import cost_json
 from proxy.call.plain import relay_plain
 from proxy.http.connection import ClientWatch, watch_client
@@ -44,7 +44,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
     answer.meter = answer.ask.dialect.meter(
         include_usage=answer.ask.include_usage,
         event_bytes_max=settings.upstream.event_bytes,
-        price_usage=_price_usage(answer),
+        price_usage=answer.price_usage(),
     )
     relay = _StreamRelay(request, answer, answer.meter)
     answer.call.progress = relay.progress
@@ -149,14 +149,14 @@ class _StreamRelay:
         error = self._meter.error
         if self._client is None and error is not None and self._meter.events == 0:
             self._answer.complete = True
-            raise self._answer.refusal(
-                _error_status(error.code), json.dumps({"error": error.raw}, default=str).encode(), {}
+            raise self._answer.refusal_inside(
+                error.code, json.dumps({"error": error.raw}, default=str).encode()
             )
 
     async def _begin(self) -> web.StreamResponse:
         """Begin the response; no byte reaches the client before the call is open in Postgres."""
         self._answer.accept()
-        await _confirm_open(self._answer)
+        await self._answer.confirm_open()
         request = self._request
         response = facts_of(request).app[HEADS].stream(request, standard_headers(request))
         await response.prepare(request)
@@ -195,7 +195,7 @@ class _StreamRelay:
         if not self._meter.done and not self._meter.finished and self._meter.error is None:
             return await self._broken(UpstreamError("The provider's answer broke off."))
         answer.outcome = "upstream_error" if self._meter.error is not None else "completed"
-        settlement = await _settled(answer)
+        settlement = await answer.settled()
         await self._finish(self._cost_event(settlement) + self._meter.done_event)
         return self._client
 
@@ -206,7 +206,7 @@ class _StreamRelay:
         await self._write_on(self._meter.error_event(error_object(error)))
         told = b""
         if self._answer.ask.dialect.tells_cost:
-            told = self._cost_event(await _settled(self._answer))
+            told = self._cost_event(await self._answer.settled())
         await self._finish(told)
         return self._client
 
@@ -226,7 +226,7 @@ class _StreamRelay:
         )
         self._client = self._client or await self._begin()
         answer.response.close()  # type: ignore[union-attr]  # the provider stops here
-        settlement = await _settled(answer)
+        settlement = await answer.settled()
         end = self._meter.clean_end(usage_json=usage_json)
         await self._finish(end + self._cost_event(settlement) + self._meter.done_event)
         return self._client

@@ -22,7 +22,7 @@ from billing.meters import Meters, Metric, Reading, merge
 from billing.monitoring.gauges import OBSERVED, Observer
 from config.logging import LEVELS, change_level
 from config.settings import MetricSettings
-from proxy.telemetry.shared_counters import Seat
+from proxy.telemetry.shared_counters import WorkerSlot
 
 _NANO_DECIMALS = 9
 _log = structlog.get_logger("tuma.metrics")
@@ -40,22 +40,22 @@ class Metrics:
         meters: of this process.
         observer: who asks Postgres.
         settings: pace.
-        seat: at the board of the master; None for a worker that is alone.
+        slot: at the shared counters of the master; None for a worker that is alone.
     """
 
     def __init__(
-        self, meters: Meters, observer: Observer, settings: MetricSettings, seat: Seat | None = None
+        self, meters: Meters, observer: Observer, settings: MetricSettings, slot: WorkerSlot | None = None
     ) -> None:
         self.meters = meters
         self._observer = observer
         self._settings = settings
-        self._seat = seat
+        self._slot = slot
         self._too_many = False
-        if seat is not None:
-            meters.carry(seat.before())
+        if slot is not None:
+            meters.carry(slot.before())
             self.publish()
-            if seat.board.level is not None:  # it was changed before this worker replaced another
-                change_level(seat.board.level)
+            if slot.shared.level is not None:  # it was changed before this worker replaced another
+                change_level(slot.shared.level)
 
     async def hear_level(self, level: str) -> None:
         """Take over a log level that was set for all; what is none changes nothing."""
@@ -65,13 +65,13 @@ class Metrics:
         if before != level:
             _log.warning("log.level_changed", before=before, after=level)
         change_level(level)
-        if self._seat is not None:
-            self._seat.board.level = level
+        if self._slot is not None:
+            self._slot.shared.level = level
 
     def publish(self) -> Reading:
         """Show this worker's numbers to the others; return them."""
         reading = self.meters.take()
-        if self._seat is not None and not self._seat.publish(reading) and not self._too_many:
+        if self._slot is not None and not self._slot.publish(reading) and not self._too_many:
             self._too_many = True
             _log.error("metrics.too_many")
         return reading
@@ -88,7 +88,7 @@ class Metrics:
         """Write all numbers down."""
         observed = await self._observer.read()
         # What is shown was published before: should this worker die now, nothing goes back.
-        readings = [self.publish(), *([] if self._seat is None else self._seat.others())]
+        readings = [self.publish(), *([] if self._slot is None else self._slot.others())]
         known = {metric.name: metric for metric in (*self.meters.metrics, *OBSERVED, *OF_MASTER)}
         largest = frozenset(name for name, metric in known.items() if metric.of_all)
         registry = CollectorRegistry()
@@ -96,13 +96,13 @@ class Metrics:
         return generate_latest(registry)
 
     def _of_master(self) -> Reading:
-        board = None if self._seat is None else self._seat.board
+        shared = None if self._slot is None else self._slot.shared
         return Reading(
-            {_RESTARTS.name: [[[], 0 if board is None else board.restarts]]},
+            {_RESTARTS.name: [[[], 0 if shared is None else shared.restarts]]},
             {},
             {
                 _BUILD.name: [[[version("tuma"), platform.python_version()], 1]],
-                _WORKERS.name: [[[], 1 if board is None else board.taken]],
+                _WORKERS.name: [[[], 1 if shared is None else shared.taken]],
             },
         )
 

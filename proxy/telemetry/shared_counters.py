@@ -1,10 +1,10 @@
 """What the workers of one master tell each other: memory that they share, made by the master before it forks.
 
-Each worker has a seat, and publishes its numbers there. Whoever is scraped adds up all seats. A worker that dies leaves
-its last numbers; its replacement takes the seat over and goes on counting from them. So nothing shown goes back, there
+Each worker has a slot, and publishes its numbers there. Whoever is scraped adds up all slots. A worker that dies leaves
+its last numbers; its replacement takes the slot over and goes on counting from them. So nothing shown goes back, there
 are no files to clean up, and no worker waits for another.
 
-A seat has two halves that are written in turn, each with its length and checksum: a worker killed while it writes
+A slot has two halves that are written in turn, each with its length and checksum: a worker killed while it writes
 leaves the other half whole.
 """
 
@@ -20,23 +20,23 @@ from config.settings import LogLevel
 
 _WORD = struct.Struct("<Q")
 _RESTARTS, _LEVEL, _HEAD_BYTES = 0, 8, 16
-_SEAT = struct.Struct("<QQ")  # taken, turn
+_SLOT = struct.Struct("<QQ")  # taken, turn
 _HALF = struct.Struct("<II")  # length, checksum
 _HALF_BYTES = 2 * 1024 * 1024  # pages that are never written take no memory
-_SEAT_BYTES = _SEAT.size + 2 * _HALF_BYTES
+_SLOT_BYTES = _SLOT.size + 2 * _HALF_BYTES
 _READS_MAX = 5  # of a half that was written anew meanwhile
 
 
-class Board:
+class SharedCounters:
     """The memory.
 
     Args:
-        seats: one for each worker.
+        slots: one for each worker.
     """
 
-    def __init__(self, seats: int) -> None:
-        self.seats = seats
-        self._memory = mmap.mmap(-1, _HEAD_BYTES + seats * _SEAT_BYTES)
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._memory = mmap.mmap(-1, _HEAD_BYTES + slots * _SLOT_BYTES)
 
     @property
     def restarts(self) -> int:
@@ -53,35 +53,35 @@ class Board:
     def level(self, level: LogLevel) -> None:
         _WORD.pack_into(self._memory, _LEVEL, LEVELS.index(level) + 1)
 
-    def leave(self, seat: int) -> None:
+    def leave(self, slot: int) -> None:
         """Note that a worker died; the master alone does."""
         _WORD.pack_into(self._memory, _RESTARTS, self.restarts + 1)
-        at = self._at(seat)
-        _SEAT.pack_into(self._memory, at, 0, _SEAT.unpack_from(self._memory, at)[1])
+        at = self._at(slot)
+        _SLOT.pack_into(self._memory, at, 0, _SLOT.unpack_from(self._memory, at)[1])
 
     @staticmethod
-    def _at(seat: int) -> int:
-        return _HEAD_BYTES + seat * _SEAT_BYTES
+    def _at(slot: int) -> int:
+        return _HEAD_BYTES + slot * _SLOT_BYTES
 
-    def publish(self, seat: int, reading: Reading) -> bool:
+    def publish(self, slot: int, reading: Reading) -> bool:
         """Show a worker's numbers; False when they are too many."""
         text = orjson.dumps(reading)
         if len(text) > _HALF_BYTES - _HALF.size:
             return False
-        at = self._at(seat)
-        turn = _SEAT.unpack_from(self._memory, at)[1] + 1
-        half = at + _SEAT.size + turn % 2 * _HALF_BYTES
+        at = self._at(slot)
+        turn = _SLOT.unpack_from(self._memory, at)[1] + 1
+        half = at + _SLOT.size + turn % 2 * _HALF_BYTES
         _HALF.pack_into(self._memory, half, len(text), zlib.crc32(text))
         self._memory[half + _HALF.size : half + _HALF.size + len(text)] = text
-        _SEAT.pack_into(self._memory, at, 1, turn)
+        _SLOT.pack_into(self._memory, at, 1, turn)
         return True
 
-    def read(self, seat: int) -> Reading:
+    def read(self, slot: int) -> Reading:
         """Return what a worker showed last; of one that is gone, what it counted."""
-        at = self._at(seat)
+        at = self._at(slot)
         for _ in range(_READS_MAX):
-            taken, turn = _SEAT.unpack_from(self._memory, at)
-            half = at + _SEAT.size + turn % 2 * _HALF_BYTES
+            taken, turn = _SLOT.unpack_from(self._memory, at)
+            half = at + _SLOT.size + turn % 2 * _HALF_BYTES
             length, checksum = _HALF.unpack_from(self._memory, half)
             text = self._memory[half + _HALF.size : half + _HALF.size + length]
             if turn and zlib.crc32(text) == checksum:
@@ -92,29 +92,29 @@ class Board:
     @property
     def taken(self) -> int:
         """How many workers live."""
-        return sum(bool(_SEAT.unpack_from(self._memory, self._at(seat))[0]) for seat in range(self.seats))
+        return sum(bool(_SLOT.unpack_from(self._memory, self._at(slot))[0]) for slot in range(self.slots))
 
 
-class Seat:
-    """One worker's place at the board.
+class WorkerSlot:
+    """One worker's place in the shared counters.
 
     Args:
-        board: of the master.
-        number: of the seat.
+        shared: of the master.
+        number: of the slot.
     """
 
-    def __init__(self, board: Board, number: int) -> None:
-        self.board = board
+    def __init__(self, shared: SharedCounters, number: int) -> None:
+        self.shared = shared
         self._number = number
 
     def publish(self, reading: Reading) -> bool:
         """Show this worker's numbers; False when they are too many."""
-        return self.board.publish(self._number, reading)
+        return self.shared.publish(self._number, reading)
 
     def before(self) -> Reading:
-        """Return what the worker showed last whose seat this was."""
-        return self.board.read(self._number)
+        """Return what the worker showed last whose slot this was."""
+        return self.shared.read(self._number)
 
     def others(self) -> list[Reading]:
         """Return what the other workers showed last."""
-        return [self.board.read(seat) for seat in range(self.board.seats) if seat != self._number]
+        return [self.shared.read(slot) for slot in range(self.shared.slots) if slot != self._number]

@@ -133,9 +133,9 @@ async def _send(office: Office, refund: Refund) -> str:
     """Have the provider asked by this very command, so that the operator sees what it says; a server does so otherwise."""
     if refund.state != "requested":
         return "before: this is the refund that was begun with this key"
-    async with _open_desk(office) as desk:
+    async with _open_worker(office) as worker:
         try:
-            refused = await desk.send_refund(refund.id)
+            refused = await worker.send_refund(refund.id)
         except PaymentsUnavailableError as error:
             return f"not yet: {error}; the money is set aside, and a running `tuma serve` asks again"
     if refused is None:
@@ -144,14 +144,14 @@ async def _send(office: Office, refund: Refund) -> str:
 
 
 @asynccontextmanager
-async def _open_desk(office: Office) -> AsyncIterator[PaymentWorker]:
+async def _open_worker(office: Office) -> AsyncIterator[PaymentWorker]:
     settings = office.settings
     database = Database(settings.postgres, name="tuma command", role="webhook", connections_max=1)
-    desk = PaymentWorker(database, make_payment_apis(settings), settings.payments)
+    worker = PaymentWorker(database, make_payment_apis(settings), settings.payments)
     try:
-        yield desk
+        yield worker
     finally:
-        await desk.close()
+        await worker.close()
         await database.close()
 
 

@@ -17,12 +17,12 @@ from config.logging import configure_logging
 from config.secrets import find_secrets
 from config.settings import Settings
 from proxy.server import address_of, bind, serve_worker
-from proxy.telemetry.shared_counters import Board, Seat
+from proxy.telemetry.shared_counters import SharedCounters, WorkerSlot
 
 _log = structlog.get_logger("tuma.server")
 _PARENT_POLL_S = 1.0
 _RESTART_PAUSE_S = 0.5
-_NO_SEAT = -1
+_NO_SLOT = -1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -51,26 +51,26 @@ class _Master:
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._settings = settings
         self._listener = listener
-        self._workers: dict[int, int] = {}  # the seat of each, by its pid
-        self._board = Board(settings.workers)
+        self._workers: dict[int, int] = {}  # the slot of each, by its pid
+        self._shared = SharedCounters(settings.workers)
         self._stopping = False
 
     def run(self) -> None:
         for number in _STOP_SIGNALS:
             signal.signal(number, self._stop)
         ready, tell_ready = os.pipe()
-        for seat in range(self._settings.workers):
-            self._fork(tell_ready, seat)
+        for slot in range(self._settings.workers):
+            self._fork(tell_ready, slot)
         self._wait_ready(ready)
         while self._workers:
             with contextlib.suppress(ChildProcessError, InterruptedError):
                 pid, status = os.wait()
-                seat = self._workers.pop(pid, _NO_SEAT)
-                if not self._stopping and seat != _NO_SEAT:
+                slot = self._workers.pop(pid, _NO_SLOT)
+                if not self._stopping and slot != _NO_SLOT:
                     _log.error("worker.died", pid=pid, status=status)
-                    self._board.leave(seat)
+                    self._shared.leave(slot)
                     time.sleep(_RESTART_PAUSE_S)
-                    self._fork(tell_ready, seat)
+                    self._fork(tell_ready, slot)
 
     def _wait_ready(self, ready: int) -> None:
         """Announce when every worker accepts; stop all if one cannot start."""
@@ -94,12 +94,12 @@ class _Master:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def _fork(self, tell_ready: int, seat: int) -> None:
+    def _fork(self, tell_ready: int, slot: int) -> None:
         """Start a worker, unless the end was asked for meanwhile: one forked then would never hear of it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         if self._stopping or (pid := os.fork()):
             if not self._stopping:
-                self._workers[pid] = seat
+                self._workers[pid] = slot
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
             return
         status = 1
@@ -107,7 +107,7 @@ class _Master:
             for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-            uvloop.run(self._work(os.getppid(), tell_ready, seat))
+            uvloop.run(self._work(os.getppid(), tell_ready, slot))
             status = 0
         except Exception as error:  # noqa: BLE001 - a forked child must not run the parent's code after this
             sys.stderr.write(f"tuma: worker {os.getpid()}: {error}\n")
@@ -115,7 +115,7 @@ class _Master:
         finally:
             os._exit(status)
 
-    async def _work(self, parent: int, tell_ready: int, seat: int) -> None:
+    async def _work(self, parent: int, tell_ready: int, slot: int) -> None:
         stop = asyncio.Event()
         watch = asyncio.get_running_loop().create_task(_follow_parent(parent, stop))
         try:
@@ -124,7 +124,7 @@ class _Master:
                 self._listener,
                 on_ready=lambda: _write_all(tell_ready, b"+"),
                 stop=stop,
-                seat=Seat(self._board, seat),
+                slot=WorkerSlot(self._shared, slot),
             )
         finally:
             watch.cancel()

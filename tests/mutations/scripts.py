@@ -83,8 +83,8 @@ MUTATIONS = (
     Mutation(
         "a stop is heard while a worker is replaced",
         "scripts/programs/serve.py",
-        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers[pid] = seat",
-        "        if pid := os.fork():\n            self._workers[pid] = seat",
+        "        if self._stopping or (pid := os.fork()):\n            if not self._stopping:\n                self._workers[pid] = slot",
+        "        if pid := os.fork():\n            self._workers[pid] = slot",
         "tests/faults/test_kill.py",
     ),
 )

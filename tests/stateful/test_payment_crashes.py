@@ -52,7 +52,9 @@ class Crew:
         self._databases = {
             role: Database(settings.postgres, name=name, role=role) for role in ("webhook", "api", "operator")
         }
-        self.desk = PaymentWorker(self._databases["webhook"], make_payment_apis(settings), settings.payments)
+        self.worker = PaymentWorker(
+            self._databases["webhook"], make_payment_apis(settings), settings.payments
+        )
         self.intents = Intents(self._databases["api"])
         self.refunds = Refunds(self._databases["operator"])
         self.clock = self._databases["clock"] = Database(settings.postgres, name=name)
@@ -69,7 +71,7 @@ class Crew:
             return int(await connection.fetchval(f"SELECT count(*) FROM {query}", *values))
 
     async def close(self) -> None:
-        await self.desk.close()
+        await self.worker.close()
         for database in self._databases.values():
             await database.close()
 
@@ -100,7 +102,7 @@ class Story:
             await crew.refunds.begin(
                 self.provider, self._txn_id, amount_nano=REFUNDED * NANO, reason="they asked"
             )
-        await crew.desk.work()
+        await crew.worker.work()
         await self._post(crew)
         if self.dispute_id is None:
             payment = self.psp.books.payments[self.payment_id]
@@ -129,7 +131,7 @@ class Story:
             poll_after_s=30,
             live_max=20,
         )
-        return await crew.desk.open_page(intent, email="ada@example.com", return_url=None)
+        return await crew.worker.open_page(intent, email="ada@example.com", return_url=None)
 
     async def _post(self, crew: Crew) -> None:
         """Deliver some of the webhooks that there are, in any order, some of them again; then work on them."""
@@ -138,14 +140,14 @@ class Story:
             event for event in told if self.dice.random() < (0.3 if event.id in self.delivered else 0.7)
         ]
         self.dice.shuffle(chosen)
-        api = crew.desk.api_of(self.provider)
+        api = crew.worker.api_of(self.provider)
         for event in chosen[-6:]:
             key = api.read_webhook(event.body).key or hashlib.sha256(event.body).hexdigest()
-            await crew.desk.payments.receive(self.provider, key, event.body.decode())
+            await crew.worker.payments.receive(self.provider, key, event.body.decode())
             self.delivered.add(event.id)
         if self.dice.random() < 0.5:
             await crew.let_time_pass()
-        await crew.desk.work()
+        await crew.worker.work()
 
     async def recover(self, crew: Crew) -> None:
         """Go on to the end, and look until nothing is open any more."""
@@ -158,7 +160,7 @@ class Story:
                 "payment_intents WHERE state <> 'paid' AND wallet_id = $1", self.payer.wallet_id
             ):
                 await crew.let_time_pass()
-                await crew.desk.work()
+                await crew.worker.work()
 
 
 @dataclass

@@ -39,7 +39,7 @@ MUTATIONS = (
         "tests/proxy/payments/test_topups.py",
     ),
     Mutation(
-        "an event of an end makes the desk look at the intent",
+        "an event of an end makes the worker look at the intent",
         "billing/payments/worker.py",
         'payment.state in ("failed", "expired")',
         'payment.state == "never"',

@@ -34,14 +34,14 @@ MUTATIONS = (
     Mutation(
         "the cost is told after the settlement",
         "proxy/call/stream.py",
-        "        settlement = await _settled(answer)\n        await self._finish(self._cost_event(settlement) + self._meter.done_event)",
+        "        settlement = await answer.settled()\n        await self._finish(self._cost_event(settlement) + self._meter.done_event)",
         "        await self._finish(self._cost_event(None) + self._meter.done_event)",
         "tests/proxy/call/test_api_chat.py",
     ),
     Mutation(
         "a stream that breaks tells its cost",
         "proxy/call/stream.py",
-        "            told = self._cost_event(await _settled(self._answer))\n",
+        "            told = self._cost_event(await self._answer.settled())\n",
         '            told = b""\n',
         "tests/proxy/call/test_api_chat.py",
     ),
@@ -83,8 +83,8 @@ MUTATIONS = (
     Mutation(
         "no byte before the call is open",
         "proxy/call/answer.py",
-        "        await answer.services.calls.confirm_open(answer.call)",
-        "        pass",
+        "            await self.services.calls.confirm_open(self.call)",
+        "            pass",
         "tests/proxy/call/test_stream.py tests/faults/test_flush.py",
     ),
     Mutation(

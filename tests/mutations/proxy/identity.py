@@ -11,7 +11,7 @@ MUTATIONS = (
         "tests/proxy/account/test_keys.py",
     ),
     Mutation(
-        "nobody to the operator's desk without the token",
+        "nobody to the operator's endpoints without the token",
         "proxy/identity/authenticate.py",
         'return scheme.lower() == "bearer" and same',
         'return scheme.lower() == "bearer"',

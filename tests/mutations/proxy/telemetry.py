@@ -13,7 +13,7 @@ MUTATIONS = (
     Mutation(
         "a worker's replacement goes on from its counters",
         "proxy/telemetry/metrics.py",
-        "            meters.carry(seat.before())\n",
+        "            meters.carry(slot.before())\n",
         "",
         "tests/proxy/telemetry/test_metrics.py",
     ),

@@ -389,8 +389,8 @@ class Fuzz:
     async def _check(self, data: bytes) -> str | None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**26)
         try:
-            desk = b"/admin" in data.partition(b"\r\n")[0]
-            writer.write(data.replace(_KEY, _ADMIN.encode() if desk else self._key))
+            operator = b"/admin" in data.partition(b"\r\n")[0]
+            writer.write(data.replace(_KEY, _ADMIN.encode() if operator else self._key))
             async with asyncio.timeout(_ANSWER_S):
                 return await self._read(reader, data)
         except (TimeoutError, ValueError) as error:

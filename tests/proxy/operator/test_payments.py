@@ -65,7 +65,7 @@ async def counter(settings: Settings, office: Office) -> AsyncIterator[Counter]:
             {
                 **with_admin(settings).model_dump(),
                 "paystack": {"secret_key": psp.secrets.paystack_key, "base_url": psp.paystack_url},
-                # The desk works when it is rung: what a command does, no server does first.
+                # The worker works when it is woken: what a command does, no server does first.
                 "payments": {"look_s": 30, "poll_s": 30, "timeout_s": 2},
             }
         )
@@ -134,7 +134,7 @@ async def test_a_refund_is_sent_once_however_often_it_is_ordered(counter: Counte
     assert len(counter.psp.books.refunds) == 1
     code, other = await counter.tuma(*words[:5], "2000", *words[6:])
     assert (code, other["error"]["type"]) == (1, "InputError")
-    # Over HTTP the same, sent by the server's own desk; many at once are one.
+    # Over HTTP the same, sent by the server's own worker; many at once are one.
     path, body = f"/admin/payments/paystack/{txn}/refund", {"amount": "500", "reason": "asked"}
     answers = await asyncio.gather(
         *(counter.order("POST", path, body, **{"Idempotency-Key": "k2"}) for _ in range(8))
@@ -180,15 +180,15 @@ async def test_who_sends_a_refund_stops_before_another_may_begin(
     """Paystack knows no idempotency keys: two that look, and then send, would send two."""
     txn = str((await counter.pay()).number)
     refund = await Refunds(counter.office.database).begin("paystack", txn, reason="asked")
-    desk = counter.proxy.services.payments
+    worker = counter.proxy.services.payments
     counter.psp.faults.tell(Fault("paystack", "slow", times=1, path="refund", method="GET", delay_s=5))
     monkeypatch.setattr("billing.payments.worker.WORK_MAX_S", 0.2)
     with pytest.raises(PaymentsUnavailableError, match="too long"):
-        await desk.send_refund(refund.id)
+        await worker.send_refund(refund.id)
     monkeypatch.undo()
-    assert await desk.send_refund(refund.id) is None  # it is not due yet
+    assert await worker.send_refund(refund.id) is None  # it is not due yet
     await due(counter)
-    assert await desk.send_refund(refund.id) == ""
+    assert await worker.send_refund(refund.id) == ""
     assert len(counter.psp.books.refunds) == 1
     await counter.quiet()
     await counter.agree()

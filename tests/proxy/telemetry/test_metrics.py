@@ -20,7 +20,7 @@ from billing.monitoring.gauges import Observer
 from billing.postgres.database import Database
 from config.settings import Settings
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.shared_counters import Board, Seat
+from proxy.telemetry.shared_counters import SharedCounters, WorkerSlot
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.faults.test_kill import environment
@@ -210,58 +210,58 @@ def test_models_beyond_the_bound_share_a_label() -> None:
 
 
 def test_a_replacement_goes_on_counting_and_a_torn_write_is_not_read() -> None:
-    board = Board(2)
+    shared = SharedCounters(2)
     first, other = Meters(), Meters()
-    seat, beside = Seat(board, 0), Seat(board, 1)
+    slot, beside = WorkerSlot(shared, 0), WorkerSlot(shared, 1)
     first.calls.add(3, "completed", "a")
     first.settle_lag.observe(0.02)
     first.gauge(first.metrics[0], lambda: [((), 7)])
     other.calls.add(2, "completed", "a")
-    assert seat.publish(first.take())
+    assert slot.publish(first.take())
     assert beside.publish(other.take())
-    assert board.taken == 2
-    board.leave(0)  # kill -9
+    assert shared.taken == 2
+    shared.leave(0)  # kill -9
     (left,) = beside.others()
     assert left.gauges == {}  # what it had open ended with it
     second = Meters()
-    second.carry(seat.before())
+    second.carry(slot.before())
     second.calls.add(1, "completed", "a")
-    seat.publish(second.take())
+    slot.publish(second.take())
     total = merge([*beside.others(), other.take()])
     assert total.counters["tuma_calls"] == [[["completed", "a"], 6]]
-    assert board.restarts == 1
+    assert shared.restarts == 1
     # The half that is written next is not the one that is read: a worker killed while it writes spoils nothing.
-    memory, at = board._memory, board._at(0)
-    from proxy.telemetry.shared_counters import _HALF_BYTES, _SEAT
+    memory, at = shared._memory, shared._at(0)
+    from proxy.telemetry.shared_counters import _HALF_BYTES, _SLOT
 
-    turn = _SEAT.unpack_from(memory, at)[1]
-    half = at + _SEAT.size + (turn + 1) % 2 * _HALF_BYTES
+    turn = _SLOT.unpack_from(memory, at)[1]
+    half = at + _SLOT.size + (turn + 1) % 2 * _HALF_BYTES
     memory[half : half + 64] = b"\xff" * 64
-    assert board.read(0).counters["tuma_calls"] == [[["completed", "a"], 4]]
-    half = at + _SEAT.size + turn % 2 * _HALF_BYTES
+    assert shared.read(0).counters["tuma_calls"] == [[["completed", "a"], 4]]
+    half = at + _SLOT.size + turn % 2 * _HALF_BYTES
     memory[half + 20 : half + 30] = b"\xff" * 10
-    assert board.read(0) == Reading()
+    assert shared.read(0) == Reading()
 
 
 async def test_what_is_shown_outlives_who_showed_it() -> None:
     settings = make_settings(
         postgres_dsn="postgresql://nobody@127.0.0.1:1/none", redis_url="redis://127.0.0.1:1"
     )
-    board = Board(2)
+    shared = SharedCounters(2)
     shown = Metrics(
         Meters(),
         Observer(Database(settings.postgres), settings.metrics, settings.fx),
         settings.metrics,
-        Seat(board, 0),
+        WorkerSlot(shared, 0),
     )
     shown.meters.calls.add(3, "completed", "a")
     assert value(read_page((await shown.render()).decode()), "tuma_calls_total") == 3
-    board.leave(0)  # kill -9, before it published at its pace
+    shared.leave(0)  # kill -9, before it published at its pace
     beside = Metrics(
         Meters(),
         Observer(Database(settings.postgres), settings.metrics, settings.fx),
         settings.metrics,
-        Seat(board, 1),
+        WorkerSlot(shared, 1),
     )
     page = read_page((await beside.render()).decode())
     assert value(page, "tuma_calls_total") == 3
