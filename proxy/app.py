@@ -14,7 +14,6 @@ from proxy.endpoints import ENDPOINTS
 from proxy.http.cors import Cors
 from proxy.http.errors import error_response, http_error_response, shape_of
 from proxy.http.fast_answer import HEADS, Heads
-from proxy.http.fast_routes import CONCERN
 from proxy.http.headers import UsualHeaders
 from proxy.http.request_facts import RATES, RateMemory, Refusal, call_id_of, facts_of, standard_headers
 from proxy.http.request_head import check_head, ends_connection
@@ -22,7 +21,7 @@ from proxy.identity.authenticate import IDENTITY
 from proxy.lifecycle import open_services
 from proxy.openapi.document import DOCUMENT, make_document
 from proxy.operator.endpoints import ADMIN
-from proxy.operator.guard import guard_admin, is_admins
+from proxy.operator.guard import guard_admin
 from proxy.public.health import DRAINING
 from proxy.services.account import ACCOUNT
 from proxy.services.call import CALL
@@ -51,7 +50,6 @@ def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Applicat
     app = web.Application(
         client_max_size=settings.limits.body_bytes, middlewares=[tell_requests, answer_errors, guard_admin]
     )
-    app[CONCERN] = {guard_admin: is_admins}
     app[RATES] = RateMemory()
     app[LIMITS] = settings.limits
     app[USUAL] = usual = UsualHeaders(settings.http)

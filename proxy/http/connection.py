@@ -15,7 +15,6 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from billing.ids import new_id
 from config.settings import HttpSettings, LimitSettings
 from proxy.http.errors import http_error_response
-from proxy.http.fast_routes import DirectWays
 from proxy.http.headers import UsualHeaders
 
 _log = structlog.get_logger("tuma.connections")
@@ -279,7 +278,6 @@ class ClientRunner(web.AppRunner):
         self._app.on_startup.freeze()
         await self._app.startup()
         self._app.freeze()
-        self._ways = DirectWays(self._app)
         return ClientServer(
             self._handle,
             request_factory=self._app._make_request,  # noqa: SLF001 - the same
@@ -288,10 +286,7 @@ class ClientRunner(web.AppRunner):
             **self._kwargs,
         )
 
-    def _handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
-        return self._ways.handle(request) or self._handle_otherwise(request)
-
-    async def _handle_otherwise(self, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._app._handle(request)  # noqa: SLF001 - as AppRunner's server does
         except web.HTTPException as error:

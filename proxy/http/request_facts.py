@@ -89,18 +89,13 @@ class RateMemory:
 RATES = web.AppKey("rates", RateMemory)
 
 
-def begin_facts(request: web.Request, app: web.Application, route: str | None) -> Facts:
-    """Begin to know of a request."""
-    facts = request._state[_FACTS] = Facts(app, route)  # noqa: SLF001 - the public way is three calls
-    return facts
-
-
 def facts_of(request: web.Request) -> Facts:
     """Return what is known of a request; it begins when it is first asked for."""
-    facts: Facts | None = request._state.get(_FACTS)  # noqa: SLF001 - as above
+    facts: Facts | None = request._state.get(_FACTS)  # noqa: SLF001 - the public way is three calls
     if facts is None:
         resource = request.match_info.route.resource
-        facts = begin_facts(request, request.app, None if resource is None else resource.canonical)
+        facts = Facts(request.app, None if resource is None else resource.canonical)
+        request._state[_FACTS] = facts  # noqa: SLF001 - as above
     return facts
 
 

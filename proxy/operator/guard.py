@@ -34,9 +34,9 @@ def _is_guarded(request: web.Request) -> bool:
     """Whether the path, or the route that was found for it, is the operator's; it takes only one of the two."""
     resource = request.match_info.route.resource
     paths = (request.path, "" if resource is None else resource.canonical)
-    return any(is_admins(path) for path in paths)
+    return any(_is_admins(path) for path in paths)
 
 
-def is_admins(path: str) -> bool:
+def _is_admins(path: str) -> bool:
     """Whether a path is the operator's."""
     return path == "/admin" or path.startswith("/admin/")

@@ -46,6 +46,9 @@ def environment(
     }
 
 
+_PATIENCE_S = 100.0  # a deadline that no stop waits for, on however busy a machine
+
+
 @asynccontextmanager
 async def serving(settings: Settings, **options: Any) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
@@ -347,7 +350,7 @@ async def test_a_stop_under_load_ends_soon_and_cuts_nobody_off(
     whole: list[bool] = []
     ended = asyncio.Event()
 
-    async with serving(settings) as (process, url):
+    async with serving(settings.model_copy(update={"shutdown_s": _PATIENCE_S})) as (process, url):
 
         async def load() -> None:
             headers = {"Authorization": f"Bearer {payer.secret}"}
@@ -362,12 +365,13 @@ async def test_a_stop_under_load_ends_soon_and_cuts_nobody_off(
                         await asyncio.sleep(0.05)
 
         clients = [asyncio.get_running_loop().create_task(load()) for _ in range(10)]
-        await asyncio.sleep(1)
+        async with asyncio.timeout(60):
+            while len(whole) <= 20:
+                await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 15) == 0
+        assert await asyncio.to_thread(process.wait, _PATIENCE_S / 2) == 0
         ended.set()
         await asyncio.gather(*clients)
-    assert len(whole) > 20
     assert all(whole)
     await settle_down(office, sim)
     await check_books(office)

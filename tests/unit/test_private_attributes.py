@@ -22,13 +22,11 @@ from tests.support.paths import ROOT
 
 _CONNECTION = "proxy/http/connection.py"
 _ANSWER = "proxy/http/fast_answer.py"
-_ROUTES = "proxy/http/fast_routes.py"
 _FACTS = "proxy/http/request_facts.py"
 _HEAD = "proxy/http/request_head.py"
 
 USES: list[tuple[str, Any, str, tuple[str, ...]]] = [
-    ("aiohttp", web.Request, "_message", (_ANSWER, _HEAD, _ROUTES)),
-    ("aiohttp", web.Request, "_match_info", (_ROUTES,)),
+    ("aiohttp", web.Request, "_message", (_ANSWER, _HEAD)),
     ("aiohttp", web.Request, "_state", (_FACTS,)),
     ("aiohttp", web.Application, "_set_loop", (_CONNECTION,)),
     ("aiohttp", web.Application, "_make_request", (_CONNECTION,)),

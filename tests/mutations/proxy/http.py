@@ -74,13 +74,6 @@ MUTATIONS = (
         "tests/proxy/call/test_stream.py",
     ),
     Mutation(
-        "the operator's routes keep their guard",
-        "proxy/http/fast_routes.py",
-        "            if middleware not in concern or concern[middleware](path):\n",
-        "            if middleware not in concern:\n",
-        "tests/proxy/operator/test_admin.py",
-    ),
-    Mutation(
         "nothing is read after chunks",
         "proxy/http/request_head.py",
         "return hdrs.TRANSFER_ENCODING in headers or hdrs.UPGRADE in headers",

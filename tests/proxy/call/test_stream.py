@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -184,19 +185,23 @@ async def test_a_thousand_calls_on_a_wallet_for_ten(
     ) as session:
 
         async def attempt(payer: Payer) -> int:
-            async with session.post(
-                f"{proxy.base_url}/v1/chat/completions", json=told, headers=auth(payer)
-            ) as response:
-                await response.read()
-                return response.status
+            while True:
+                async with session.post(
+                    f"{proxy.base_url}/v1/chat/completions", json=told, headers=auth(payer)
+                ) as response:
+                    await response.read()
+                    if (
+                        response.status != 503
+                    ):  # a busy machine's Redis was too late for this one: as SDKs, again
+                        return response.status
+                await asyncio.sleep(0.1)
 
         assert await attempt(probe) == 200
         async with office.database.connection() as connection:
             hold = await connection.fetchval("SELECT hold_nano FROM calls")
         payer = await make_payer(office, amount=format_amount(10 * hold))
         statuses = await asyncio.gather(*(attempt(payer) for _ in range(1000)))
-    assert statuses.count(200) == 10
-    assert statuses.count(402) == 990
+    assert Counter(statuses) == {200: 10, 402: 990}
     await proxy.quiet()
     wallet = await office.wallets.get_wallet(payer.wallet_id)
     assert wallet.posted_nano >= 0

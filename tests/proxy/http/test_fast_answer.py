@@ -10,8 +10,6 @@ from aiohttp import web
 
 from config.settings import Settings
 from proxy.http import fast_answer as lean
-from proxy.http.fast_routes import DirectWays
-from proxy.operator.guard import guard_admin
 from proxy.public.health import DRAINING
 from scripts.office import Office
 from tests.support.payers import Payer, make_payer, sync_models
@@ -219,18 +217,3 @@ def test_nothing_is_put_into_a_head_that_is_made() -> None:
         answer.headers["X-Late"] = "1"
     assert answer.content_length == 2
     assert answer.status == 200
-
-
-async def test_only_the_operators_routes_ask_for_the_operator(proxy: Running) -> None:
-    def guarded(handler: Any) -> bool:
-        while hasattr(handler, "func"):
-            if handler.func is guard_admin:
-                return True
-            handler = handler.keywords["handler"]
-        return False
-
-    ways = DirectWays(proxy.app)._ways
-    found = {path for (_, path), way in ways.items() if guarded(way.handler)}
-    assert found == {path for _, path in ways if path.startswith("/admin/") or path == "/admin"}
-    assert found
-    assert CHAT not in found

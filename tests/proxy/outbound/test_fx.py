@@ -100,9 +100,7 @@ async def rates() -> AsyncIterator[RateServer]:
 
 
 def fx(rates: RateServer, **changes: Any) -> FxSettings:
-    return FxSettings(
-        **{"url": rates.url, "timeout_s": 0.3, "answer_bytes": 4096, "period_s": 0.2, **changes}
-    )
+    return FxSettings(**{"url": rates.url, "timeout_s": 30, "answer_bytes": 4096, "period_s": 0.2, **changes})
 
 
 def with_fx(settings: Settings, rates: RateServer, **changes: Any) -> Settings:
@@ -143,7 +141,7 @@ async def test_a_source_that_fails(rates: RateServer, told: dict[str, Any], says
     if "Content-Encoding" in rates.headers:
         rates.body = b"\x1f\x8b"
     with pytest.raises(FxSourceError, match=says):
-        await fetch(rates)
+        await fetch(rates, timeout_s=0.3 if rates.delay_s else 30)
 
 
 async def test_a_source_that_is_not_there(rates: RateServer) -> None:
