@@ -103,6 +103,10 @@ class ModelNotFoundError(RefusalError):
     """The model is unknown or has no price: refused, never free."""
 
 
+class PriceMissingError(RefusalError):
+    """A request asks for what is billed apart from tokens, and the price book has no price for it."""
+
+
 class InputError(RefusalError):
     """A value given to a command or a form is unusable."""
 

@@ -137,6 +137,9 @@ class UpstreamSettings(_Section):
     answer_bytes: Count = 64 * 1024 * 1024  # a plain answer larger than this is refused
     event_bytes: Count = 4 * 1024 * 1024  # one event of a stream
     connections_max: Count = 20_000  # at once; further calls wait for one, as long as for a first byte
+    # Members of a request that no table here has; `pass` is for servers that bill nothing but tokens.
+    unknown_members: Literal["refuse", "pass"] = "refuse"
+    extra_members: tuple[str, ...] = ()  # a JSON array: members that this provider has, and bills nothing for
 
     @field_validator("base_url")
     @classmethod
@@ -408,8 +411,17 @@ class HoldSettings(_Section):
     renew_s: Positive = 4.0
     note_s: Positive = 1.0  # how often the ids of new answers are written to Postgres, beside Redis
     mirror_ttl_s: Positive = 600.0  # a wallet's mirror is rebuilt from Postgres at least so often
-    stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
-    plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
+    # What a stream that names no bound counts in windows of tokens per minute until it has ended.
+    stream_default_tokens: Count = 1_024
+    plain_default_tokens: Count = (
+        4_096  # the same of a plain call; of a model whose maximum nobody says, the bound
+    )
+    sensible_tokens: Count = (
+        4_096  # where the wallet pays for less than the model's maximum, less than this waits its turn
+    )
+    least_tokens: Count = 64  # a wallet that pays for less output than this is refused
+    turn_wait_s: Annotated[float, Field(ge=0)] = 10.0  # for other calls of the same wallet to end
+    turn_waiters: Count = 64  # calls of a wallet that wait so, in a worker
     extend_at_percent: Annotated[int, Field(gt=0, le=100)] = 80
     expected_tokens: Count = 256  # a usual answer, for what an estimate expects
     counted_texts: Count = 10_000  # long texts of which the number of tokens is remembered

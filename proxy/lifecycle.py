@@ -56,6 +56,7 @@ from proxy.live.watchers import Watchers
 from proxy.outbound.alert_webhook import make_messenger
 from proxy.outbound.fx_sources import make_sources
 from proxy.payments.providers import make_payment_apis
+from proxy.protocol.members import Policy
 from proxy.routines import make_routines
 from proxy.services.account import AccountServices
 from proxy.services.call import CallServices
@@ -196,6 +197,7 @@ def _make_runtime(
 
 
 def _for_calls(runtime: Runtime) -> CallServices:
+    upstream = runtime.settings.upstream
     return CallServices(
         settings=runtime.settings,
         calls=runtime.calls,
@@ -205,6 +207,7 @@ def _for_calls(runtime: Runtime) -> CallServices:
         counter=runtime.counter,
         upstream=runtime.upstream,
         conclusions=runtime.conclusions,
+        policy=Policy(upstream.unknown_members, frozenset(upstream.extra_members)),
     )
 
 

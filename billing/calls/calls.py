@@ -25,6 +25,7 @@ from billing.calls.leases import Leases
 from billing.calls.ledger import Extension, Ledger, Opening
 from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement, on_the_house
+from billing.calls.turns import Turns
 from billing.errors import (
     BrokenInvariantError,
     CapExceededError,
@@ -37,7 +38,6 @@ from billing.errors import (
 from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
-from billing.limits import RateState
 from billing.meters import Meters, Metric
 from billing.money import ATTO_DECIMALS, NANO_DECIMALS
 from billing.postgres.database import Database
@@ -52,6 +52,7 @@ _log = structlog.get_logger("tuma.calls")
 _AWAY_POLL_S = 0.05
 _OPENED = "opened"
 _COMMIT_MS = 2.0  # about what the commit of a batch takes
+_TRIES_MAX = 200  # of a call whose wallet others use meanwhile
 _DROP_AFTER_S = 2.0  # past the pipeline's own deadline
 
 
@@ -116,6 +117,9 @@ class Calls:
             keeper or database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
         )
         self._live: dict[UUID, LiveCall] = {}
+        self._turns = Turns(settings.holds)
+        self._sensible_tokens = settings.holds.sensible_tokens
+        self._least_tokens = settings.holds.least_tokens
         # Who is about to be opened, and who is about to be settled: batches wait for them.
         self._arriving = 0
         self._leaving: set[UUID] = set()
@@ -153,12 +157,41 @@ class Calls:
     ) -> LiveCall:
         """Set the quoted amount aside, or refuse.
 
+        Where the request named no bound on its output, and the wallet or a cap does not cover what the model can give, the call
+        is quoted anew at what is left; if that is little, it first waits for other calls of the wallet to end.
+
         Raises:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
             ProviderQuotaError: the provider's quota does not cover it, or the provider refuses us.
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
+        wanted, deadline_s = quote, self._turns.deadline_s()
+        for _ in range(_TRIES_MAX):
+            try:
+                return await self._admit(caller, wanted, call_id=call_id, model=model, stream=stream)
+            except (InsufficientFundsError, CapExceededError):
+                if not quote.open_ended:
+                    raise
+                hold = _hold_of(caller, quote, call_id)
+                smaller = self._fit(quote, await self.holds.left(hold))
+                if smaller is not None and smaller.told_tokens >= self._sensible_tokens:
+                    wanted = smaller
+                elif await self._turns.wait(caller.wallet_id, deadline_s):
+                    wanted = quote
+                elif smaller is not None:
+                    wanted = smaller
+                else:
+                    raise
+        raise InsufficientFundsError("Other calls of the wallet hold what this one needs: try again.")
+
+    def _fit(self, quote: Quote, left: tuple[int, int | None]) -> Quote | None:
+        left_nano, left_nanousd = left
+        return quote.within(left_nano, left_nanousd, least_tokens=self._least_tokens)
+
+    async def _admit(
+        self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
+    ) -> LiveCall:
         self.quota.admit(call_id)
         taken_nanousd = 0
         self._arriving += 1
@@ -180,8 +213,8 @@ class Calls:
         self._arriving -= 1
         return call
 
-    async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> RateState:
-        """Return or raise what ``reserve`` would just now, but hold, write and count nothing.
+    async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> Quote:
+        """Return what ``reserve`` would hold just now, or raise what it would; hold, write and count nothing, and wait for nobody.
 
         Of the provider's quota only what is known here is looked at: no slab is leased to find out.
 
@@ -191,7 +224,16 @@ class Calls:
         """
         self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
-        return await self.holds.look(_hold_of(caller, quote, call_id))
+        hold = _hold_of(caller, quote, call_id)
+        try:
+            await self.holds.look(hold)
+        except (InsufficientFundsError, CapExceededError):
+            smaller = self._fit(quote, await self.holds.left(hold)) if quote.open_ended else None
+            if smaller is None:
+                raise
+            await self.holds.look(_hold_of(caller, smaller, call_id))
+            return smaller
+        return quote
 
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int
@@ -205,6 +247,7 @@ class Calls:
             raise
         call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates, taken_nanousd)
         self._live[call_id] = call
+        self._turns.began(caller.wallet_id)
         return call
 
     async def _drop_later(self, hold: Hold) -> None:
@@ -305,6 +348,7 @@ class Calls:
         return call.ended
 
     def _tell_end(self, call: LiveCall, ending: Ending) -> None:
+        self._turns.ended(call.caller.wallet_id)
         self._count(call, ending)
         if call.on_ended is not None:
             call.on_ended()
@@ -429,7 +473,7 @@ def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
         wallet_id=caller.wallet_id,
         key_id=caller.key_id,
         amount_nano=quote.hold_nano,
-        tokens=quote.prompt.tokens + quote.completion_tokens,
+        tokens=quote.window_tokens or quote.prompt.tokens + quote.completion_tokens,
         limits=caller.limits,
         amount_nanousd=quote.hold_nanousd,
         user_limits=caller.user_limits,

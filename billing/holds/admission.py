@@ -72,6 +72,20 @@ def judge(mirror: Mapping[str, str], windows: Sequence[Window], hold: "Hold", *,
     return [verdict, wait_ms, *state, *more]
 
 
+def left_of(mirror: Mapping[str, str], hold: "Hold") -> tuple[int, int | None]:
+    """Return what is left for a hold by a warm mirror: in nano units of the wallet's currency, and in nano-dollars.
+
+    The second is the least that a cap on the user leaves; None where there is none.
+    """
+    left_nano, left_nanousd = int(mirror[f"available:{hold.wallet_id}"]), None
+    for cap in _caps(mirror, hold):
+        if cap.scope != str(hold.user_id):
+            left_nano = min(left_nano, cap.left)
+        else:
+            left_nanousd = cap.left if left_nanousd is None else min(left_nanousd, cap.left)
+    return left_nano, left_nanousd
+
+
 def _verdict(
     mirror: Mapping[str, str], windows: Sequence[Window], rates: Sequence[tuple[_Rate, _Rate]], hold: "Hold"
 ) -> list[Any]:

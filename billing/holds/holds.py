@@ -32,7 +32,7 @@ from billing.errors import (
     RedisUnavailableError,
     WalletFrozenError,
 )
-from billing.holds.admission import is_warm, judge, window_of
+from billing.holds.admission import is_warm, judge, left_of, window_of
 from billing.holds.hold import SHARDS, ExpiredLease, Hold, _member, _mirror_keys, _prefix
 from billing.ids import minted_at
 from billing.limits import Limits, RateState
@@ -165,6 +165,19 @@ class Holds:
             else:
                 await asyncio.sleep(_FILL_PAUSE_S)
         raise RedisUnavailableError("the wallet's mirror could not be filled")
+
+    async def left(self, hold: Hold) -> tuple[int, int | None]:
+        """Return how much a hold of this caller could have just now: in nano units of the wallet, and in nano-dollars.
+
+        The second is what caps on the user leave; None where there are none. A cold mirror is read from Postgres.
+
+        Raises:
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        _, mirror, _ = await self._read(hold)
+        if not is_warm(mirror, hold):
+            mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
+        return left_of(mirror, hold)
 
     async def _read(self, hold: Hold) -> tuple[int, Mapping[str, str], list[Any]]:
         """Return Redis's time in microseconds, the mirror as it is, and the windows of the limiters."""

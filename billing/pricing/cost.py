@@ -56,7 +56,8 @@ class Price:
     """A model's price, in USD per single token, image or request.
 
     ``None`` means: cached tokens and audio as the prompt, reasoning as the completion. A reasoning price of zero means
-    the same, as OpenRouter lists it for models that do not price reasoning apart.
+    the same, as OpenRouter lists it for models that do not price reasoning apart. ``extras`` are prices of what is billed
+    beside tokens, by unit (``billing/pricing/extras.py``).
 
     Raises:
         InputError: a price is negative, not finite, or finer than 18 decimals.
@@ -74,6 +75,7 @@ class Price:
     request_usd: Decimal = Decimal(0)
     completion_tokens_max: int | None = None
     context_tokens: int | None = None
+    extras: Mapping[str, Decimal] = field(default_factory=dict)
     rates: Rates = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,12 +1,16 @@
 """From an ask to a quote: the price book, the exchange rate and the token counter together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from billing.errors import PriceMissingError
 from billing.fx.book import FxBook
+from billing.pricing.cost import Price
+from billing.pricing.extras import NO_EXTRAS, WEB_SEARCH
 from billing.pricing.price_book import PriceBook
-from billing.pricing.quote import Output, Quote, quote_call
-from billing.pricing.tokens import TokenCounter
+from billing.pricing.quote import Output, Quote
+from billing.pricing.tokens import PromptCount, TokenCounter
 from config.settings import HoldSettings
 
 
@@ -22,6 +26,7 @@ async def quote_ask(
     fx: FxBook,
     counter: TokenCounter,
     settings: HoldSettings,
+    extras: Mapping[str, int] = NO_EXTRAS,
 ) -> Quote:
     """Estimate what a call will cost, upward, with price and exchange rate pinned for it.
 
@@ -36,8 +41,10 @@ async def quote_ask(
         fx: exchange rates.
         counter: of tokens.
         settings: default output bounds.
+        extras: what is billed apart from tokens, by unit.
 
     Raises:
+        PriceMissingError: what is asked for is billed apart, and the price book does not say at what price.
         ModelNotFoundError: one of the models has no price.
         FxUnavailableError: there is no rate for the currency.
         FxStaleError: the rate was not confirmed for too long.
@@ -45,28 +52,57 @@ async def quote_ask(
     found = [prices.get_model(name) for name in models]
     rate = fx.get_quote(currency)
     prompt = await counter.count_prompt_async(fields, models[0], body_bytes)
-    default = settings.stream_default_tokens if stream else settings.plain_default_tokens
-    quotes = [
-        quote_call(
-            model.price,
-            rate,
-            prompt=prompt,
-            completion_tokens=output.bound(
-                default_tokens=default, model_max=model.price.completion_tokens_max
-            ),
+    told = [
+        output.per_choice(
+            unknown_max=model.price.context_tokens or settings.plain_default_tokens,
+            model_max=model.price.completion_tokens_max,
         )
         for model in found
     ]
-    if len(quotes) == 1:
-        return quotes[0]
-    dearest = max(quotes, key=lambda quote: quote.hold_attousd)
-    return Quote(
+    if prompt.open_ended or WEB_SEARCH in extras:
+        prompt = _filling_context(prompt, [model.price for model in found])
+    beside = await _count_prediction(fields, models[0], body_bytes, counter)
+    window = settings.stream_default_tokens if stream else settings.plain_default_tokens
+    quote = Quote(
         price=found[0].price,
         fx=rate,
         prompt=prompt,
-        completion_tokens=dearest.completion_tokens,
-        hold_attousd=dearest.hold_attousd,
-        hold_nanousd=dearest.hold_nanousd,
-        hold_nano=dearest.hold_nano,
+        completion_tokens=0,
+        hold_attousd=0,
+        hold_nanousd=0,
+        hold_nano=0,
         others=tuple(model.price for model in found[1:]),
+        choices=output.choices,
+        open_ended=output.tokens is None and output.choices > 0,
+        beside_tokens=beside,
+        extras=extras,
     )
+    quote = quote.told(max(told))
+    counted = min(quote.told_tokens, window) if quote.open_ended else quote.told_tokens
+    return replace(quote, window_tokens=prompt.tokens + counted * output.choices + beside)
+
+
+def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCount:
+    """Return the prompt as it is at most where something in it cannot be measured, or a search puts what it finds into it.
+
+    Raises:
+        PriceMissingError: the price book does not say how much a model takes in.
+    """
+    for price in prices:
+        if price.context_tokens is None:
+            raise PriceMissingError(
+                f"{price.model!r} has no 'context_tokens' in the price book, so what cannot be measured in this request "
+                "(a file, a video, an image, a search) has no bound."
+            )
+    return replace(prompt, tokens=max(prompt.tokens, *(price.context_tokens or 0 for price in prices)))
+
+
+async def _count_prediction(
+    fields: Mapping[str, Any], model: str, body_bytes: int, counter: TokenCounter
+) -> int:
+    """Return the tokens of a predicted output: those that are rejected are billed as output beside it (OpenAI, "Predicted Outputs")."""
+    prediction = fields.get("prediction")
+    if not isinstance(prediction, Mapping):
+        return 0
+    count = await counter.count_prompt_async({"prompt": prediction.get("content")}, model, body_bytes)
+    return count.tokens

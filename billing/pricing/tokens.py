@@ -23,6 +23,7 @@ from typing import Any
 import tiktoken
 
 from billing.errors import BrokenInvariantError
+from billing.pricing.images import image_tokens_max
 
 # Published vocabularies, under the names and with the hashes of tiktoken's own cache (tiktoken_ext/openai_public.py).
 _VOCABULARIES = {
@@ -88,14 +89,13 @@ _PER_MESSAGE = 3  # OpenAI cookbook, "How to count tokens with tiktoken"
 _PER_NAME = 1
 _PRIMING = 3
 _PER_TOOLS = 16
-_IMAGE_TOKENS = {"low": 85, "high": 1_445, "auto": 1_445}  # OpenAI's vision guide: 85 + 8 tiles of 170
 _AUDIO_BYTES_PER_TOKEN = 200  # 10 tokens a second (OpenAI), at the 16 kbit/s of dense speech
-_FILE_BYTES_PER_TOKEN = 3
 _UNKNOWN_PART_TOKENS = 1_445
 _DEPTH_MAX = 40
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 _IMAGES = ("image_url", "input_image", "image")
-_VIDEOS = ("video_url", "input_video")
+# A file may be compressed, and grow when it is read; a video's tokens are by its length; an address leads anywhere.
+_UNMEASURED = ("video_url", "input_video", "file", "input_file", "input_audio", "audio_url")
 # Items of the Responses API that are no messages.
 _ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 
@@ -114,10 +114,15 @@ class EncodingChoice:
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """A prompt, counted upward: tokens, with images, audio and files at their figures; and how many images."""
+    """A prompt, counted upward: tokens, with images and audio at their bounds; and how many images.
+
+    ``open_ended``: there is something in it that cannot be measured (a file, a video, what an address leads to), and that may
+    fill the model's context.
+    """
 
     tokens: int
     images: int = 0
+    open_ended: bool = False
 
 
 class TokenCounter:
@@ -159,10 +164,10 @@ class TokenCounter:
     def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
         """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
         choice = _choose(model)
-        tally = _Tally()
+        tally = _Tally(model)
         for text in tally.texts_of(ask):
             tally.tokens += self._count(choice.name, text)
-        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images)
+        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images, tally.open_ended)
 
     async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
         """Count a prompt, in a thread when the request is large."""
@@ -233,10 +238,12 @@ def _pieces(text: str) -> Iterator[str]:
 class _Tally:
     """Walks a request and sums what costs tokens; ``texts_of`` yields what must be encoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self.tokens = 0
         self.fixed_tokens = 0
         self.images = 0
+        self.open_ended = False
 
     def texts_of(self, ask: Mapping[str, Any]) -> Iterator[str]:
         messages = ask.get("messages")
@@ -293,17 +300,16 @@ class _Tally:
             image = part.get("image_url")
             detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
             self.images += 1
-            self.fixed_tokens += _IMAGE_TOKENS.get(
-                detail if isinstance(detail, str) else "auto", _IMAGE_TOKENS["auto"]
-            )
-        elif kind == "input_audio":
+            bound = image_tokens_max(self._model, detail if isinstance(detail, str) else "auto")
+            self.fixed_tokens += _UNKNOWN_PART_TOKENS if bound is None else bound
+            self.open_ended |= bound is None
+        elif kind == "input_audio" and not _is_address(part):
             self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
-        elif kind in _VIDEOS:
-            self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
+        elif kind in _UNMEASURED:
+            self.fixed_tokens += _UNKNOWN_PART_TOKENS
+            self.open_ended = True
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
             yield part["refusal"]
-        elif kind in ("file", "input_file"):
-            self.fixed_tokens += _payload_bytes(part) // _FILE_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
         elif kind in _ITEMS:
             self.fixed_tokens += _PER_MESSAGE
             yield _as_json({name: value for name, value in part.items() if name != "output"})
@@ -317,6 +323,12 @@ class _Tally:
                 yield written
             else:
                 self.fixed_tokens += len(written.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND
+
+
+def _is_address(part: Mapping[str, Any]) -> bool:
+    audio = part.get("input_audio")
+    data = audio.get("data") if isinstance(audio, Mapping) else None
+    return not isinstance(data, str) or data.startswith(("http:", "https:"))
 
 
 def _payload_bytes(part: object, depth: int = 0) -> int:

@@ -73,7 +73,7 @@ class Answer:
         """
         try:
             self.response = await self.services.upstream.send(
-                self.ask, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
+                self.ask, self.call.quote, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
             )
             if self.response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True

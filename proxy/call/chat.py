@@ -49,7 +49,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
 async def _call(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     services = facts_of(request).app[CALL]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits, dialect)
+    ask = await read_ask(request, services.settings.limits, dialect, services.policy)
     caller.require_models(ask.models)
     call = await _reserve(request, services, caller, ask)
     answer = Answer(services, call, ask)
@@ -67,11 +67,11 @@ async def quote_for(services: CallServices, caller: Caller, ask: Ask) -> Quote:
     """Quote what was asked, in the currency of the caller's wallet.
 
     Raises:
-        ModelNotFoundError, FxUnavailableError, FxStaleError: see ``quote_ask``.
+        ModelNotFoundError, PriceMissingError, FxUnavailableError, FxStaleError: see ``quote_ask``.
     """
     return await quote_ask(
         ask.fields,
-        ask.output,
+        services.upstream.output_of(ask),
         models=ask.models,
         currency=caller.currency,
         stream=ask.stream,
@@ -80,6 +80,7 @@ async def quote_for(services: CallServices, caller: Caller, ask: Ask) -> Quote:
         fx=services.fx,
         counter=services.counter,
         settings=services.settings.holds,
+        extras=ask.extras,
     )
 
 

@@ -23,6 +23,7 @@ from proxy.protocol.meter import StreamMeter
 _KEEP_BYTES_MAX = 32 * 1024
 _COUNT_BYTES_MAX = 512  # of events that are counted while their first byte waits
 _GROWTH = 2
+_SLACK = 2  # how far our count of an answer may be above its bound before the provider is taken to pass it
 _NO_STREAM = (
     "application/json",
     "text/html",
@@ -64,7 +65,8 @@ class _StreamRelay:
         self._response = answer.response
         self._client: web.StreamResponse | None = None
         self._completion_tokens = answer.call.quote.completion_tokens
-        self._check_at = self._threshold(self._completion_tokens)
+        # Our count may be above the provider's, which was told this bound: what it bills within it is held already.
+        self._check_at = self._threshold(self._completion_tokens) * _SLACK
         self.watch: ClientWatch
 
     def _threshold(self, completion_tokens: int) -> int:

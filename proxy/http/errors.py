@@ -116,6 +116,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.ModelNotAllowedError: Shape(403, "permission_error", "model_not_allowed"),
     billing.AddressNotAllowedError: Shape(403, "permission_error", "ip_not_allowed"),
     billing.WalletFrozenError: Shape(403, "permission_error", "wallet_frozen"),
+    billing.PriceMissingError: Shape(400, "invalid_request_error", "price_missing"),
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
     BodyTooLargeError: Shape(413, "invalid_request_error", "request_too_large"),

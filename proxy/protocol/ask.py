@@ -11,6 +11,7 @@ from config.settings import LimitSettings
 from proxy.http.body import read_body
 from proxy.http.errors import BadRequestError
 from proxy.http.request_facts import stages_of
+from proxy.protocol.content import find_extras
 from proxy.protocol.dialects import Dialect
 from proxy.protocol.json_spans import (
     DuplicateKeyError,
@@ -20,6 +21,9 @@ from proxy.protocol.json_spans import (
     scan_object,
     set_members,
 )
+from proxy.protocol.members import Policy
+
+_STRICT = Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,22 @@ class Ask:
     def models(self) -> list[str]:
         """Every model that may answer: the one asked for, and OpenRouter's fallbacks."""
         fallbacks = self.fields.get("models")
-        return (
-            [self.model, *(name for name in fallbacks if name != self.model)] if fallbacks else [self.model]
-        )
+        return list(dict.fromkeys((self.model, *fallbacks))) if fallbacks else [self.model]
+
+    @property
+    def extras(self) -> Mapping[str, int]:
+        """What is asked for that is billed apart from tokens, by unit of the price book."""
+        return find_extras(self.fields)
+
+    @property
+    def bound_names(self) -> list[str]:
+        """The members that bound the output and are in the request."""
+        return [name for name in self.dialect.bounds if self.fields.get(name) is not None]
 
 
-async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect) -> Ask:
+async def read_ask(
+    request: web.Request, limits: LimitSettings, dialect: Dialect, policy: Policy = _STRICT
+) -> Ask:
     """Read and check the body of a call.
 
     Raises:
@@ -78,7 +92,7 @@ async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect
         raise BadRequestError(f"The body names {error.key!r} twice.", param=error.key) from None
     except JsonSpanError as error:
         raise BadRequestError(f"The body is not a valid JSON object: {error}") from None
-    dialect.check(fields)
+    dialect.check(fields, policy)
     options = fields.get("stream_options")
     stages_of(request).mark("read")
     return Ask(
@@ -86,7 +100,7 @@ async def read_ask(request: web.Request, limits: LimitSettings, dialect: Dialect
         body=body,
         text=text,
         fields=fields,
-        model=fields["model"],
+        model=fields.get("model") or fields["models"][0],
         stream=bool(fields.get("stream")),
         stream_options=options,
         include_usage=dialect.shows_usage or bool(options and options.get("include_usage")),

@@ -11,6 +11,7 @@ from billing.pricing.tokens import TokenCounter
 from billing.provider.quota import Quota
 from billing.tasks import TrackedTasks
 from config.settings import Settings
+from proxy.protocol.members import Policy
 from proxy.upstream.adapter import Upstream
 
 
@@ -26,6 +27,7 @@ class CallServices:
     counter: TokenCounter
     upstream: Upstream
     conclusions: TrackedTasks
+    policy: Policy  # of members of a request that no table has
 
 
 CALL = web.AppKey("call", CallServices)

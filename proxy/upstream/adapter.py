@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -11,10 +12,12 @@ import aiohttp
 from yarl import URL
 
 from billing.errors import ProviderUnavailableError
+from billing.pricing.quote import Output, Quote
 from billing.provider.records import Activity, Bill, Source
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
 from proxy.protocol.ask import Ask
+from proxy.protocol.dialects import COMPLETION_TOKENS, COMPLETIONS, count_of
 from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
@@ -32,6 +35,7 @@ class Upstream:
     knows_account: ClassVar[bool] = False
     bills_by_price_book: ClassVar[bool] = True
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "drain"
+    completion_tokens_default: ClassVar[int] = COMPLETION_TOKENS  # 0: this provider has none of its own
 
     def __init__(self, settings: UpstreamSettings) -> None:
         self._settings = settings
@@ -79,8 +83,29 @@ class Upstream:
             await self._session.close()
             self._session = None
 
-    def request_changes(self, ask: Ask) -> Mapping[str, str]:
-        """Return the members of the request, as JSON text, that this provider needs set so that it reports usage."""
+    def output_of(self, ask: Ask) -> Output:
+        """Return how much output is asked for, with the provider's own default where it has one."""
+        output = ask.output
+        if output.tokens is None and ask.dialect is COMPLETIONS and self.completion_tokens_default:
+            return replace(output, tokens=self.completion_tokens_default)
+        return output
+
+    def bound_name(self, ask: Ask) -> str:
+        """Return the member that bounds the output, hidden reasoning included, where the request has none."""
+        return ask.dialect.bounds[-1]
+
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str]:
+        """Return the members of the request, as JSON text, that are set: the bound that is held, and that usage is reported."""
+        changes = dict(self._usage_changes(ask))
+        if quote.told_tokens and ask.dialect.bounds:
+            names = ask.bound_names or [self.bound_name(ask)]
+            for name in names:
+                asked = count_of(ask.fields, name)
+                if asked is None or asked > quote.told_tokens:
+                    changes[name] = str(quote.told_tokens)
+        return changes
+
+    def _usage_changes(self, ask: Ask) -> Mapping[str, str]:
         if not ask.stream or not ask.dialect.usage_by_option:
             return {}
         options = ask.stream_options or {}
@@ -89,12 +114,13 @@ class Upstream:
         return {"stream_options": json.dumps({**options, "include_usage": True})}
 
     async def send(
-        self, ask: Ask, *, call_id: UUID, trace: Mapping[str, str] | None = None
+        self, ask: Ask, quote: Quote, *, call_id: UUID, trace: Mapping[str, str] | None = None
     ) -> UpstreamResponse:
         """Send the request once; a paid POST is never repeated by itself.
 
         Args:
             ask: what was asked.
+            quote: what is held for it; the provider is told its bound.
             call_id: sent along as the request's id.
             trace: headers of a trace that the call is part of.
 
@@ -109,7 +135,7 @@ class Upstream:
         head = self._request_heads.get(path)
         if head is None:
             head = self._request_heads[path] = self._request_head(path)
-        body = ask.body_with(self.request_changes(ask))
+        body = ask.body_with(self.request_changes(ask, quote))
         own = (
             f"X-Request-Id: {call_id}\r\n{_lines(trace) if trace else ''}Content-Length: {len(body)}\r\n\r\n"
         )

@@ -1,6 +1,7 @@
 """OpenRouter: reports the cost of each answer, and keeps a record of it (https://openrouter.ai/docs/api-reference)."""
 
 import contextlib
+import json
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -8,11 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from billing.errors import ProviderUnavailableError
 from billing.pricing.cost import Usage
+from billing.pricing.quote import Quote
 from billing.provider.records import Activity, Bill, Source
 from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
 
 # /credits and /activity are for management keys: https://openrouter.ai/docs/api-reference/credits/get-credits
+_MILLION = 1_000_000
 _NOT_OURS_TO_KNOW = (401, 403)
 
 
@@ -23,12 +26,17 @@ class OpenRouterUpstream(Upstream):
     knows_account: ClassVar[bool] = True
     bills_by_price_book: ClassVar[bool] = False  # it routes to providers at prices of their own
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "abort"
+    completion_tokens_default: ClassVar[int] = 0
 
-    def request_changes(self, ask: Ask) -> Mapping[str, str]:
-        """Ask for usage with cost; newer versions always send it and ignore this."""
-        if not ask.dialect.usage_by_option:
-            return {}
-        return {**super().request_changes(ask), "usage": '{"include":true}'}
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str]:
+        """Tell the prices that are held for, and ask for usage with cost (newer versions always send it and ignore this)."""
+        changes = {
+            **super().request_changes(ask, quote),
+            "provider": json.dumps(_bounded_provider(ask.fields.get("provider"), quote)),
+        }
+        if ask.dialect.usage_by_option:
+            changes["usage"] = '{"include":true}'
+        return changes
 
     async def list_models(self) -> list[Mapping[str, Any]]:
         """Return its models, and those for embeddings, which it lists apart.
@@ -128,6 +136,40 @@ class OpenRouterUpstream(Upstream):
         if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
             raise ProviderUnavailableError(f"the provider's /credits answered {status}")
         return data
+
+
+def _bounded_provider(asked: object, quote: Quote) -> dict[str, Any]:
+    """Return the preferences of routing with the prices that are held for; the caller's own bounds, where they are lower.
+
+    ``max_price`` is in USD per million tokens, or per image or request; an endpoint that is dearer is left out (OpenRouter's
+    OpenAPI, ``ProviderPreferences``).
+    """
+    preferences = dict(asked) if isinstance(asked, Mapping) else {}
+    prices = (quote.price, *quote.others)
+    told = {
+        "prompt": max(price.prompt_usd for price in prices) * _MILLION,
+        "completion": max(price.completion_usd for price in prices) * _MILLION,
+        "request": max(price.request_usd for price in prices),
+        "image": max(price.image_usd for price in prices),
+    }
+    own = preferences.get("max_price")
+    bounds: dict[str, Any] = dict(own) if isinstance(own, Mapping) else {}
+    for name, most in told.items():
+        if name in ("request", "image") and not most:
+            continue  # not every endpoint says that these are free
+        asked_most = _decimal_of(bounds.get(name))
+        bounds[name] = float(most if asked_most is None else min(asked_most, most))
+    return {**preferences, "max_price": bounds}
+
+
+def _decimal_of(value: object) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        exact = Decimal(str(value))
+    except ArithmeticError:
+        return None
+    return exact if exact.is_finite() and exact >= 0 else None
 
 
 def _amount(data: Mapping[str, object], name: str, *, path: str) -> Decimal:

@@ -13,7 +13,12 @@ def make_settings(
     base: dict[str, Any] = {
         "postgres": {"dsn": postgres_dsn},
         "redis": {"url": redis_url},
-        "upstream": {"base_url": upstream_url, "api_key": "sk-sim", "generation_wait_s": 5},
+        "upstream": {
+            "base_url": upstream_url,
+            "api_key": "sk-sim",
+            "generation_wait_s": 5,
+            "extra_members": ("sim",),
+        },
         "auth": {"key_pepper": PEPPER},
         "holds": {"lease_s": 2, "renew_s": 0.5},
         "sweep": {"period_s": 0.3, "worker_lease_s": 2},

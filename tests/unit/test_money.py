@@ -256,12 +256,12 @@ def test_a_hold_covers_any_usage_within_its_bounds(
 
 
 def test_output_bounds() -> None:
-    assert Output(None).bound(default_tokens=100, model_max=None) == 100
-    assert Output(5).bound(default_tokens=100, model_max=None) == 5
-    assert Output(7, choices=3).bound(default_tokens=100, model_max=None) == 21
-    assert Output(500).bound(default_tokens=100, model_max=50) == 50
-    assert Output(None).bound(default_tokens=100, model_max=0) == 100
-    assert Output(0, choices=0).bound(default_tokens=100, model_max=50) == 0
+    assert Output(None).bound(unknown_max=100, model_max=None) == 100
+    assert Output(5).bound(unknown_max=100, model_max=None) == 5
+    assert Output(7, choices=3).bound(unknown_max=100, model_max=None) == 21
+    assert Output(500).bound(unknown_max=100, model_max=50) == 50
+    assert Output(None).bound(unknown_max=100, model_max=0) == 100
+    assert Output(0, choices=0).bound(unknown_max=100, model_max=50) == 0
 
 
 json_values = st.recursive(
