@@ -50,7 +50,10 @@ class _Event(TypedDict):
 
 
 class WalletEventJson(_Event, total=False):
-    """`balance` comes first, `reset` where events are missing, `end` last, with a `reason` and nothing else; each of the others is something that was committed, with the balance after it."""
+    """`balance` comes first, `reset` where events are missing, `end` last, with a `reason` and nothing else.
+
+    Each of the others is something that was committed, with the balance after it; major units of the wallet's currency, USD.
+    """
 
     id: Annotated[str, Field(description="For `Last-Event-ID`.")]
     wallet_id: Id

@@ -1,6 +1,7 @@
 """What a handler answers, as its annotation says: mypy holds the handler to it, and the document shows it."""
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +12,7 @@ from proxy.http.typed_answer import CsvAnswer, JsonAnswer, TextAnswer
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+@cache
 def answer_type_of(handler: Handler) -> Any:
     """Return the shape of a handler's good answer; None where it is never JSON.
 

@@ -59,8 +59,8 @@ def make_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """Return the document of these endpoints."""
     forms = sorted({item.form for item in endpoints if item.form is not None}, key=lambda form: form.__name__)
     _, written = models_json_schema([(form, "validation") for form in forms], ref_template=REFERENCE)
-    shapes = [item.answer for item in endpoints if item.answer is not None]
-    references, answers = write_answers([*shapes, ErrorJson])
+    shapes = dict.fromkeys(item.answer for item in endpoints if item.answer is not None)
+    references, answers = write_answers((*shapes, ErrorJson))
     paths: dict[str, dict[str, Any]] = {}
     for item in endpoints:
         paths.setdefault(_PARAMETER.sub(r"{\1}", item.path), {})[item.method.lower()] = _operation(

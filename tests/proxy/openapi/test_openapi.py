@@ -72,9 +72,8 @@ async def test_schemathesis(
             "ErrorObject",  # the provider's own pass through
             "Document",
         }
-        _, answers = write_answers(
-            [ErrorJson, *(item.answer for item in (*ENDPOINTS, *operator.ADMIN) if item.answer is not None)]
-        )
+        shapes = {item.answer for item in (*ENDPOINTS, *operator.ADMIN) if item.answer is not None}
+        _, answers = write_answers((ErrorJson, *shapes))
         for name in answers.keys() - open_ended:
             document["components"]["schemas"][name]["additionalProperties"] = False
         path = tmp_path / "openapi.json"
