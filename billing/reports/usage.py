@@ -225,7 +225,7 @@ class Sums:
             "duration_p50_below_ms": whole.below_ms(50),
             "duration_p95_below_ms": whole.below_ms(95),
         }
-        if self.house_nanousd is not None:
+        if self.house_nanousd is not None:  # never in what a person is answered: only operators read it
             shown["house_usd"] = format_usd(self.house_nanousd)
         return shown
 

@@ -1,6 +1,5 @@
 """What handlers of the operator's API share: reading, answering, and the rows of its table of endpoints."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -9,13 +8,13 @@ from aiohttp import web
 from billing.ids import parse_id
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import Form, read_form, read_query
+from proxy.openapi.answer_types import Handler
 from proxy.openapi.endpoint import Endpoint
 from proxy.operator.answers import Identified, PageOf
 from proxy.services.operator import OPERATOR, OperatorServices
 
 PAGE = 100
 PAGE_MAX = 1_000
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Form = TypeVar("_Form", bound=Form)
 _Item = TypeVar("_Item", bound=Identified)
 
