@@ -79,7 +79,7 @@ def test_a_handler_that_does_not_say_what_it_answers_is_not_published() -> None:
     with pytest.raises(TypeError, match="2 shapes"):
         answer_type_of(says_two)
     with pytest.raises(TypeError, match="says_nothing"):
-        make_document([Endpoint("GET", "/x", says_nothing, "house")])
+        make_document((Endpoint("GET", "/x", says_nothing, "house"),))
 
 
 def test_no_two_types_have_one_name() -> None:
