@@ -1,6 +1,5 @@
 """What handlers of the operator's API share: reading, answering, and the rows of its table of endpoints."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -9,14 +8,15 @@ from aiohttp import web
 from billing.ids import parse_id
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import Form, read_form, read_query
-from proxy.http.request_facts import standard_headers
+from proxy.openapi.answer_types import Handler
 from proxy.openapi.endpoint import Endpoint
+from proxy.operator.answers import Identified, PageOf
 from proxy.services.operator import OPERATOR, OperatorServices
 
 PAGE = 100
 PAGE_MAX = 1_000
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Form = TypeVar("_Form", bound=Form)
+_Item = TypeVar("_Item", bound=Identified)
 
 
 def services_of(request: web.Request) -> OperatorServices:
@@ -27,11 +27,6 @@ def services_of(request: web.Request) -> OperatorServices:
 async def read_as(request: web.Request, form: type[_Form]) -> _Form:
     """Read the body into a form; see ``read_form``."""
     return await read_form(request, form, services_of(request).settings.limits)
-
-
-def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
-    """Answer with JSON."""
-    return web.json_response(body, status=status, headers=standard_headers(request))
 
 
 def read_id(request: web.Request, what: str) -> UUID:
@@ -47,7 +42,7 @@ def read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
     return int(text), None if after is None else parse_id(after, what)
 
 
-def page_of(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+def page_of(found: list[_Item], limit: int) -> PageOf[_Item]:
     """Return a page of what was read with one row more than fits on it."""
     page = found[:limit]
     last = page[-1]["id"] if page else None
@@ -74,7 +69,6 @@ def endpoint(
         method,
         path,
         handler,
-        "Object",
         "operator",
         status=status,
         form=form,

@@ -28,7 +28,7 @@ from billing.fx.book import FxBook
 from billing.identity.key import KeyRules
 from billing.identity.keys import Keys
 from billing.ids import new_id
-from billing.monitoring.audit import Audit, Verdict, describe_row
+from billing.monitoring.audit import Audit, ProblemJson, Verdict, describe_row
 from billing.pricing.cost import Usage
 from billing.pricing.price_book import ModelPrice, PriceBook
 from billing.provider.records import Bill
@@ -104,7 +104,9 @@ class Log:
 
     async def new(self) -> list[dict[str, Any]]:
         """Return the rows since the last look."""
-        rows = [row for row in await self.audit.list_rows(limit=1000) if row["id"] > self.seen]
+        rows: list[dict[str, Any]] = [
+            {**row} for row in await self.audit.list_rows(limit=1000) if row["id"] > self.seen
+        ]
         self.seen = max([self.seen, *(row["id"] for row in rows)])
         return rows
 
@@ -133,7 +135,7 @@ class Log:
             for table in ("audit_log", "audit_blocks"):
                 await connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER ALL")
 
-    async def tamper(self, statement: str) -> list[dict[str, Any]]:
+    async def tamper(self, statement: str) -> list[ProblemJson]:
         """Change something, look what a verification says, and change it back."""
         async with self.tampering() as connection:
             kept = {
@@ -141,7 +143,7 @@ class Log:
                 for table in ("audit_log", "audit_blocks")
             }
             await connection.execute(statement)
-            problems: list[dict[str, Any]] = (await self.audit.verify()).as_json()["problems"]
+            problems = (await self.audit.verify()).as_json()["problems"]
             for table, rows in kept.items():
                 await connection.execute(f"DELETE FROM {table}")
                 await connection.copy_records_to_table(table, records=rows)

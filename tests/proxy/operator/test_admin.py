@@ -153,7 +153,7 @@ async def test_a_frozen_wallet_admits_nothing(
     assert (status, wallet["status"]) == (200, "active")
     await wait_for(person, 200)
     rows = await Audit(office.database).list_rows(wallet_id=payer.wallet_id, actor="admin")
-    reasons = [row["after"]["status_reason"] for row in rows]
+    reasons = [row["after"] and row["after"]["status_reason"] for row in rows]
     assert reasons == ["a dispute", ""]
     await proxy.quiet()
     await check_books(office)
