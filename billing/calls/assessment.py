@@ -22,6 +22,7 @@ class Evidence:
         billed_usd: the provider's own figure for this call, in USD, from the answer or from its records.
         usage: token counts: the provider's if ``counted`` is false, else ours.
         bills_by_price_book: whether this provider's bill is its usage at the price book, exactly.
+        adds_up: whether the counts prove each other; else they are the larger of what they can mean.
     """
 
     generation_id: str | None = None
@@ -29,6 +30,7 @@ class Evidence:
     usage: Usage | None = None
     counted: bool = False
     bills_by_price_book: bool = False
+    adds_up: bool = True
 
 
 def assess(
@@ -65,7 +67,7 @@ def assess(
         return _void(call_id, evidence, outcome=outcome, first_byte_ms=first_byte_ms, duration_ms=duration_ms)
     else:
         cost, source = cost_attousd(price, usage), "counted" if evidence.counted else "price_book"
-        if evidence.counted or not evidence.bills_by_price_book:
+        if evidence.counted or not (evidence.bills_by_price_book and evidence.adds_up):
             accuracy = "estimated"
     cost_nanousd = nanousd_from_attousd(cost)
     charge = fx.charge(0 if house else cost)

@@ -103,7 +103,9 @@ class _StreamRelay:
             )
         except TimeoutError:
             self._answer.outcome = "upstream_timeout"
-            return await self._broken(UpstreamTimeoutError("The provider stopped answering."))
+            return await self._broken(
+                UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True)
+            )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if self.watch.gone:
                 return self._left()
@@ -120,7 +122,7 @@ class _StreamRelay:
         """Relay until the provider's end; False when the wallet is empty before that."""
         meter = self._meter
         answer = self._answer
-        while chunk := await self._response.read_some():
+        while chunk := await answer.read_on():
             answer.mark_first_byte()
             passed = await answer.meter_chunk(chunk)
             if passed:
@@ -129,7 +131,7 @@ class _StreamRelay:
                     self._client = await self._begin()
                 await self.watch.write(self._client, passed)
             if meter.done:
-                break
+                continue
             if self.watch.gone and answer.services.upstream.on_client_gone == "abort":
                 return True
             if meter.kept_bytes > _KEEP_BYTES_MAX:
