@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -29,6 +28,7 @@ from proxy.http.errors import (
     UpstreamTimeoutError,
     upstream_error,
 )
+from proxy.protocol.aggregate import is_stream
 from proxy.protocol.ask import Ask
 from proxy.protocol.meter import PlainAnswer, StreamMeter
 from proxy.protocol.sse import EventTooLargeError
@@ -37,6 +37,7 @@ from proxy.upstream.client import UpstreamResponse
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
+_PEEK_BYTES_MAX = 64 * 1024
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
 _FAILURES = frozenset(("upstream_error", "upstream_timeout", "upstream_refused"))
@@ -124,6 +125,22 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
         return b"".join(pieces)
+
+    async def streams_anyway(self) -> bool:
+        """Tell whether what calls itself JSON, or a page, is a stream all the same.
+
+        Raises:
+            UpstreamError, UpstreamTimeoutError: it broke off.
+        """
+        assert self.response is not None
+        try:
+            return is_stream(await self.response.peek(_PEEK_BYTES_MAX))
+        except TimeoutError as error:
+            self.outcome = "upstream_timeout"
+            raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            self.outcome = "upstream_error"
+            raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
 
     def accept(self) -> None:
         """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
@@ -240,20 +257,14 @@ class Answer:
         reading = self._read(said)
         cost = self._cost_of(said, reading.usage)
         usage: Usage | None = reading.usage
-        adds_up = reading.adds_up
-        if cost is None and not reading.usage.completion_tokens:
-            # Some servers send zeros where they did not count.
-            seen = self._count() if self.ask.output.choices else 0
-            if reading.usage.prompt_tokens and seen:
-                usage, adds_up = replace(reading.usage, completion_tokens=seen), False
-            elif reading.usage == Usage() and (seen or not self.ask.output.choices):
-                usage = None
+        if usage == Usage() and cost is None and (self._count() or not self.ask.output.choices):
+            usage = None  # some servers send zeros where they did not count
         return Evidence(
             generation_id=self.call.generation_id,
             billed_usd=None if cost is None else cost.total_usd,
             usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
-            adds_up=adds_up,
+            adds_up=reading.adds_up,
         )
 
     def _read(self, said: Mapping[str, Any]) -> UsageReading:

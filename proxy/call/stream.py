@@ -37,7 +37,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: the call could not be opened; the house pays.
     """
     assert answer.response is not None
-    if answer.response.content_type in _NO_STREAM:
+    if answer.response.content_type in _NO_STREAM and not await answer.streams_anyway():
         return await relay_plain(request, answer)
     settings = answer.services.settings
     answer.outcome = "upstream_error"
@@ -122,7 +122,8 @@ class _StreamRelay:
         """Relay until the provider's end; False when the wallet is empty before that."""
         meter = self._meter
         answer = self._answer
-        while chunk := await answer.read_on():
+        read = self._response.read_some  # most chunks are read without a look at whether they are the last
+        while chunk := await (read() if meter.usage is None and not meter.done else answer.read_on()):
             answer.mark_first_byte()
             passed = await answer.meter_chunk(chunk)
             if passed:
