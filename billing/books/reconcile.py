@@ -245,7 +245,7 @@ class Reconciler:
         bill = await self._provider.find_bill(row["generation_id"])
         if bill is None:
             return Difference(row["id"], "unknown_to_provider", 0, None)
-        evidence = Evidence(generation_id=bill.generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+        evidence = Evidence.of(bill)
         ending = assess_row(row, evidence, outcome="worker_lost")
         await self._ledger.settle_calls([ending])
         async with self._database.connection() as connection:
@@ -340,7 +340,8 @@ class Reconciler:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """
-                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model, sum(cost_nanousd)::bigint AS cost
+                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model,
+                       sum(least(provider_cost_nanousd, cost_nanousd))::bigint AS cost
                 FROM calls WHERE state = 'settled' AND id >= uuid_floor($1) AND id < uuid_floor($2) GROUP BY 1, 2
                 """,
                 begin,

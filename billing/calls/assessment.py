@@ -12,6 +12,7 @@ from billing.calls.outcome import Accuracy, Ending, Source
 from billing.fx.quote import FxQuote
 from billing.money import ATTO_PER_NANO, attousd_from_decimal, nanousd_from_attousd
 from billing.pricing.cost import Price, Usage, cost_attousd
+from billing.provider.records import Bill
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Evidence:
 
     Args:
         billed_usd: the provider's own figure for this call, in USD, from the answer or from its records.
+        own_key_usd: the part of it that is billed to a key of our own at another provider.
         usage: token counts: the provider's if ``counted`` is false, else ours.
         bills_by_price_book: whether this provider's bill is its usage at the price book, exactly.
         adds_up: whether the counts prove each other; else they are the larger of what they can mean.
@@ -31,6 +33,12 @@ class Evidence:
     counted: bool = False
     bills_by_price_book: bool = False
     adds_up: bool = True
+    own_key_usd: Decimal = Decimal(0)
+
+    @classmethod
+    def of(cls, bill: Bill) -> "Evidence":
+        """Return what a provider's record proves."""
+        return cls(bill.generation_id, bill.cost_usd, bill.usage, own_key_usd=bill.own_key_usd)
 
 
 def assess(
@@ -70,6 +78,7 @@ def assess(
         if evidence.counted or not (evidence.bills_by_price_book and evidence.adds_up):
             accuracy = "estimated"
     cost_nanousd = nanousd_from_attousd(cost)
+    own_nanousd = nanousd_from_attousd(attousd_from_decimal(evidence.own_key_usd))
     charge = fx.charge(0 if house else cost)
     return Ending(
         call_id=call_id,
@@ -79,7 +88,7 @@ def assess(
         source=source,
         generation_id=evidence.generation_id,
         cost_nanousd=cost_nanousd,
-        provider_cost_nanousd=cost_nanousd if evidence.billed_usd is not None else None,
+        provider_cost_nanousd=None if evidence.billed_usd is None else cost_nanousd - own_nanousd,
         charge_nano=charge.charge_nano,
         spread_nano=charge.spread_nano,
         house_nanousd=cost_nanousd if house else 0,

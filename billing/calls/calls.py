@@ -394,10 +394,11 @@ class Calls:
 
     async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
         """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
-        cost_usd = Decimal(provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        cost_usd = Decimal(ending.cost_nanousd).scaleb(-NANO_DECIMALS)
         if ending.exact_attousd is not None:
             cost_usd = Decimal(ending.exact_attousd).scaleb(-ATTO_DECIMALS)
-        bill = Bill(ending.generation_id or "", cost_usd, ending.usage)
+        own_usd = Decimal(ending.cost_nanousd - provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        bill = Bill(ending.generation_id or "", cost_usd, ending.usage, own_usd)
         try:
             await self._corrections.correct(ending.call_id, bill, late_settlement=True)
         except TumaError as error:

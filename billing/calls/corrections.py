@@ -85,17 +85,18 @@ class Corrections:
     def _corrected(self, before: Figures, bill: Bill, fx: FxQuote, *, estimate: bool) -> Figures:
         exact = attousd_from_decimal(bill.cost_usd)
         cost_nanousd = nanousd_from_attousd(exact)
+        billed_nanousd = cost_nanousd - nanousd_from_attousd(attousd_from_decimal(bill.own_key_usd))
         charge = fx.charge(exact)
         lower = charge.charge_nano < before.charge_nano
         higher = charge.charge_nano > before.charge_nano and estimate and self._upward
         # Down always, though the house bears a part: a wallet never pays more than its call cost.
         if lower or (higher and before.house_nanousd == 0):
-            return Figures(cost_nanousd, cost_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
+            return Figures(cost_nanousd, billed_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
         # The wallet pays what it paid; the house pays the difference, or is relieved of it.
         paid_nanousd = before.cost_nanousd - before.house_nanousd
         house_nanousd = max(cost_nanousd - paid_nanousd, 0)
         return Figures(
-            cost_nanousd, cost_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
+            cost_nanousd, billed_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
         )
 
     async def refund(

@@ -203,8 +203,7 @@ class Sweeper:
             _log.warning("sweep.provider_away", call_id=str(row["id"]), error=str(error))
             return None
         if bill is not None:
-            evidence = Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
-            return assess_row(row, evidence, outcome="worker_lost")
+            return assess_row(row, Evidence.of(bill), outcome="worker_lost")
         self._put_off(row["id"])
         if (datetime.now(UTC) - minted_at(row["id"])).total_seconds() < self._settings.review_after_s:
             return None

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -265,6 +266,7 @@ class Answer:
             usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
             adds_up=reading.adds_up,
+            own_key_usd=Decimal(0) if cost is None else cost.own_key_usd,
         )
 
     def _read(self, said: Mapping[str, Any]) -> UsageReading:
@@ -361,7 +363,7 @@ class Answer:
         if generation_id is not None and self.services.upstream.keeps_bills:
             bill = await self._wait_for_bill(generation_id)
             if bill is not None:
-                return Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+                return Evidence.of(bill)
         evidence = self._from_answer()
         if evidence.usage is not None:
             return evidence

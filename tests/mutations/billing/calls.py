@@ -348,4 +348,25 @@ MUTATIONS = (
         "                await self.holds.look(_hold_of(caller, quote, call_id))\n            taken",
         "tests/stateful/test_books.py::test_a_call_that_ends_while_another_asks_for_quota",
     ),
+    Mutation(
+        "figures that do not add up are no exact bill",
+        "billing/calls/assessment.py",
+        "not (evidence.bills_by_price_book and evidence.adds_up)",
+        "not evidence.bills_by_price_book",
+        "tests/proxy/call/test_odd_answers.py::test_the_prompt_is_counted_where_only_the_completion_is_told",
+    ),
+    Mutation(
+        "what our own keys were billed is taken of no quota",
+        "billing/calls/ledger.sql",
+        "SELECT n.worker_id, sum(n.billed)::bigint",
+        "SELECT n.worker_id, sum(n.cost)::bigint",
+        "tests/proxy/call/test_odd_answers.py::test_a_key_of_our_own_behind_openrouter",
+    ),
+    Mutation(
+        "a correction tells apart what our own keys were billed",
+        "billing/calls/corrections.sql",
+        "billed := least(p_provider_cost, p_cost) - least(call.provider_cost_nanousd, call.cost_nanousd);",
+        "billed := p_cost - call.cost_nanousd;",
+        "tests/proxy/call/test_odd_answers.py::test_a_key_of_our_own_behind_openrouter",
+    ),
 )
