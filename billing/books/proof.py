@@ -233,7 +233,7 @@ class Books:
                     _CAPS_SAMPLE,
                 ),
                 wallets=await fetch(
-                    "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"
+                    "SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano FROM wallets"
                 ),
                 usage_off=await compare_usage(connection, cut, LAST_ID),
             )
@@ -310,7 +310,7 @@ class Books:
             return {}
         async with self._database.connection() as connection:
             found = await connection.fetch(
-                "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano"
+                "SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano"
                 " FROM wallets WHERE id = ANY ($1)",
                 [row["id"] for row in rows],
             )

@@ -8,6 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
+
+from config.settings import Settings
+from scripts.office import Office
+from tests.support.payers import Payer
+from tests.support.running import Running, run_proxy
+
+MODEL = "openai/gpt-4o-mini"  # at 0.15 and 0.60 USD per million, as the simulated provider lists it
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+COST_NANO = 1000 * 150 + 100 * 600
+DONE = b"data: [DONE]\n\n"
+
 
 @dataclass
 class Turn:
@@ -126,3 +138,46 @@ async def _serve(scripted: Scripted, reader: asyncio.StreamReader, writer: async
         + data
     )
     await writer.drain()
+
+
+class Case:
+    """A proxy before a scripted provider, and the wallet that pays."""
+
+    def __init__(self, proxy: Running, provider: Scripted, office: Office, payer: Payer) -> None:
+        self.proxy, self.provider, self.office, self.payer = proxy, provider, office, payer
+        self.headers: dict[str, str] = {}
+
+    async def ask(
+        self, script: Script, *, path: str = "/v1/chat/completions", **members: Any
+    ) -> tuple[int, bytes]:
+        self.provider.script = script
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 500}], **members}
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.payer.secret}"}) as session,
+            session.post(self.proxy.base_url + path, json=body) as response,
+        ):
+            answer = response.status, await response.read()
+            self.headers = {name.lower(): value for name, value in response.headers.items()}
+        await self.proxy.quiet()
+        return answer
+
+    async def call(self) -> Any:
+        """Return how the last call stands."""
+        async with self.office.database.connection() as connection:
+            return await connection.fetchrow(
+                "SELECT c.state, c.outcome, c.accuracy, c.charge_nano, c.cost_nanousd, u.source"
+                " FROM calls c LEFT JOIN usage u ON u.call_id = c.id ORDER BY c.id DESC LIMIT 1"
+            )
+
+    async def charged(self) -> int:
+        return int((await self.call())["charge_nano"] or 0)
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, provider: Scripted, office: Office, payer: Payer, **upstream: Any
+) -> AsyncIterator[Case]:
+    changes = {"kind": "openai", "base_url": provider.base_url, "end_wait_s": 0.3, **upstream}
+    changed = settings.model_copy(update={"upstream": settings.upstream.model_copy(update=changes)})
+    async with run_proxy(changed) as proxy:
+        yield Case(proxy, provider, office, payer)

@@ -4,25 +4,26 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
-import aiohttp
 import pytest
 
-from billing.books.proof import Books
-from billing.calls.corrections import Corrections
 from config.settings import Settings
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
-from tests.proxy.call.scripted import Script, Scripted, Turn, chunk, completion, run_scripted, sse
+from tests.proxy.call.scripted import (
+    COST_NANO,
+    DONE,
+    USAGE,
+    Case,
+    Scripted,
+    Turn,
+    chunk,
+    completion,
+    run_scripted,
+    running,
+    sse,
+)
 from tests.support.payers import Payer, make_payer, sync_models
-from tests.support.running import Running, run_proxy
-
-MODEL = "openai/gpt-4o-mini"  # at 0.15 and 0.60 USD per million, as the simulated provider lists it
-USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
-COST_NANO = 1000 * 150 + 100 * 600
-DONE = b"data: [DONE]\n\n"
 
 
 @pytest.fixture
@@ -35,49 +36,6 @@ async def provider() -> AsyncIterator[Scripted]:
 async def payer(office: Office, sim: SimulatedProvider) -> Payer:
     await sync_models(office)
     return await make_payer(office)
-
-
-class Case:
-    """A proxy before a scripted provider, and the wallet that pays."""
-
-    def __init__(self, proxy: Running, provider: Scripted, office: Office, payer: Payer) -> None:
-        self.proxy, self.provider, self.office, self.payer = proxy, provider, office, payer
-        self.headers: dict[str, str] = {}
-
-    async def ask(
-        self, script: Script, *, path: str = "/v1/chat/completions", **members: Any
-    ) -> tuple[int, bytes]:
-        self.provider.script = script
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 500}], **members}
-        async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.payer.secret}"}) as session,
-            session.post(self.proxy.base_url + path, json=body) as response,
-        ):
-            answer = response.status, await response.read()
-            self.headers = {name.lower(): value for name, value in response.headers.items()}
-        await self.proxy.quiet()
-        return answer
-
-    async def call(self) -> Any:
-        """Return how the last call stands."""
-        async with self.office.database.connection() as connection:
-            return await connection.fetchrow(
-                "SELECT c.state, c.outcome, c.accuracy, c.charge_nano, c.cost_nanousd, u.source"
-                " FROM calls c LEFT JOIN usage u ON u.call_id = c.id ORDER BY c.id DESC LIMIT 1"
-            )
-
-    async def charged(self) -> int:
-        return int((await self.call())["charge_nano"] or 0)
-
-
-@asynccontextmanager
-async def running(
-    settings: Settings, provider: Scripted, office: Office, payer: Payer, **upstream: Any
-) -> AsyncIterator[Case]:
-    changes = {"kind": "openai", "base_url": provider.base_url, "end_wait_s": 0.3, **upstream}
-    changed = settings.model_copy(update={"upstream": settings.upstream.model_copy(update=changes)})
-    async with run_proxy(changed) as proxy:
-        yield Case(proxy, provider, office, payer)
 
 
 @pytest.fixture
@@ -388,49 +346,3 @@ async def test_a_timeout_says_whether_to_ask_again(
     async with running(settings, provider, office, payer, first_byte_timeout_s=0.3) as case:
         status, _ = await case.ask(silent)
         assert (status, case.headers.get("x-should-retry")) == (504, "false")
-
-
-BYOK: dict[str, Any] = {"cost": 0.00001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.0002}}
-
-
-@pytest.mark.parametrize("place", ["answer", "stream", "record", "record in all", "late record"])
-async def test_a_key_of_our_own_behind_openrouter(
-    settings: Settings, provider: Scripted, office: Office, payer: Payer, place: str
-) -> None:
-    """The wallet pays what the call cost in all; of OpenRouter's quota only its fee was taken."""
-    record = {"id": "gen-1", "total_cost": 0.00001, "is_byok": True, "upstream_inference_cost": 0.0002}
-    if place == "record in all":
-        record |= {"total_cost": 0.00021, "usage": 0.00001}
-    if place.startswith("record"):
-        provider.records["gen-1"] = record
-    told = BYOK if place in ("answer", "stream") else {}
-
-    async def script(turn: Turn) -> None:
-        if place == "stream":
-            await turn.stream(chunk("Hello"), chunk("", "stop"), chunk(usage={**USAGE, **told}), DONE)
-        else:
-            await turn.plain(completion(usage={**USAGE, **told}))
-
-    async with running(settings, provider, office, payer, kind="openrouter", generation_wait_s=0.2) as case:
-        assert (await case.ask(script, stream=place == "stream"))[0] == 200
-        if place == "late record":
-            assert tuple(await case.call())[2:4] == ("estimated", COST_NANO)
-            provider.records["gen-1"] = record
-            async with case.office.database.connection() as connection:
-                call_id = await connection.fetchval("SELECT id FROM calls")
-            bill = await case.proxy.services.upstream.find_bill("gen-1")
-            assert bill is not None
-            await Corrections(office.database, charge_estimates_upward=True).correct(call_id, bill)
-        assert tuple(await case.call())[2:5] == ("exact", 210_000, 210_000)
-    async with office.database.connection() as connection:
-        row = await connection.fetchrow(
-            "SELECT (SELECT provider_cost_nanousd FROM calls) AS billed, (SELECT sum(spent_nanousd) FROM quota_slabs) AS spent,"
-            " (SELECT sum(amount_nanousd) FROM shadow_usd_ledger WHERE kind = 'own_key') AS own,"
-            " (SELECT sum(amount_nanousd) FROM shadow_usd_ledger WHERE kind IN ('settlement', 'correction')) AS ours"
-        )
-    assert tuple(map(int, row)) == (10_000, 10_000, 200_000, 10_000)
-    checks = await Books(office.database, office.holds, office.upstream, sweep_grace_s=5).check()
-    assert {name for name, check in checks.items() if not check.ok} <= {"I8"}, (
-        "the simulated provider billed nothing"
-    )
-    assert "own keys 0.0002 USD" in checks["I4"].detail
