@@ -128,14 +128,18 @@ class UpstreamSettings(_Section):
     management_key: SecretStr = SecretStr(
         ""
     )  # OpenRouter's, for /credits and /activity; else the api_key is tried
+    trust_cost: bool = False  # kind openai: take a gateway's own `usage.cost` before the price book
     on_client_gone: Literal["abort", "drain"] | None = None  # None: abort for openrouter, drain for openai
     connect_timeout_s: Positive = 10.0
     first_byte_timeout_s: Positive = 300.0
-    idle_timeout_s: Positive = 120.0  # between two reads of a stream
+    idle_timeout_s: Positive = 120.0  # between two reads of a stream, after its first byte
+    end_wait_s: Positive = (
+        2.0  # how long an answer that said all, or sent [DONE] without usage, may stay open
+    )
     drain_timeout_s: Positive = 600.0  # how long an answer is read on for a client that left
     generation_wait_s: Positive = 15.0  # how long /generation is asked for an exact figure before estimating
     answer_bytes: Count = 64 * 1024 * 1024  # a plain answer larger than this is refused
-    event_bytes: Count = 4 * 1024 * 1024  # one event of a stream
+    event_bytes: Count = 32 * 1024 * 1024  # one event of a stream; a picture is one
     connections_max: Count = 20_000  # at once; further calls wait for one, as long as for a first byte
     # Members of a request that no table here has; `pass` is for servers that bill nothing but tokens.
     unknown_members: Literal["refuse", "pass"] = "refuse"

@@ -27,7 +27,7 @@ from billing.calls.ledger import Ledger
 from billing.calls.sweeper import assess_row
 from billing.errors import ProviderUnavailableError
 from billing.ids import new_id
-from billing.money import attousd_from_decimal, format_usd, nanousd_from_attousd
+from billing.money import AMOUNT_MAX_NANO, NANO, attousd_from_decimal, format_usd, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Provider
 from config.settings import ReconcileSettings
@@ -46,6 +46,7 @@ _WORDS = {
     "void_but_billed": "void, yet billed",
     "in_review": "in review, and known to the provider after all",
     "unknown_to_provider": "not known to the provider",
+    "beyond_reason": "billed at a figure that no amount can be",
     "billed_without_an_answer": "billed without an answer that reached us",
     "answered_after_all": "booked as a loss before its call was settled; taken back",
     "billed_less_than_settled": "billed less in total than we settled",
@@ -246,8 +247,9 @@ class Reconciler:
         bill = await self._provider.find_bill(row["generation_id"])
         if bill is None:
             return Difference(row["id"], "unknown_to_provider", 0, None)
-        evidence = Evidence(generation_id=bill.generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
-        ending = assess_row(row, evidence, outcome="worker_lost")
+        ending = assess_row(row, Evidence.of(bill), outcome="worker_lost")
+        if ending.state == "review":
+            return Difference(row["id"], "beyond_reason", 0, None, note=f"{bill.cost_usd:.3E} USD")
         await self._ledger.settle_calls([ending])
         async with self._database.connection() as connection:
             await connection.execute("SELECT pg_notify('tuma', 'wallet:' || $1::uuid)", row["wallet_id"])
@@ -308,6 +310,8 @@ class Reconciler:
         ours = row["cost_nanousd"]
         if bill is None:
             return Difference(row["id"], "unknown_to_provider", ours, None)
+        if bill.cost_usd * NANO > AMOUNT_MAX_NANO:
+            return Difference(row["id"], "beyond_reason", ours, None, note=f"{bill.cost_usd:.3E} USD")
         theirs = nanousd_from_attousd(attousd_from_decimal(bill.cost_usd))
         if theirs == ours and row["accuracy"] == "exact":
             return None
@@ -341,7 +345,8 @@ class Reconciler:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """
-                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model, sum(cost_nanousd)::bigint AS cost
+                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model,
+                       sum(least(provider_cost_nanousd, cost_nanousd))::bigint AS cost
                 FROM calls WHERE state = 'settled' AND id >= uuid_floor($1) AND id < uuid_floor($2) GROUP BY 1, 2
                 """,
                 begin,

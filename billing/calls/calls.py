@@ -19,7 +19,7 @@ from uuid import UUID
 
 import structlog
 
-from billing.calls.assessment import ending_as_note
+from billing.calls.assessment import ending_as_note, in_review
 from billing.calls.corrections import Corrections
 from billing.calls.leases import Leases
 from billing.calls.ledger import Extension, Ledger, Opening
@@ -39,7 +39,7 @@ from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
 from billing.meters import Meters, Metric
-from billing.money import ATTO_DECIMALS, NANO_DECIMALS
+from billing.money import AMOUNT_MAX_NANO, ATTO_DECIMALS, NANO_DECIMALS
 from billing.postgres.database import Database
 from billing.postgres.group_commit import Batcher
 from billing.pricing.quote import Quote
@@ -166,6 +166,7 @@ class Calls:
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
+        _require_an_amount(quote)
         wanted, deadline_s = quote, self._turns.deadline_s()
         for _ in range(_TRIES_MAX):
             try:
@@ -222,6 +223,7 @@ class Calls:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError, ProviderQuotaError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell, and a call would be refused, too.
         """
+        _require_an_amount(quote)
         self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
         hold = _hold_of(caller, quote, call_id)
@@ -316,6 +318,8 @@ class Calls:
     async def _extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
         if hold_nano <= call.hold.amount_nano:
             return True
+        if max(hold_nano, hold_nanousd) > AMOUNT_MAX_NANO:
+            return False
         async with call.turn:
             try:
                 call.quota_nanousd += await self.quota.take(hold_nanousd - call.hold_nanousd)
@@ -385,7 +389,8 @@ class Calls:
             self._live.pop(call.call_id, None)
             self._leaving.discard(call.call_id)
             self._settles.reconsider()
-            spent_nanousd = 0 if settlement is None else ending.cost_nanousd
+            ended = settlement is not None and settlement.state != "review"
+            spent_nanousd = ending.cost_nanousd if ended else 0
             self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
             self.quota.ended(call.call_id)
         if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
@@ -427,21 +432,31 @@ class Calls:
             # Postgres refused the call, yet the provider billed it: our cost, on nobody's wallet.
             await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
             ending = on_the_house(ending)
+        if ending.state == "review":
+            _log.error("call.beyond_reason", call_id=str(call.call_id), generation_id=ending.generation_id)
         self._leaving.discard(call.call_id)
         answer = self._settles.submit(ending)
         if not await wait_until_done(answer, self._batch.settle_wait_s):
             await self.leases.note(call, settlement=ending_as_note(ending))
-        settlement = await answer
+        try:
+            settlement = await answer
+        except BrokenInvariantError:
+            if ending.state == "review":
+                raise
+            # Postgres refuses these figures for good: people look at the call, its hold stays, and all others go on.
+            ending = in_review(ending)
+            settlement = await self._settles.submit(ending)
         if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
             await self._correct_late(ending, ending.provider_cost_nanousd)
         return settlement
 
     async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
         """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
-        cost_usd = Decimal(provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        cost_usd = Decimal(ending.cost_nanousd).scaleb(-NANO_DECIMALS)
         if ending.exact_attousd is not None:
             cost_usd = Decimal(ending.exact_attousd).scaleb(-ATTO_DECIMALS)
-        bill = Bill(ending.generation_id or "", cost_usd, ending.usage)
+        own_usd = Decimal(ending.cost_nanousd - provider_cost_nanousd).scaleb(-NANO_DECIMALS)
+        bill = Bill(ending.generation_id or "", cost_usd, ending.usage, own_usd)
         try:
             await self._corrections.correct(ending.call_id, bill, late_settlement=True)
         except TumaError as error:
@@ -464,6 +479,12 @@ def _was_refused(call: LiveCall) -> bool:
     """Tell whether Postgres refused what Redis had admitted: then the mirror is wrong, and the next call has it rebuilt."""
     opened = call.opened
     return opened is not None and opened.done() and not opened.cancelled() and opened.result() != _OPENED
+
+
+def _require_an_amount(quote: Quote) -> None:
+    """Refuse what no wallet can hold, and no store can keep."""
+    if max(quote.hold_nano, quote.hold_nanousd) > AMOUNT_MAX_NANO:
+        raise InsufficientFundsError("The call could cost more than any wallet can hold.")
 
 
 def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:

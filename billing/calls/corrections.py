@@ -10,7 +10,7 @@ import asyncpg
 from billing.errors import BrokenInvariantError, InputError, NotFoundError
 from billing.fx.quote import FxQuote
 from billing.ids import new_id
-from billing.money import attousd_from_decimal, nanousd_from_attousd
+from billing.money import AMOUNT_MAX_NANO, attousd_from_decimal, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Bill
 
@@ -65,6 +65,7 @@ class Corrections:
 
         Raises:
             NotFoundError: there is no such call.
+            InputError: the figure is beyond what any amount can be.
             BrokenInvariantError: it is still live, or kept changing.
         """
         for _ in range(_TRIES):
@@ -85,17 +86,20 @@ class Corrections:
     def _corrected(self, before: Figures, bill: Bill, fx: FxQuote, *, estimate: bool) -> Figures:
         exact = attousd_from_decimal(bill.cost_usd)
         cost_nanousd = nanousd_from_attousd(exact)
+        billed_nanousd = cost_nanousd - nanousd_from_attousd(attousd_from_decimal(bill.own_key_usd))
         charge = fx.charge(exact)
+        if max(cost_nanousd, charge.charge_nano) > AMOUNT_MAX_NANO:
+            raise InputError(f"a bill of {bill.cost_usd:.3E} USD is beyond what any amount can be")
         lower = charge.charge_nano < before.charge_nano
         higher = charge.charge_nano > before.charge_nano and estimate and self._upward
         # Down always, though the house bears a part: a wallet never pays more than its call cost.
         if lower or (higher and before.house_nanousd == 0):
-            return Figures(cost_nanousd, cost_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
+            return Figures(cost_nanousd, billed_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
         # The wallet pays what it paid; the house pays the difference, or is relieved of it.
         paid_nanousd = before.cost_nanousd - before.house_nanousd
         house_nanousd = max(cost_nanousd - paid_nanousd, 0)
         return Figures(
-            cost_nanousd, cost_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
+            cost_nanousd, billed_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
         )
 
     async def refund(

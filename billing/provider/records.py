@@ -13,11 +13,17 @@ Source = Literal["key", "credits"]  # of this API key; of the whole account
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """The provider's own record of one answer; ``cost_usd`` is what it billed."""
+    """The provider's own record of one answer.
+
+    Args:
+        cost_usd: what the answer cost in all.
+        own_key_usd: the part of it that is billed to a key of our own at another provider, and not to our account here.
+    """
 
     generation_id: str
     cost_usd: Decimal
     usage: Usage
+    own_key_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)

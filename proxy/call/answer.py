@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -17,7 +18,8 @@ from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement
 from billing.errors import InsufficientFundsError, ProviderUnavailableError, TumaError, WalletFrozenError
 from billing.money import format_usd, nanousd_from_attousd
-from billing.pricing.cost import Usage, cost_attousd, reported_cost_usd, usage_from_openai
+from billing.pricing.cost import Usage, cost_attousd
+from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
 from billing.provider.records import Bill
 from billing.tasks import wait_until_done
 from proxy.http.errors import (
@@ -27,6 +29,7 @@ from proxy.http.errors import (
     UpstreamTimeoutError,
     upstream_error,
 )
+from proxy.protocol.aggregate import is_stream
 from proxy.protocol.ask import Ask
 from proxy.protocol.meter import PlainAnswer, StreamMeter
 from proxy.protocol.sse import EventTooLargeError
@@ -35,8 +38,10 @@ from proxy.upstream.client import UpstreamResponse
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
+_PEEK_BYTES_MAX = 64 * 1024
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
+_FAILURES = frozenset(("upstream_error", "upstream_timeout", "upstream_refused"))
 _REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
 
@@ -63,6 +68,7 @@ class Answer:
         self.complete = False  # the provider has said all it will say
         self.first_byte_ms: int | None = None
         self._failed_status = False
+        self._last_news: tuple[object, float] | None = None  # usage as it stood, and until when more may come
         self._conclusion: asyncio.Task[Settlement | None] | None = None
 
     async def send(self) -> None:
@@ -86,7 +92,10 @@ class Answer:
             raise
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
-            raise UpstreamTimeoutError("The provider did not answer in time.") from error
+            was_sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            raise UpstreamTimeoutError(
+                "The provider did not answer in time.", may_be_billed=was_sent
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
@@ -113,10 +122,26 @@ class Answer:
                     raise UpstreamError("The provider's answer is too large.")
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
-            raise UpstreamTimeoutError("The provider stopped answering.") from error
+            raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
         return b"".join(pieces)
+
+    async def streams_anyway(self) -> bool:
+        """Tell whether what calls itself JSON, or a page, is a stream all the same.
+
+        Raises:
+            UpstreamError, UpstreamTimeoutError: it broke off.
+        """
+        assert self.response is not None
+        try:
+            return is_stream(await self.response.peek(_PEEK_BYTES_MAX))
+        except TimeoutError as error:
+            self.outcome = "upstream_timeout"
+            raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            self.outcome = "upstream_error"
+            raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
 
     def accept(self) -> None:
         """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
@@ -165,13 +190,13 @@ class Answer:
                 self.services.calls.leases.note_soon(self.call, generation_id=generation_id)
 
     def price_usage(self) -> Callable[[Mapping[str, Any]], str | None] | None:
-        """Return what makes ``usage.cost`` for a provider that sends none; None where its own figure must be asked for."""
+        """Return what makes ``usage.cost`` where the price book decides; None where the provider's own figure must be asked for."""
         return self._price_by_book if self.services.upstream.bills_by_price_book else None
 
     def _price_by_book(self, said: Mapping[str, Any]) -> str | None:
-        usage = usage_from_openai(said)
-        if usage == Usage():
-            return None  # it may be counted here, at the end
+        usage = self._read(said).usage
+        if usage == Usage() or self._cost_of(said, usage) is not None:
+            return None  # it may be counted here, at the end; or its own figure counts
         return format_usd(nanousd_from_attousd(cost_attousd(self.call.quote.price, usage)))
 
     def mark_first_byte(self) -> None:
@@ -225,16 +250,37 @@ class Answer:
     def _from_answer(self) -> Evidence:
         source = self.meter or self.plain
         said = source.usage if source is not None else None
-        billed_usd = reported_cost_usd(said) if said is not None else None
-        usage = usage_from_openai(said) if said is not None else None
-        if usage == Usage() and billed_usd is None and (self._count() or not self.ask.output.choices):
+        if said is None:
+            return Evidence(
+                generation_id=self.call.generation_id,
+                bills_by_price_book=self.services.upstream.bills_by_price_book,
+            )
+        reading = self._read(said)
+        cost = self._cost_of(said, reading.usage)
+        usage: Usage | None = reading.usage
+        if usage == Usage() and cost is None and (self._count() or not self.ask.output.choices):
             usage = None  # some servers send zeros where they did not count
         return Evidence(
             generation_id=self.call.generation_id,
-            billed_usd=billed_usd,
+            billed_usd=None if cost is None else cost.total_usd,
             usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
+            adds_up=reading.adds_up,
+            own_key_usd=Decimal(0) if cost is None else cost.own_key_usd,
         )
+
+    def _read(self, said: Mapping[str, Any]) -> UsageReading:
+        has_output = self.ask.output.choices > 0
+        return with_prompt(read_usage(said, has_output=has_output), self.call.quote.prompt.tokens)
+
+    def _cost_of(self, said: Mapping[str, Any], usage: Usage) -> ReportedCost | None:
+        """Return the provider's own figure, where it is its bill. A zero for what has a price is none: its record knows."""
+        if not self.services.upstream.reports_cost:
+            return None
+        cost = read_cost(said)
+        if cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage):
+            return None
+        return cost
 
     async def _conclude(self) -> Settlement | None:
         try:
@@ -254,11 +300,51 @@ class Answer:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError):
             async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
                 while drain or self.call.generation_id is None:
-                    chunk = await self.response.read_some()
+                    chunk = await self.read_on()
                     if not chunk:
                         self.complete = True
                         break
                     await self.meter_chunk(chunk)
+
+    async def read_on(self) -> bytes:
+        """Return the next piece of a streamed answer; nothing when its provider has said all it will say.
+
+        Most close the body after ``[DONE]``. Some tell usage only after it; some go on with heartbeats, or with silence, once finish
+        and usage are told, and never end: for neither is waited longer than ``TUMA_UPSTREAM__END_WAIT_S``.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: it broke off.
+        """
+        assert self.response is not None
+        assert self.meter is not None
+        meter = self.meter
+        if meter.usage is None and not meter.done:
+            return await self.response.read_some()
+        if meter.done and meter.usage is not None:
+            return b""
+        return await self._read_last(self.response, meter)
+
+    async def _read_last(self, response: UpstreamResponse, meter: StreamMeter) -> bytes:
+        """Read on for a bounded time from the last news on; all bytes go on to the client, but for those after ``[DONE]``."""
+        wait_s = self.services.settings.upstream.end_wait_s
+        if self._last_news is None or self._last_news[0] != meter.usage:
+            self._last_news = meter.usage, time.monotonic() + wait_s
+        while True:
+            ends_s = self._last_news[1] - time.monotonic()
+            if ends_s <= 0:
+                if meter.done or meter.finished:
+                    meter.end()
+                    return b""
+                self._last_news = meter.usage, time.monotonic() + wait_s
+                continue
+            try:
+                async with asyncio.timeout(ends_s) as limit:
+                    return await response.read_some()
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                if meter.done:
+                    return b""  # it broke off after its end
+                if not limit.expired():
+                    raise
 
     async def meter_chunk(self, chunk: bytes) -> bytes:
         """Meter a piece of a streamed answer; return what goes on to the client.
@@ -277,17 +363,21 @@ class Answer:
         if generation_id is not None and self.services.upstream.keeps_bills:
             bill = await self._wait_for_bill(generation_id)
             if bill is not None:
-                return Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+                return Evidence.of(bill)
         evidence = self._from_answer()
         if evidence.usage is not None:
             return evidence
         completion_tokens = self._count()
-        if generation_id is None and completion_tokens == 0 and self.ask.output.choices:
-            return (
-                Evidence()
-            )  # nothing was answered; where there is no output, the answer is the prompt's alone
+        if completion_tokens == 0 and self.ask.output.choices and (generation_id is None or self._failed()):
+            # Nothing was answered, and no record says that it is billed. Where there is no output, the answer is the prompt's alone.
+            return Evidence(generation_id=generation_id)
         usage = Usage(prompt_tokens=self.call.quote.prompt.tokens, completion_tokens=completion_tokens)
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
+
+    def _failed(self) -> bool:
+        """Tell whether the provider named an error, or broke off or fell silent; a client that hung up is none of these."""
+        source = self.meter or self.plain
+        return (source is not None and source.error is not None) or self.outcome in _FAILURES
 
     def _count(self) -> int:
         if self.meter is not None:

@@ -7,8 +7,11 @@ from proxy.call.cost import cost_headers, cost_json
 from proxy.http.errors import UpstreamError
 from proxy.http.fast_answer import HEADS
 from proxy.http.request_facts import facts_of, standard_headers
+from proxy.protocol.aggregate import is_stream, plain_from_stream
 from proxy.protocol.json_document import with_member
 from proxy.protocol.meter import read_plain
+
+_BEGINNING = 4096  # bytes by which a stream is told from JSON
 
 
 async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
@@ -23,6 +26,8 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     answer.outcome = "upstream_error"
     body = await answer.read_whole()
     answer.mark_first_byte()
+    if is_stream(body[:_BEGINNING]):
+        body = plain_from_stream(body) or body  # it streams though it was asked not to
     answer.plain = plain = read_plain(body, price_usage=answer.price_usage())
     answer.complete = True
     await answer.note_id(plain.generation_id)

@@ -38,7 +38,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: the call could not be opened; the house pays.
     """
     assert answer.response is not None
-    if answer.response.content_type in _NO_STREAM:
+    if answer.response.content_type in _NO_STREAM and not await answer.streams_anyway():
         return await relay_plain(request, answer)
     settings = answer.services.settings
     answer.outcome = "upstream_error"
@@ -105,7 +105,9 @@ class _StreamRelay:
             )
         except TimeoutError:
             self._answer.outcome = "upstream_timeout"
-            return await self._broken(UpstreamTimeoutError("The provider stopped answering."))
+            return await self._broken(
+                UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True)
+            )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if self.watch.gone:
                 return self._left()
@@ -122,7 +124,8 @@ class _StreamRelay:
         """Relay until the provider's end; False when the wallet is empty before that."""
         meter = self._meter
         answer = self._answer
-        while chunk := await self._response.read_some():
+        read = self._response.read_some  # most chunks are read without a look at whether they are the last
+        while chunk := await (read() if meter.usage is None and not meter.done else answer.read_on()):
             answer.mark_first_byte()
             passed = await answer.meter_chunk(chunk)
             if passed:
@@ -131,7 +134,7 @@ class _StreamRelay:
                     self._client = await self._begin()
                 await self.watch.write(self._client, passed)
             if meter.done:
-                break
+                continue
             if self.watch.gone and answer.services.upstream.on_client_gone == "abort":
                 return True
             if meter.kept_bytes > _KEEP_BYTES_MAX:

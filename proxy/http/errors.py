@@ -85,7 +85,15 @@ class UpstreamError(ProxyError):
 
 
 class UpstreamTimeoutError(ProxyError):
-    """The provider did not answer in time."""
+    """The provider did not answer in time.
+
+    Args:
+        may_be_billed: it had the request, and may go on with it; a client that asked again could pay twice.
+    """
+
+    def __init__(self, message: str, *, may_be_billed: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_billed = may_be_billed
 
 
 class UpstreamBusyError(ProxyError):
@@ -214,6 +222,8 @@ def _retry_headers(error: billing.TumaError) -> dict[str, str]:
             "retry-after-ms": str(error.retry_after_ms),
             **({"x-should-retry": "false"} if error.hopeless else {}),
         }
+    if isinstance(error, UpstreamTimeoutError):
+        return {"x-should-retry": "false"} if error.may_be_billed else {}
     if isinstance(error, UpstreamBusyError):
         return {"Retry-After": error.retry_after or "1"}
     retry_after_s = getattr(error, "retry_after_s", None)

@@ -103,6 +103,13 @@ async def read_ask(
         model=fields.get("model") or fields["models"][0],
         stream=bool(fields.get("stream")),
         stream_options=options,
-        include_usage=dialect.shows_usage or bool(options and options.get("include_usage")),
+        include_usage=dialect.shows_usage
+        or bool(options and options.get("include_usage"))
+        or _includes_usage(fields.get("usage")),
         size=len(body),
     )
+
+
+def _includes_usage(usage: Any) -> bool:
+    """Tell whether OpenRouter's own way of asking for usage is used: https://openrouter.ai/docs/use-cases/usage-accounting."""
+    return isinstance(usage, dict) and usage.get("include") is True

@@ -50,6 +50,8 @@ class Upstream:
         self.redact = Redactor(
             key.get_secret_value() for key in (settings.api_key, settings.management_key)
         )  # what it says of its errors may show our key
+        # Whether `usage.cost` is this provider's bill. A gateway's is its own estimate, by a price list that nobody here knows.
+        self.reports_cost = settings.trust_cost or not self.bills_by_price_book
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
         self._client: UpstreamClient | None = None
@@ -143,6 +145,7 @@ class Upstream:
         return await self._client.post(
             head + own.encode("ascii"),
             body,
+            first_byte_s=settings.first_byte_timeout_s,
             idle_s=settings.idle_timeout_s if ask.stream else settings.first_byte_timeout_s,
         )
 

@@ -52,6 +52,9 @@ class OpenRouterUpstream(Upstream):
     async def find_bill(self, generation_id: str) -> Bill | None:
         """Return OpenRouter's record of an answer; None while it does not know the id.
 
+        Where a key of ours at the provider behind it was used (``is_byok``), OpenRouter charges its fee alone (``usage``), and the
+        provider bills ``upstream_inference_cost`` to that key. https://openrouter.ai/docs/api-reference/get-a-generation
+
         Raises:
             ProviderUnavailableError: it cannot be asked now.
         """
@@ -68,7 +71,8 @@ class OpenRouterUpstream(Upstream):
             cached_read_tokens=_count(data, "native_tokens_cached"),
             reasoning_tokens=_count(data, "native_tokens_reasoning"),
         )
-        return Bill(generation_id, cost_usd, usage)
+        own_key_usd = _own_key_usd(data, cost_usd)
+        return Bill(generation_id, _fee_usd(data, cost_usd) + own_key_usd, usage, own_key_usd)
 
     async def find_totals_usd(self) -> Mapping[Source, Decimal]:
         """Return what this key used, and what the whole account did where we may know that; in USD.
@@ -170,6 +174,20 @@ def _decimal_of(value: object) -> Decimal | None:
     except ArithmeticError:
         return None
     return exact if exact.is_finite() and exact >= 0 else None
+
+
+def _fee_usd(data: Mapping[str, object], cost_usd: Decimal) -> Decimal:
+    """Return what OpenRouter charged itself."""
+    fee_usd = _decimal(data.get("usage")) if data.get("is_byok") is True else None
+    return cost_usd if fee_usd is None else min(fee_usd, cost_usd)
+
+
+def _own_key_usd(data: Mapping[str, object], cost_usd: Decimal) -> Decimal:
+    """Return what was billed to a key of ours; the documents leave open whether ``total_cost`` has it in it."""
+    if data.get("is_byok") is not True:
+        return Decimal(0)
+    billed_usd = _decimal(data.get("upstream_inference_cost")) or Decimal(0)
+    return max(billed_usd, cost_usd - _fee_usd(data, cost_usd))
 
 
 def _amount(data: Mapping[str, object], name: str, *, path: str) -> Decimal:

@@ -27,8 +27,8 @@ MUTATIONS = (
     Mutation(
         "an embedding without usage is paid",
         "proxy/call/answer.py",
-        " and self.ask.output.choices:",
-        ":",
+        " and self.ask.output.choices and (",
+        " and (",
         "tests/proxy/call/test_kinds.py",
     ),
     Mutation(
@@ -128,5 +128,47 @@ MUTATIONS = (
         "caller.require_models(ask.models)",
         "caller.require_models([ask.model])",
         "tests/proxy/account/test_keys.py",
+    ),
+    Mutation(
+        "a gateway's cost is trusted only if the operator says so",
+        "proxy/upstream/adapter.py",
+        "settings.trust_cost or not self.bills_by_price_book",
+        "True",
+        "tests/proxy/call/test_odd_answers.py::test_the_cost_that_a_gateway_names",
+    ),
+    Mutation(
+        "a cost of zero is no price",
+        "proxy/call/answer.py",
+        "if cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage):",
+        "if False:",
+        "tests/proxy/call/test_odd_answers.py",
+    ),
+    Mutation(
+        "an error before any token is not paid",
+        "proxy/call/answer.py",
+        "(generation_id is None or self._failed())",
+        "generation_id is None",
+        "tests/proxy/call/test_odd_answers.py::test_an_error_before_any_token_costs_nothing",
+    ),
+    Mutation(
+        "a stream that said all ends",
+        "proxy/call/answer.py",
+        "                if meter.done or meter.finished:\n",
+        "                if meter.done:\n",
+        "tests/proxy/call/test_odd_answers.py::test_a_stream_that_said_all_and_never_ends",
+    ),
+    Mutation(
+        "a stream for a plain call is put together",
+        "proxy/call/plain.py",
+        "body = plain_from_stream(body) or body",
+        "pass",
+        "tests/proxy/call/test_odd_answers.py::test_a_stream_where_a_whole_was_asked_for",
+    ),
+    Mutation(
+        "a call that may be billed is not asked for again",
+        "proxy/call/answer.py",
+        '"The provider did not answer in time.", may_be_billed=was_sent',
+        '"The provider did not answer in time."',
+        "tests/proxy/call/test_odd_answers.py::test_a_timeout_says_whether_to_ask_again",
     ),
 )

@@ -52,4 +52,32 @@ MUTATIONS = (
         "        if True:\n",
         "tests/unit/protocol/test_responses_meter.py",
     ),
+    Mutation(
+        "zeros do not take figures back",
+        "proxy/protocol/usage_found.py",
+        "merged[name] = max(before, value)",
+        "merged[name] = value",
+        "tests/transcripts/test_usage_dialects.py",
+    ),
+    Mutation(
+        "usage after the end is noted",
+        "proxy/protocol/meter.py",
+        "                self._note_usage(found.fields)\n",
+        "                pass\n",
+        "tests/transcripts/test_usage_dialects.py",
+    ),
+    Mutation(
+        "an empty reason is no end",
+        "proxy/protocol/transcript.py",
+        'bool(choice.get("finish_reason"))',
+        '(choice.get("finish_reason") is not None)',
+        "tests/proxy/call/test_odd_answers.py::test_an_empty_reason_is_no_end",
+    ),
+    Mutation(
+        "numbers beyond all sense are floats",
+        "proxy/protocol/json_spans.py",
+        "return number if abs(number.adjusted()) <= _EXPONENT_MAX else float(literal)",
+        "return number",
+        "tests/unit/protocol/test_json_spans.py",
+    ),
 )

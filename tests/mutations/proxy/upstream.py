@@ -115,4 +115,18 @@ MUTATIONS = (
         "trust_env=True",
         "tests/proxy/upstream/test_isolation.py",
     ),
+    Mutation(
+        "the first byte of a stream has a limit of its own",
+        "proxy/upstream/client.py",
+        "        self._limit(first_byte_s)\n",
+        "        self._limit(idle_s)\n",
+        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+    ),
+    Mutation(
+        "after the first byte a stream has its own limit",
+        "proxy/upstream/client.py",
+        "                self._limit(self._idle_s)\n",
+        "                pass\n",
+        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+    ),
 )
