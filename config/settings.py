@@ -354,6 +354,14 @@ class LimitSettings(_Section):
     connections_per_address: Bound = 0  # per worker and client address; 0: none, as behind a load balancer
     body_bytes: Count = 16 * 1024 * 1024
     body_timeout_s: Positive = 30.0
+    form_bytes: Count = 256 * 1024  # a body that is no call: a key, a cap, a top-up
+    look_bytes: Count = 16 * 1024  # before a larger body is read, the wallet is looked at
+    user_bodies_bytes: Count = 64 * 1024 * 1024  # of a user, per worker, while they are being read
+    bodies_bytes: Count = 512 * 1024 * 1024  # of everybody, per worker
+    json_nodes: Count = (
+        400_000  # numbers and texts of a body; docs/security.md says what else weighs how much
+    )
+    json_depth: Count = 100
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
     keepalive_timeout_s: Positive = 75.0
     lingering_s: Positive = (

@@ -45,6 +45,7 @@ from billing.reports.call_view import OwnCalls
 from billing.reports.statement import Statements
 from billing.reports.usage import UsageBook
 from billing.tasks import TrackedTasks
+from billing.threads import FairThreads
 from billing.wallets.caps import Caps
 from billing.wallets.feed import Feeds
 from billing.wallets.wallets import Wallets
@@ -157,6 +158,7 @@ def _make_runtime(
     pipe = make_redis(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
+    threads = FairThreads(name="large bodies")
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
     calls = Calls(
         database,
@@ -183,7 +185,8 @@ def _make_runtime(
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
-        counter=TokenCounter(remembered=settings.holds.counted_texts),
+        counter=TokenCounter(threads, remembered=settings.holds.counted_texts),
+        threads=threads,
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
@@ -203,6 +206,7 @@ def _for_calls(runtime: Runtime) -> CallServices:
         prices=runtime.prices,
         fx=runtime.fx,
         counter=runtime.counter,
+        threads=runtime.threads,
         upstream=runtime.upstream,
         conclusions=runtime.conclusions,
     )

@@ -34,6 +34,7 @@ from billing.errors import (
     TumaError,
     WalletFrozenError,
 )
+from billing.holds.admission import Room
 from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
@@ -192,6 +193,32 @@ class Calls:
         self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
         return await self.holds.look(_hold_of(caller, quote, call_id))
+
+    async def find_room(self, caller: Caller, *, call_id: UUID) -> Room:
+        """Return what a call of this caller could take just now; nothing is held or counted.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: whatever it asks for, it would be
+                refused.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        least = Hold(
+            call_id=call_id,
+            user_id=caller.user_id,
+            wallet_id=caller.wallet_id,
+            key_id=caller.key_id,
+            amount_nano=1,
+            tokens=0,
+            limits=caller.limits,
+            amount_nanousd=1,
+            user_limits=caller.user_limits,
+            currency=caller.currency,
+            place=caller.place,
+        )
+        try:
+            return await self.holds.check(least)
+        except InsufficientFundsError:
+            raise InsufficientFundsError("The wallet is empty: top up.") from None
 
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int

@@ -1,40 +1,35 @@
-"""From an ask to a quote: the price book, the exchange rate and the token counter together."""
+"""From an ask to a quote: the price book, the exchange rate and the count of its prompt together."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from billing.fx.book import FxBook
 from billing.pricing.price_book import PriceBook
 from billing.pricing.quote import Output, Quote, quote_call
-from billing.pricing.tokens import TokenCounter
+from billing.pricing.tokens import PromptCount
 from config.settings import HoldSettings
 
 
 async def quote_ask(
-    fields: Mapping[str, Any],
     output: Output,
     *,
+    count: Callable[[], Awaitable[PromptCount]],
     models: Sequence[str],
     currency: str,
     stream: bool,
-    body_bytes: int,
     prices: PriceBook,
     fx: FxBook,
-    counter: TokenCounter,
     settings: HoldSettings,
 ) -> Quote:
     """Estimate what a call will cost, upward, with price and exchange rate pinned for it.
 
     Args:
-        fields: the request's members.
         output: how much it asks for.
+        count: counts its prompt; asked once nothing else stands in the way.
         models: every model that may answer; the dearest is quoted, the first one's price is pinned.
         currency: the wallet's.
         stream: whether the hold can grow while the answer comes.
-        body_bytes: size of the request; a large one is counted off the event loop.
         prices: the price book.
         fx: exchange rates.
-        counter: of tokens.
         settings: default output bounds.
 
     Raises:
@@ -44,7 +39,7 @@ async def quote_ask(
     """
     found = [prices.get_model(name) for name in models]
     rate = fx.get_quote(currency)
-    prompt = await counter.count_prompt_async(fields, models[0], body_bytes)
+    prompt = await count()
     default = settings.stream_default_tokens if stream else settings.plain_default_tokens
     quotes = [
         quote_call(

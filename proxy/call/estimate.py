@@ -23,8 +23,8 @@ async def estimate(request: web.Request) -> web.Response:
     """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
     services = request.app[CALL]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits, CHAT)
-    quote = await quote_for(services, caller, ask)
+    ask = await read_ask(request, services.settings.limits, CHAT, caller=caller, threads=services.threads)
+    quote = await quote_for(request, services, caller, ask)
     settings = services.settings.holds
     found = estimate_call(
         [services.prices.get_model(name).price for name in ask.models],
