@@ -374,8 +374,10 @@ class LimitSettings(_Section):
         0  # all keys of a user together, unless the user has limits of their own; 0: none
     )
     user_tokens_per_min: Bound = 0
-    user_calls_in_flight: Bound = 0
+    user_calls_in_flight: Bound = 100
     auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
+    webhook_failures_per_min: Bound = 60  # webhooks that are not signed, per client address; 0: no limit
+    user_writes_per_min: Bound = 120  # changes of a user's keys, caps and top-ups; 0: no limit
     usage_days: Count = 400  # that GET /v1/usage sums at once
     usage_rows: Count = 2_000  # that it answers at most, as JSON
     usage_csv_rows: Count = 50_000  # and as CSV
@@ -456,6 +458,7 @@ class FeedSettings(_Section):
     forget_s: Positive = 60.0  # how often older events are removed
     watchers: Count = 10_000  # per worker
     watchers_per_caller: Count = 50  # per worker and key, or user who signed in
+    watchers_per_user: Count = 100  # per worker, with all their keys
     queue_events: Count = 256  # waiting for one watcher; one more, and the watcher is dropped
     page_events: Count = 200  # of one wallet, read at once
     wallets: Count = 100  # read at once

@@ -1,6 +1,7 @@
 """The aiohttp application: what is served, and in which order the house is opened and closed."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 
@@ -26,6 +27,7 @@ from proxy.openapi.document import DOCUMENT, make_document
 from proxy.operator.endpoints import ADMIN
 from proxy.operator.guard import guard_admin
 from proxy.public.health import DRAINING
+from proxy.public.webhooks import BURSTS, RefusalBursts
 from proxy.services.account import ACCOUNT
 from proxy.services.call import CALL
 from proxy.services.operator import OPERATOR
@@ -56,6 +58,7 @@ def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Applicat
     app[RATES] = RateMemory()
     app[BODIES] = BodyBudget(settings.limits)
     app[DOOR] = Door(settings.limits)
+    app[BURSTS] = RefusalBursts()
     app[LIMITS] = settings.limits
     app[USUAL] = usual = UsualHeaders(settings.http)
     app[CORS] = cors = Cors(settings.cors)
@@ -65,7 +68,7 @@ def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Applicat
     app.on_response_prepare.append(_finish_head)
     app.on_shutdown.append(_end_feeds)
     endpoints = (*ENDPOINTS, *ADMIN)
-    app[DOCUMENT] = make_document(endpoints)
+    app[DOCUMENT] = json.dumps(make_document(endpoints)).encode()
     app.add_routes([endpoint.route for endpoint in endpoints])
     return app
 

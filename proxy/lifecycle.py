@@ -16,7 +16,7 @@ from billing.calls.sweeper import Sweeper
 from billing.errors import ProviderUnavailableError
 from billing.fx.book import FxBook
 from billing.holds.holds import Holds
-from billing.identity.auth_failures import AuthFailures
+from billing.identity.auth_failures import AuthFailures, UserWrites
 from billing.identity.keys import Keys
 from billing.identity.sign_ins import People
 from billing.ids import new_id
@@ -228,6 +228,7 @@ def _for_accounts(runtime: Runtime, drops: CacheDrops, late: Late) -> AccountSer
         status_checks=StatusChecks(runtime.payments, runtime.pipe, runtime.settings.payments),
         watchers=runtime.watchers,
         tasks=runtime.tasks,
+        writes=UserWrites(runtime.pipe, per_min=runtime.settings.limits.user_writes_per_min),
         cool_user=drops.cool_user,
     )
 
@@ -264,6 +265,12 @@ def _for_the_public(runtime: Runtime) -> PublicServices:
         prices=runtime.prices,
         payments=runtime.payments,
         metrics=runtime.metrics,
+        unsigned=AuthFailures(
+            runtime.pipe,
+            per_min=runtime.settings.limits.webhook_failures_per_min,
+            kind="h",
+            what="webhooks with signatures",
+        ),
     )
 
 

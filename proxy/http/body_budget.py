@@ -33,7 +33,7 @@ class BodyBudget:
             yield share
         finally:
             if share.bytes:
-                self._add(user_id, -share.bytes)
+                self.add(user_id, -share.bytes)
 
     def require(self, user_id: UUID, more_bytes: int) -> None:
         """Refuse so many bytes more.
@@ -50,7 +50,8 @@ class BodyBudget:
         if self.bytes + more_bytes > self._most:
             raise OverloadedError("Too much is being sent here just now; try again.", retry_after_s=1)
 
-    def _add(self, user_id: UUID, count: int) -> None:
+    def add(self, user_id: UUID, count: int) -> None:
+        """Count so many bytes more, or less."""
         self.bytes += count
         left = self._of_users.get(user_id, 0) + count
         if left:
@@ -87,7 +88,7 @@ class BodyShare:
             RateLimitError, OverloadedError: see ``BodyBudget.require``.
         """
         self._budget.require(self._user_id, count)
-        self._budget._add(self._user_id, count)  # noqa: SLF001 - its own part
+        self._budget.add(self._user_id, count)
         self.bytes += count
 
 

@@ -12,7 +12,7 @@ from proxy.http.request_facts import standard_headers
 from proxy.openapi.endpoint import Endpoint
 from proxy.openapi.schemas import EXAMPLE_MODEL, SHAPES, Schema
 
-DOCUMENT = web.AppKey("document", dict)
+DOCUMENT = web.AppKey("document", bytes)
 _PARAMETER = re.compile(r"{(\w+)(?::[^}]*)?}")
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _NAMED: dict[str, Schema] = {
@@ -46,7 +46,7 @@ _ALWAYS = (400, 401, 402, 403, 404, 408, 413, 429, 503)
 async def show_document(request: web.Request) -> web.Response:
     """This document."""
     headers = {**standard_headers(request), "Cache-Control": "public, max-age=300"}
-    return web.json_response(request.app[DOCUMENT], headers=headers)
+    return web.Response(body=request.app[DOCUMENT], content_type="application/json", headers=headers)
 
 
 def make_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:

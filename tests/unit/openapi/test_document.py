@@ -11,7 +11,7 @@ from proxy.openapi.document import DOCUMENT
 
 def document() -> tuple[Any, dict[str, Any]]:
     app = init_app(load_settings())
-    return app, app[DOCUMENT]
+    return app, json.loads(app[DOCUMENT])
 
 
 def test_every_route_is_in_the_document() -> None:
