@@ -15,7 +15,7 @@ from proxy.http.body_budget import BODIES
 from proxy.http.errors import BadRequestError
 from proxy.http.request_facts import facts_of, still_there
 from proxy.protocol.dialects import Dialect
-from proxy.protocol.json_bounds import JsonBounds, TooMuchJsonError, weigh
+from proxy.protocol.json_bounds import JsonBounds, TooMuchJsonError, weighing
 from proxy.protocol.json_spans import (
     DuplicateKeyError,
     JsonSpanError,
@@ -106,7 +106,7 @@ async def read_ask(
 def _reading(body: bytes, dialect: Dialect, bounds: JsonBounds) -> Work[Ask]:
     """Read a body in steps, none of which takes long."""
     try:
-        nodes = weigh(body, bounds)
+        nodes = yield from weighing(body, bounds)
         yield
         text = body.decode("utf-8")
         fields = read_object(text)

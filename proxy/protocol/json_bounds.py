@@ -11,11 +11,13 @@ from array import array
 from dataclasses import dataclass
 from itertools import accumulate
 
+from billing.threads import Work, finish
+
 # What reading costs, in numbers or texts of an array; measured in docs/benchmarks.md.
 _CONTAINER = 8
 _MEMBER = 5
 _FRACTION = 2
-_VALUE_MOST = 1 + _FRACTION
+_PIECE_BYTES = 128 * 1024
 _SIGNS = b"[]{},:"
 _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -49,39 +51,51 @@ def weigh(text: bytes, bounds: JsonBounds) -> int:
     Raises:
         TooMuchJsonError: it weighs more.
     """
-    # First as if there were no texts in it: most requests are within the bounds even so.
-    signs = text.translate(None, _OTHERS)
-    openings = signs.count(b"[") + signs.count(b"{")
-    nodes = _weight(signs, openings) + (_VALUE_MOST - 1) * signs.count(b",")
-    if nodes <= bounds.nodes and openings <= bounds.depth:
-        return nodes
-    return _weigh_outside_texts(text, bounds)
+    return finish(weighing(text, bounds))
 
 
-def _weigh_outside_texts(text: bytes, bounds: JsonBounds) -> int:
-    if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if text.count(b'"') > 2 * bounds.nodes + 2:  # each text is a value, or the key of one
-        raise _too_many(bounds)
-    outside = b"".join(text.split(b'"')[::2])
-    signs = outside.translate(None, _OTHERS)
-    openings = signs.count(b"[") + signs.count(b"{")
-    nodes = _weight(signs, openings) + _FRACTION * sum(outside.count(sign) for sign in (b".", b"e", b"E"))
-    if nodes > bounds.nodes:
-        raise _too_many(bounds)
-    if openings > bounds.depth and _depth(signs) > bounds.depth:
-        raise TooMuchJsonError(f"it is nested more than {bounds.depth} deep")
+def weighing(text: bytes, bounds: JsonBounds) -> Work[int]:
+    """Do the same in steps of a millisecond or two, no more of them than it takes to know that it weighs too much."""
+    if len(text) <= _PIECE_BYTES:
+        # First as if there were no texts in it: most requests are within the bounds even so.
+        signs = text.translate(None, _OTHERS)
+        openings = signs.count(b"[") + signs.count(b"{")
+        nodes = 1 + _weight(signs, openings) + _FRACTION * signs.count(b",")
+        if nodes <= bounds.nodes and openings <= bounds.depth:
+            return nodes
+    return (yield from _weighing_outside_texts(text, bounds))
+
+
+def _weighing_outside_texts(text: bytes, bounds: JsonBounds) -> Work[int]:
+    nodes, depth, quotes, at = 1, 0, 0, 0
+    while at < len(text):
+        end = _end_of_piece(text, at)
+        piece, at = text[at:end], end
+        if b"\\" in piece:
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        outside = b"".join(piece.split(b'"')[quotes % 2 :: 2])
+        quotes += piece.count(b'"')
+        signs = outside.translate(None, _OTHERS)
+        openings = signs.count(b"[") + signs.count(b"{")
+        nodes += _weight(signs, openings) + _FRACTION * sum(
+            outside.count(sign) for sign in (b".", b"e", b"E")
+        )
+        if nodes > bounds.nodes:
+            raise TooMuchJsonError(f"it has more values than {bounds.nodes} numbers take to read")
+        steps = array("b", signs.translate(_STEPS, _NO_BRACKETS))
+        if depth + openings > bounds.depth and max(accumulate(steps, initial=depth)) > bounds.depth:
+            raise TooMuchJsonError(f"it is nested more than {bounds.depth} deep")
+        depth += sum(steps)
+        yield
     return nodes
 
 
+def _end_of_piece(text: bytes, at: int) -> int:
+    """Return where a piece ends that begins at a character of its own, and not between a backslash and what it escapes."""
+    end = min(at + _PIECE_BYTES, len(text))
+    slashes = end - at - len(text[at:end].rstrip(b"\\"))
+    return end + slashes % 2
+
+
 def _weight(signs: bytes, openings: int) -> int:
-    return 1 + _CONTAINER * openings + signs.count(b",") + _MEMBER * signs.count(b":")
-
-
-def _depth(signs: bytes) -> int:
-    steps = array("b", signs.translate(_STEPS, _NO_BRACKETS))
-    return max(accumulate(steps), default=0)
-
-
-def _too_many(bounds: JsonBounds) -> TooMuchJsonError:
-    return TooMuchJsonError(f"it has more values than {bounds.nodes} numbers take to read")
+    return _CONTAINER * openings + signs.count(b",") + _MEMBER * signs.count(b":")

@@ -5,11 +5,13 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
+from uuid import UUID
 
 import aiohttp
 import pytest
 
 from config.settings import Settings
+from proxy.call import chat
 from proxy.http.body_budget import BODIES
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
@@ -331,3 +333,40 @@ async def test_a_call_of_another_is_not_behind_all_that_one_has_counted(
     async with asyncio.timeout(30):  # nobody waits for these any more: they are dropped
         while len(threads):
             await asyncio.sleep(0.01)
+
+
+async def test_a_bound_that_others_overtook_is_counted(
+    proxy: Running, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was room for the bound when it was looked at, and is none when it is reserved."""
+    monkeypatch.setattr(chat, "is_covered", lambda *_, **__: True)
+    body = json.dumps(LONG).encode()
+    _, told = await post(proxy, await make_payer(office), body, "/v1/estimate")
+    assert (await post(proxy, await make_payer(office, amount=told["hold"]), body))[0] == 200
+    await proxy.quiet()
+    await check_books(office)
+
+
+async def test_a_bound_is_not_what_is_noted(
+    settings: Settings, office: Office, sim: SimulatedProvider
+) -> None:
+    """The sweeper settles by what is noted, should the worker die: at what the prompt counts, not four times that."""
+    await sync_models(office)
+    sim.set_behaviour(chunks=60, chunk_delay_ms=50)
+    upstream = settings.upstream.model_copy(update={"kind": "openai"})
+    async with run_proxy(settings.model_copy(update={"upstream": upstream})) as proxy:
+        rich = await make_payer(office, amount="100")
+        exact = proxy.services.runtime.counter.count_prompt(LONG, MODEL).tokens
+        noted: set[int] = set()
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {rich.secret}"}) as session:
+            url = f"{proxy.base_url}/v1/chat/completions"
+            async with session.post(url, json={**LONG, "max_tokens": 60, "stream": True}) as response:
+                call_id = UUID(response.headers["x-request-id"])
+                async with asyncio.timeout(10):
+                    while exact not in noted:
+                        notes = await office.holds.find_notes(rich.user_id, call_id)
+                        noted |= {int(notes[name]) for name in ("prompt_tokens",) if name in notes}
+                        await asyncio.sleep(0.05)
+                await response.read()
+        assert max(noted) < 2 * exact
+        await proxy.quiet()

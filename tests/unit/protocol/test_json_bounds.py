@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from billing.threads import finish
+from proxy.protocol import json_bounds
 from proxy.protocol.json_bounds import JsonBounds, TooMuchJsonError, weigh
 
 MANY = JsonBounds(10**9, 10**9)
@@ -68,3 +70,17 @@ def test_depth() -> None:
     weigh(text, JsonBounds(10_000, 100))
     with pytest.raises(TooMuchJsonError):
         weigh(text, JsonBounds(10_000, 99))
+
+
+@settings(max_examples=200)
+@given(VALUES, st.integers(1, 7))
+def test_pieces_are_weighed_as_the_whole(value: Any, size: int) -> None:
+    text = json.dumps(value).encode()
+    whole = finish(json_bounds._weighing_outside_texts(text, MANY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_bounds, "_PIECE_BYTES", size)
+        assert weigh(text, MANY) == whole
+        if depth_of(value):
+            with pytest.raises(TooMuchJsonError):
+                weigh(text, JsonBounds(10**9, depth_of(value) - 1))
+        weigh(text, JsonBounds(10**9, depth_of(value)))
