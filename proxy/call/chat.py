@@ -119,7 +119,8 @@ async def _reserve(
     request: web.Request, services: CallServices, caller: Caller, ask: Ask, room: Room | None
 ) -> LiveCall:
     """Reserve by a bound of the prompt where the wallet covers that anyway, else by its count."""
-    if room is not None and ask.nodes <= _GONE_OVER_AT_ONCE:
+    long = len(ask.body) >= services.settings.limits.look_bytes
+    if room is not None and long and ask.nodes <= _GONE_OVER_AT_ONCE:
         quote = await quote_for(request, services, caller, ask, lazily=True)
         if is_covered(quote, nano=room.nano, nanousd=room.nanousd, tokens=room.tokens):
             with contextlib.suppress(*_BY_AMOUNT):

@@ -57,7 +57,7 @@ class BodyBudget:
         if left:
             self._of_users[user_id] = left
         else:
-            del self._of_users[user_id]
+            self._of_users.pop(user_id, None)  # nothing, where nothing came
 
 
 class BodyShare:

@@ -39,6 +39,18 @@ async def test_much_work_of_one_lets_the_other_have_its_turn(threads: FairThread
     assert len(threads) == 0
 
 
+async def test_owners_take_turns_one_after_the_other(threads: FairThreads) -> None:
+    done: list[str] = []
+    found = await asyncio.gather(
+        *(threads.run(name, steps(30, lambda name=name: done.append(name))) for name in "abc")  # type: ignore[misc]
+    )
+    assert found == [30, 30, 30]
+    for end in range(3, 91, 3):
+        assert (
+            max(done[:end].count(name) for name in "abc") - min(done[:end].count(name) for name in "abc") <= 1
+        )
+
+
 async def test_who_is_cancelled_takes_their_work_back(threads: FairThreads) -> None:
     done: list[int] = []
     began, go_on = threading.Event(), threading.Event()
