@@ -24,6 +24,7 @@
     - ProviderUnavailableError
     - ProviderQuotaError
     - PaymentsUnavailableError
+    - OverloadedError
     - FeedFullError
     - JwksUnavailableError
     - AlertNotTakenError
@@ -158,6 +159,10 @@ class ProviderQuotaError(UnavailableError):
 
 class PaymentsUnavailableError(UnavailableError):
     """A payment provider does not answer now, or not as it should: nothing is known, so it is asked again."""
+
+
+class OverloadedError(UnavailableError):
+    """A worker has as much to do as it can do at once."""
 
 
 class FeedFullError(UnavailableError):

@@ -361,6 +361,14 @@ class LimitSettings(_Section):
     connections_per_address: Bound = 0  # per worker and client address; 0: none, as behind a load balancer
     body_bytes: Count = 16 * 1024 * 1024
     body_timeout_s: Positive = 30.0
+    form_bytes: Count = 256 * 1024  # a body that is no call: a key, a cap, a top-up
+    look_bytes: Count = 16 * 1024  # before a larger body is read, the wallet is looked at
+    user_bodies_bytes: Count = 64 * 1024 * 1024  # of a user, per worker, while they are being read
+    bodies_bytes: Count = 512 * 1024 * 1024  # of everybody, per worker
+    json_nodes: Count = (
+        400_000  # numbers and texts of a body; docs/security.md says what else weighs how much
+    )
+    json_depth: Count = 100
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
     keepalive_timeout_s: Positive = 75.0
     lingering_s: Positive = (
@@ -373,8 +381,10 @@ class LimitSettings(_Section):
         0  # all keys of a user together, unless the user has limits of their own; 0: none
     )
     user_tokens_per_min: Bound = 0
-    user_calls_in_flight: Bound = 0
+    user_calls_in_flight: Bound = 100
     auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
+    webhook_failures_per_min: Bound = 60  # webhooks that are not signed, per client address; 0: no limit
+    user_writes_per_min: Bound = 120  # changes of a user's keys, caps and top-ups; 0: no limit
     usage_days: Count = 400  # that GET /v1/usage sums at once
     usage_rows: Count = 2_000  # that it answers at most, as JSON
     usage_csv_rows: Count = 50_000  # and as CSV
@@ -464,6 +474,7 @@ class FeedSettings(_Section):
     forget_s: Positive = 60.0  # how often older events are removed
     watchers: Count = 10_000  # per worker
     watchers_per_caller: Count = 50  # per worker and key, or user who signed in
+    watchers_per_user: Count = 100  # per worker, with all their keys
     queue_events: Count = 256  # waiting for one watcher; one more, and the watcher is dropped
     page_events: Count = 200  # of one wallet, read at once
     wallets: Count = 100  # read at once

@@ -35,6 +35,7 @@ from billing.errors import (
     TumaError,
     WalletFrozenError,
 )
+from billing.holds.admission import Room
 from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
@@ -186,9 +187,8 @@ class Calls:
                     raise
         raise InsufficientFundsError("Other calls of the wallet hold what this one needs: try again.")
 
-    def _fit(self, quote: Quote, left: tuple[int, int | None]) -> Quote | None:
-        left_nano, left_nanousd = left
-        return quote.within(left_nano, left_nanousd, least_tokens=self._least_tokens)
+    def _fit(self, quote: Quote, room: Room) -> Quote | None:
+        return quote.within(room.nano, room.nanousd, least_tokens=self._least_tokens)
 
     async def _admit(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
@@ -236,6 +236,32 @@ class Calls:
             await self.holds.look(_hold_of(caller, smaller, call_id))
             return smaller
         return quote
+
+    async def find_room(self, caller: Caller, *, call_id: UUID) -> Room:
+        """Return what a call of this caller could take just now; nothing is held or counted.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: whatever it asks for, it would be
+                refused.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        least = Hold(
+            call_id=call_id,
+            user_id=caller.user_id,
+            wallet_id=caller.wallet_id,
+            key_id=caller.key_id,
+            amount_nano=1,
+            tokens=0,
+            limits=caller.limits,
+            amount_nanousd=1,
+            user_limits=caller.user_limits,
+            currency=caller.currency,
+            place=caller.place,
+        )
+        try:
+            return await self.holds.check(least)
+        except InsufficientFundsError:
+            raise InsufficientFundsError("The wallet is empty: top up.") from None
 
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int

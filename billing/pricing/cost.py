@@ -4,6 +4,7 @@ Token classes are parts of each other, as providers report them: cached tokens a
 part of the completion's. A class with a price of its own takes its tokens out of the class that contains it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from uuid import UUID

@@ -1,8 +1,7 @@
-"""From an ask to a quote: the price book, the exchange rate and the token counter together."""
+"""From an ask to a quote: the price book, the exchange rate and the count of its prompt together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from billing.errors import PriceMissingError
 from billing.fx.book import FxBook
@@ -10,38 +9,36 @@ from billing.pricing.cost import Price
 from billing.pricing.extras import NO_EXTRAS, WEB_SEARCH
 from billing.pricing.price_book import PriceBook
 from billing.pricing.quote import Output, Quote
-from billing.pricing.tokens import PromptCount, TokenCounter
+from billing.pricing.tokens import PromptCount
 from config.settings import HoldSettings
 
 
 async def quote_ask(
-    fields: Mapping[str, Any],
     output: Output,
     *,
+    count: Callable[[], Awaitable[PromptCount]],
     models: Sequence[str],
     currency: str,
     stream: bool,
-    body_bytes: int,
     prices: PriceBook,
     fx: FxBook,
-    counter: TokenCounter,
     settings: HoldSettings,
     extras: Mapping[str, int] = NO_EXTRAS,
+    beside_tokens: int = 0,
 ) -> Quote:
     """Estimate what a call will cost, upward, with price and exchange rate pinned for it.
 
     Args:
-        fields: the request's members.
         output: how much it asks for.
+        count: counts its prompt; asked once nothing else stands in the way.
         models: every model that may answer; the dearest is quoted, the first one's price is pinned.
         currency: the wallet's.
         stream: whether the hold can grow while the answer comes.
-        body_bytes: size of the request; a large one is counted off the event loop.
         prices: the price book.
         fx: exchange rates.
-        counter: of tokens.
         settings: default output bounds.
         extras: what is billed apart from tokens, by unit.
+        beside_tokens: output that may be billed beside what the bound allows.
 
     Raises:
         PriceMissingError: what is asked for is billed apart, and the price book does not say at what price.
@@ -51,7 +48,7 @@ async def quote_ask(
     """
     found = [prices.get_model(name) for name in models]
     rate = fx.get_quote(currency)
-    prompt = await counter.count_prompt_async(fields, models[0], body_bytes)
+    prompt = await count()
     told = [
         output.per_choice(
             unknown_max=model.price.context_tokens or settings.plain_default_tokens,
@@ -61,7 +58,6 @@ async def quote_ask(
     ]
     if prompt.open_ended or WEB_SEARCH in extras:
         prompt = _filling_context(prompt, [model.price for model in found])
-    beside = await _count_prediction(fields, models[0], body_bytes, counter)
     window = settings.stream_default_tokens if stream else settings.plain_default_tokens
     quote = Quote(
         price=found[0].price,
@@ -74,12 +70,12 @@ async def quote_ask(
         others=tuple(model.price for model in found[1:]),
         choices=output.choices,
         open_ended=output.tokens is None and output.choices > 0,
-        beside_tokens=beside,
+        beside_tokens=beside_tokens,
         extras=extras,
     )
     quote = quote.told(max(told))
     counted = min(quote.told_tokens, window) if quote.open_ended else quote.told_tokens
-    return replace(quote, window_tokens=prompt.tokens + counted * output.choices + beside)
+    return replace(quote, window_tokens=prompt.tokens + counted * output.choices + beside_tokens)
 
 
 def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCount:
@@ -95,14 +91,3 @@ def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCoun
                 "(a file, a video, an image, a search) has no bound."
             )
     return replace(prompt, tokens=max(prompt.tokens, *(price.context_tokens or 0 for price in prices)))
-
-
-async def _count_prediction(
-    fields: Mapping[str, Any], model: str, body_bytes: int, counter: TokenCounter
-) -> int:
-    """Return the tokens of a predicted output: those that are rejected are billed as output beside it (OpenAI, "Predicted Outputs")."""
-    prediction = fields.get("prediction")
-    if not isinstance(prediction, Mapping):
-        return 0
-    count = await counter.count_prompt_async({"prompt": prediction.get("content")}, model, body_bytes)
-    return count.tokens

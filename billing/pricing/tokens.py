@@ -4,15 +4,13 @@ The count is for the quote, and for answers whose provider reports nothing; see 
 Nothing is fetched at run time. Pure but for reading the vocabularies once.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -24,6 +22,7 @@ import tiktoken
 
 from billing.errors import BrokenInvariantError
 from billing.pricing.images import image_tokens_max
+from billing.threads import FairThreads, Work, finish
 
 # Published vocabularies, under the names and with the hashes of tiktoken's own cache (tiktoken_ext/openai_public.py).
 _VOCABULARIES = {
@@ -118,28 +117,38 @@ class PromptCount:
 
     ``open_ended``: there is something in it that cannot be measured (a file, a video, what an address leads to), and that may
     fill the model's context.
+
+    Args:
+        bound: it was not counted: ``tokens`` is as many as counting can come to.
     """
 
     tokens: int
     images: int = 0
     open_ended: bool = False
+    bound: bool = False
 
 
 class TokenCounter:
     """Counts tokens; large prompts off the event loop.
 
     Args:
+        threads: where that is done, in turn; None for one of its own.
         offload_bytes: a request at least so large is counted in a thread (tiktoken releases the GIL).
-        threads: how many at once.
         remembered: long texts of which the count is remembered: a conversation comes again with each of its turns.
     """
 
-    def __init__(self, *, offload_bytes: int = 32_768, threads: int = 1, remembered: int = 10_000) -> None:
+    def __init__(
+        self,
+        threads: FairThreads | None = None,
+        *,
+        offload_bytes: int = 32_768,
+        remembered: int = 10_000,
+    ) -> None:
         self._remembered_max = remembered
         self._remembered: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self._remembering = threading.Lock()
         self._offload_bytes = offload_bytes
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._threads = threads or FairThreads(name="tokens")
         self._encodings: dict[str, tiktoken.Encoding] = {}
         self._loading = threading.Lock()
 
@@ -149,7 +158,7 @@ class TokenCounter:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     @staticmethod
     def encoding_for(model: str) -> EncodingChoice:
@@ -159,25 +168,59 @@ class TokenCounter:
     def count_text(self, model: str, text: str) -> int:
         """Count the tokens of a text for a model, raised by its family's safety factor."""
         choice = _choose(model)
-        return choice.raised(self._count(choice.name, text))
+        return choice.raised(finish(self._count(choice.name, text)))
 
     def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
         """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
+        return finish(self._counting(ask, model))
+
+    async def count_prompt_async(
+        self,
+        ask: Mapping[str, Any],
+        model: str,
+        work: int,
+        *,
+        owner: Hashable = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> PromptCount:
+        """Count a prompt, in a thread when that is much work.
+
+        Args:
+            ask: the request's members.
+            model: that shall answer.
+            work: the bytes to go over, or as many as take as long.
+            owner: whose turn it takes.
+            wanted: see ``FairThreads.run``.
+        """
+        if work < self._offload_bytes:
+            return self.count_prompt(ask, model)
+        return await self._threads.run(owner, self._counting(ask, model), wanted=wanted)
+
+    def bound_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
+        """Return how many tokens counting a prompt can come to, without counting it: a byte is at most one token.
+
+        A text has about four times fewer, so this is for a wallet that does not feel the difference.
+        """
         choice = _choose(model)
         tally = _Tally(model)
         for text in tally.texts_of(ask):
-            tally.tokens += self._count(choice.name, text)
+            tally.tokens += _most_tokens(text)
+        return PromptCount(
+            choice.raised(tally.tokens) + tally.fixed_tokens, tally.images, tally.open_ended, bound=True
+        )
+
+    def _counting(self, ask: Mapping[str, Any], model: str) -> Work[PromptCount]:
+        """Count a prompt in steps, none of which takes long."""
+        choice = _choose(model)
+        tally = _Tally(model)
+        for text in tally.texts_of(ask):
+            tally.tokens += yield from self._count(choice.name, text)
+            yield
         return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images, tally.open_ended)
 
-    async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
-        """Count a prompt, in a thread when the request is large."""
-        if body_bytes < self._offload_bytes:
-            return self.count_prompt(ask, model)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.count_prompt, ask, model)
-
-    def _count(self, name: str, text: str) -> int:
+    def _count(self, name: str, text: str) -> Work[int]:
         if len(text) > _TEXT_CHARS_MAX:
-            return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+            return _tokens_of_bytes(text)
         if len(text) < _REMEMBERED_CHARS_MIN:
             return len(self._encoding(name).encode_ordinary(text))
         # By its digest: no prompt is kept, and one that comes again costs a hundredth of counting it.
@@ -188,7 +231,10 @@ class TokenCounter:
                 self._remembered.move_to_end(key)
                 return known
         encoding = self._encoding(name)
-        tokens = sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
+        tokens = 0
+        for piece in _pieces(text):
+            tokens += len(encoding.encode_ordinary(piece))
+            yield
         with self._remembering:
             self._remembered[key] = tokens
             if len(self._remembered) > self._remembered_max:
@@ -225,6 +271,17 @@ def _load_encoding(name: str) -> tiktoken.Encoding:
     return tiktoken.Encoding(
         name, pat_str=_PATTERNS[name], mergeable_ranks=ranks, special_tokens=_SPECIAL[name]
     )
+
+
+def _tokens_of_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+
+
+def _most_tokens(text: str) -> int:
+    """Return as many tokens as ``_count`` can come to: the vocabularies are of bytes."""
+    if len(text) > _TEXT_CHARS_MAX:
+        return _tokens_of_bytes(text)
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _pieces(text: str) -> Iterator[str]:

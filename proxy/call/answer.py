@@ -39,6 +39,7 @@ from proxy.upstream.client import UpstreamResponse
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
 _PEEK_BYTES_MAX = 64 * 1024
+_BYTES_PER_TOKEN = 4  # of usual text, until it is counted
 _BILL_PAUSE_FIRST_S = 0.05
 _BILL_PAUSE_MAX_S = 2.0
 _FAILURES = frozenset(("upstream_error", "upstream_timeout", "upstream_refused"))
@@ -67,6 +68,8 @@ class Answer:
         self.begun = False  # bytes of it may have reached the client
         self.complete = False  # the provider has said all it will say
         self.first_byte_ms: int | None = None
+        self._counted_prompt: int | None = None
+        self._counting = False
         self._failed_status = False
         self._last_news: tuple[object, float] | None = None  # usage as it stood, and until when more may come
         self._conclusion: asyncio.Task[Settlement | None] | None = None
@@ -371,7 +374,7 @@ class Answer:
         if completion_tokens == 0 and self.ask.output.choices and (generation_id is None or self._failed()):
             # Nothing was answered, and no record says that it is billed. Where there is no output, the answer is the prompt's alone.
             return Evidence(generation_id=generation_id)
-        usage = Usage(prompt_tokens=self.call.quote.prompt.tokens, completion_tokens=completion_tokens)
+        usage = Usage(prompt_tokens=await self.count_prompt(), completion_tokens=completion_tokens)
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
 
     def _failed(self) -> bool:
@@ -383,6 +386,30 @@ class Answer:
         if self.meter is not None:
             return self.meter.fold(self.count_text)
         return self.count_text(self.plain.completion_text) if self.plain is not None else 0
+
+    async def count_prompt(self) -> int:
+        """Return the prompt's tokens, where nobody but us can tell them; counted now, if it was only bounded before."""
+        prompt = self.call.quote.prompt
+        if not prompt.bound:
+            return prompt.tokens
+        if self._counted_prompt is None:
+            counted = await self.services.counter.count_prompt_async(
+                self.ask.fields, self.ask.model, self.ask.work, owner=self.call.caller.user_id
+            )
+            self._counted_prompt = counted.tokens
+        return self._counted_prompt
+
+    def known_prompt_tokens(self) -> int:
+        """Return what is known of the prompt's tokens without waiting: where it was only bounded, counting begins now."""
+        prompt = self.call.quote.prompt
+        if not prompt.bound:
+            return prompt.tokens
+        if self._counted_prompt is not None:
+            return self._counted_prompt
+        if not self._counting:
+            self._counting = True
+            self.services.conclusions.start(self.count_prompt(), name=f"count {self.call.call_id}")
+        return prompt.tokens // _BYTES_PER_TOKEN
 
     def count_text(self, text: str) -> int:
         """Count tokens of the answer as its model does, or close to it."""

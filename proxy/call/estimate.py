@@ -31,8 +31,10 @@ async def estimate(request: web.Request) -> JsonAnswer[EstimateJson]:
     """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
     services = request.app[CALL]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits, CHAT, services.policy)
-    quote = await quote_for(services, caller, ask)
+    ask = await read_ask(
+        request, services.settings.limits, CHAT, services.policy, caller=caller, threads=services.threads
+    )
+    quote = await quote_for(request, services, caller, ask)
     settings = services.settings.holds
     found = estimate_call(
         [services.prices.get_model(name).price for name in ask.models],

@@ -87,7 +87,7 @@ class _StreamRelay:
         cheap = not exact and self._meter.kept_bytes > _COUNT_BYTES_MAX
         tokens = self._meter.least_tokens() if cheap else self._meter.fold(self._answer.count_text)
         return {
-            "prompt_tokens": str(self._answer.call.quote.prompt.tokens),
+            "prompt_tokens": str(self._answer.known_prompt_tokens()),
             "completion_tokens": str(tokens),
         }
 
@@ -220,7 +220,7 @@ class _StreamRelay:
         answer = self._answer
         answer.outcome = "out_of_funds"
         usage = Usage(
-            prompt_tokens=answer.call.quote.prompt.tokens,
+            prompt_tokens=await answer.count_prompt(),
             completion_tokens=self._meter.fold(answer.count_text),
         )
         cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))

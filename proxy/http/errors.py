@@ -152,6 +152,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     UpstreamError: Shape(502, "api_error", "upstream_error"),
     billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
     billing.PaymentsUnavailableError: Shape(503, "api_error", "payment_provider_unavailable"),
+    billing.OverloadedError: Shape(503, "api_error", "overloaded"),
     billing.FeedFullError: Shape(503, "api_error", "feed_full"),
     billing.FxStaleError: Shape(503, "api_error", "fx_stale"),
     billing.ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),

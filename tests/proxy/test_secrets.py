@@ -71,7 +71,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
         "TUMA_AUTH__KEY_PEPPER": PEPPER,
         "TUMA_ADMIN__TOKEN": ADMIN_TOKEN,
         "TUMA_STRIPE__SECRET_KEY": "sk_live_canary_stripe",
-        "TUMA_STRIPE__WEBHOOK_SECRET": "whsec_canary",
+        "TUMA_STRIPE__WEBHOOK_SECRET": "whsec_canary_long",
         "TUMA_STRIPE__BASE_URL": "http://127.0.0.1:1",
         "TUMA_PAYSTACK__SECRET_KEY": "sk_live_canary_paystack",
         "TUMA_PAYSTACK__BASE_URL": "http://127.0.0.1:1",

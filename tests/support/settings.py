@@ -23,6 +23,7 @@ def make_settings(
         "holds": {"lease_s": 2, "renew_s": 0.5},
         "sweep": {"period_s": 0.3, "worker_lease_s": 2},
         "batch": {"open_wait_s": 2},
+        "limits": {"user_calls_in_flight": 0},  # many a test makes hundreds of calls at once as one user
         "port": 0,
         "shutdown_s": 10,
     }

@@ -66,4 +66,32 @@ MUTATIONS = (
         "False",
         "tests/unit/pricing/test_usage.py",
     ),
+    Mutation(
+        "a bound is used only where the wallet covers many",
+        "billing/pricing/lazily.py",
+        "        nano >= quote.hold_nano + spare_nano\n",
+        "        True\n",
+        "tests/unit/pricing/test_lazily.py",
+    ),
+    Mutation(
+        "a bound is used only where the user's caps cover many",
+        "billing/pricing/lazily.py",
+        "nanousd >= quote.hold_nanousd + spare_nanousd",
+        "True",
+        "tests/unit/pricing/test_lazily.py",
+    ),
+    Mutation(
+        "a bound is used only where the minute's tokens cover many",
+        "billing/pricing/lazily.py",
+        "tokens >= quote.completion_tokens + (1 + _SPARE) * quote.prompt.tokens",
+        "True",
+        "tests/unit/pricing/test_lazily.py",
+    ),
+    Mutation(
+        "a bound counts bytes, not characters",
+        "billing/pricing/tokens.py",
+        '    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))\n',
+        "    return len(text)\n",
+        "tests/unit/pricing/test_tokens.py",
+    ),
 )
