@@ -23,7 +23,7 @@ from billing.calls.assessment import ending_as_note, in_review
 from billing.calls.corrections import Corrections
 from billing.calls.leases import Leases
 from billing.calls.ledger import Extension, Ledger, Opening
-from billing.calls.live_call import LiveCall
+from billing.calls.live_call import LiveCall, hold_of, opening_of
 from billing.calls.outcome import Ending, Settlement, on_the_house
 from billing.calls.turns import Turns
 from billing.errors import (
@@ -53,7 +53,6 @@ _log = structlog.get_logger("tuma.calls")
 _AWAY_POLL_S = 0.05
 _OPENED = "opened"
 _COMMIT_MS = 2.0  # about what the commit of a batch takes
-_TRIES_MAX = 200  # of a call whose wallet others use meanwhile
 _DROP_AFTER_S = 2.0  # past the pipeline's own deadline
 
 
@@ -119,8 +118,6 @@ class Calls:
         )
         self._live: dict[UUID, LiveCall] = {}
         self._turns = Turns(settings.holds)
-        self._sensible_tokens = settings.holds.sensible_tokens
-        self._least_tokens = settings.holds.least_tokens
         # Who is about to be opened, and who is about to be settled: batches wait for them.
         self._arriving = 0
         self._leaving: set[UUID] = set()
@@ -168,27 +165,13 @@ class Calls:
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
         _require_an_amount(quote)
-        wanted, deadline_s = quote, self._turns.deadline_s()
-        for _ in range(_TRIES_MAX):
-            try:
-                return await self._admit(caller, wanted, call_id=call_id, model=model, stream=stream)
-            except (InsufficientFundsError, CapExceededError):
-                if not quote.open_ended:
-                    raise
-                hold = _hold_of(caller, quote, call_id)
-                smaller = self._fit(quote, await self.holds.left(hold))
-                if smaller is not None and smaller.told_tokens >= self._sensible_tokens:
-                    wanted = smaller
-                elif await self._turns.wait(caller.wallet_id, deadline_s):
-                    wanted = quote
-                elif smaller is not None:
-                    wanted = smaller
-                else:
-                    raise
-        raise InsufficientFundsError("Other calls of the wallet hold what this one needs: try again.")
-
-    def _fit(self, quote: Quote, room: Room) -> Quote | None:
-        return quote.within(room.nano, room.nanousd, least_tokens=self._least_tokens)
+        hold = hold_of(caller, quote, call_id)
+        return await self._turns.admit(
+            quote,
+            caller.wallet_id,
+            attempt=lambda wanted: self._admit(caller, wanted, call_id=call_id, model=model, stream=stream),
+            find_room=lambda: self.holds.left(hold),
+        )
 
     async def _admit(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
@@ -200,7 +183,7 @@ class Calls:
             await self._wait_for_postgres()
             if not self.quota.covers(quote.hold_nanousd):
                 # No slab is leased, and no quota called used up, for a call that its wallet cannot bear anyway.
-                await self.holds.check(_hold_of(caller, quote, call_id))
+                await self.holds.check(hold_of(caller, quote, call_id))
             taken_nanousd = await self.quota.take(quote.hold_nanousd)
             call = await self._reserve(
                 caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
@@ -226,14 +209,14 @@ class Calls:
         _require_an_amount(quote)
         self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
-        hold = _hold_of(caller, quote, call_id)
+        hold = hold_of(caller, quote, call_id)
         try:
             await self.holds.look(hold)
         except (InsufficientFundsError, CapExceededError):
-            smaller = self._fit(quote, await self.holds.left(hold)) if quote.open_ended else None
+            smaller = self._turns.fit(quote, await self.holds.left(hold)) if quote.open_ended else None
             if smaller is None:
                 raise
-            await self.holds.look(_hold_of(caller, smaller, call_id))
+            await self.holds.look(hold_of(caller, smaller, call_id))
             return smaller
         return quote
 
@@ -266,7 +249,7 @@ class Calls:
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int
     ) -> LiveCall:
-        hold = _hold_of(caller, quote, call_id)
+        hold = hold_of(caller, quote, call_id)
         try:
             rates = await self.holds.reserve(hold)
         except (RedisUnavailableError, PostgresUnavailableError, asyncio.CancelledError):
@@ -300,7 +283,7 @@ class Calls:
         # While the provider thinks there is time to wait for company; one that answers at once would be kept waiting.
         patience_ms = min(self._batch.open_delay_ms, self._thinks_s * 1000 - _COMMIT_MS)
         call.opened = self._opens.submit(
-            _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
+            opening_of(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
             patience_ms=patience_ms if patience_ms > 0 else None,
         )
 
@@ -456,7 +439,7 @@ class Calls:
             if ending.cost_nanousd == 0:
                 return None
             # Postgres refused the call, yet the provider billed it: our cost, on nobody's wallet.
-            await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
+            await self._opens.submit(opening_of(call, hold_nano=0, hold_nanousd=0))
             ending = on_the_house(ending)
         if ending.state == "review":
             _log.error("call.beyond_reason", call_id=str(call.call_id), generation_id=ending.generation_id)
@@ -511,34 +494,3 @@ def _require_an_amount(quote: Quote) -> None:
     """Refuse what no wallet can hold, and no store can keep."""
     if max(quote.hold_nano, quote.hold_nanousd) > AMOUNT_MAX_NANO:
         raise InsufficientFundsError("The call could cost more than any wallet can hold.")
-
-
-def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
-    return Hold(
-        call_id=call_id,
-        user_id=caller.user_id,
-        wallet_id=caller.wallet_id,
-        key_id=caller.key_id,
-        amount_nano=quote.hold_nano,
-        tokens=quote.window_tokens or quote.prompt.tokens + quote.completion_tokens,
-        limits=caller.limits,
-        amount_nanousd=quote.hold_nanousd,
-        user_limits=caller.user_limits,
-        currency=caller.currency,
-        place=caller.place,
-    )
-
-
-def _opening(call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> Opening:
-    return Opening(
-        call_id=call.call_id,
-        user_id=call.caller.user_id,
-        wallet_id=call.caller.wallet_id,
-        key_id=call.caller.key_id,
-        model=call.model,
-        stream=call.stream,
-        price_id=call.quote.price.id,
-        fx_quote_id=call.quote.fx.id,
-        hold_nano=hold_nano,
-        hold_nanousd=hold_nanousd,
-    )

@@ -3,9 +3,17 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 from uuid import UUID
 
+from billing.errors import CapExceededError, InsufficientFundsError
+from billing.holds.admission import Room
+from billing.pricing.quote import Quote
 from config.settings import HoldSettings
+
+_TRIES_MAX = 200  # of a call whose wallet others use meanwhile
+_Admitted = TypeVar("_Admitted")
 
 
 class Turns:
@@ -20,9 +28,52 @@ class Turns:
     def __init__(self, settings: HoldSettings) -> None:
         self._wait_s = settings.turn_wait_s
         self._waiters_max = settings.turn_waiters
+        self._sensible_tokens = settings.sensible_tokens
+        self._least_tokens = settings.least_tokens
         self._live: Counter[UUID] = Counter()
         self._waiting: Counter[UUID] = Counter()
         self._freed: dict[UUID, asyncio.Event] = {}
+
+    async def admit(
+        self,
+        quote: Quote,
+        wallet_id: UUID,
+        *,
+        attempt: Callable[[Quote], Awaitable[_Admitted]],
+        find_room: Callable[[], Awaitable[Room]],
+    ) -> _Admitted:
+        """Admit a call, at a smaller bound on its output or a little later if it must be.
+
+        Args:
+            quote: of the call; only one that named no bound itself is quoted anew.
+            wallet_id: that pays.
+            attempt: admits a quote, or raises.
+            find_room: returns what wallet and caps have left.
+
+        Raises:
+            InsufficientFundsError, CapExceededError: as ``attempt``, once there is nothing more to wait for.
+        """
+        wanted, deadline_s = quote, time.monotonic() + self._wait_s
+        for _ in range(_TRIES_MAX):
+            try:
+                return await attempt(wanted)
+            except (InsufficientFundsError, CapExceededError):
+                if not quote.open_ended:
+                    raise
+                smaller = self.fit(quote, await find_room())
+                if smaller is not None and smaller.told_tokens >= self._sensible_tokens:
+                    wanted = smaller
+                elif await self.wait(wallet_id, deadline_s):
+                    wanted = quote
+                elif smaller is not None:
+                    wanted = smaller
+                else:
+                    raise
+        raise InsufficientFundsError("Other calls of the wallet hold what this one needs: try again.")
+
+    def fit(self, quote: Quote, room: Room) -> Quote | None:
+        """Quote a call at the largest bound that there is room for; None if that would be no answer."""
+        return quote.within(room.nano, room.nanousd, least_tokens=self._least_tokens)
 
     def began(self, wallet_id: UUID) -> None:
         """Note that a call holds money of a wallet."""
@@ -36,10 +87,6 @@ class Turns:
         freed = self._freed.pop(wallet_id, None)
         if freed is not None:
             freed.set()
-
-    def deadline_s(self) -> float:
-        """Return until when a call that comes now waits, by the monotonic clock."""
-        return time.monotonic() + self._wait_s
 
     async def wait(self, wallet_id: UUID, deadline_s: float) -> bool:
         """Wait until a call of the wallet has ended, or half a second; False if there is nothing to wait for any more."""

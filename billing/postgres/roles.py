@@ -42,6 +42,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "has_functions",
         "lease_quota",
         "list_fx_quotes",
+        "list_price_extras",
         "list_prices",
         "note_generations",
         "note_keys_used",

@@ -16,7 +16,9 @@ _PER_OUTPUT_TOKEN = (AUDIO_OUTPUT, IMAGE_OUTPUT)
 ROUTING = (
     "routing"  # by what factor the endpoints are dearer that a request may name (OpenRouter's provider.order)
 )
+CACHED_WRITE_1H = "cached_write_1h"  # USD per token that is kept in the cache of the provider for an hour
 _TIER = "tier_"  # and a tier's name: by what factor it is dearer or cheaper
+PER_TOKEN = (*_PER_OUTPUT_TOKEN, CACHED_WRITE_1H)
 NO_EXTRAS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -27,11 +29,13 @@ def tier_unit(tier: str) -> str:
 
 def is_unit(name: str) -> bool:
     """Whether the price book knows such a unit."""
-    return name in (*_PER_PIECE, *_PER_OUTPUT_TOKEN, ROUTING) or (name.startswith(_TIER) and name != _TIER)
+    return name in (*_PER_PIECE, *_PER_OUTPUT_TOKEN, ROUTING, CACHED_WRITE_1H) or (
+        name.startswith(_TIER) and name != _TIER
+    )
 
 
 def hold_with_extras(
-    price: Price, extras: Mapping[str, int], hold_attousd: int, *, completion_tokens: int
+    price: Price, extras: Mapping[str, int], hold_attousd: int, *, prompt_tokens: int, completion_tokens: int
 ) -> int:
     """Return what must be held in all, in atto-dollars: upward, so that no bill within the bounds is larger.
 
@@ -39,6 +43,7 @@ def hold_with_extras(
         price: of the model.
         extras: how many of each unit at most.
         hold_attousd: of the tokens, in a usual tier.
+        prompt_tokens: of the prompt.
         completion_tokens: the output bound, over all choices.
 
     Raises:
@@ -47,6 +52,11 @@ def hold_with_extras(
     one = 10**ATTO_DECIMALS
     factors: list[int] = []
     for unit, count in extras.items():
+        if unit == CACHED_WRITE_1H:
+            # Anthropic's: twice the price of the prompt (https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching).
+            rate = _atto(price, unit) if unit in price.extras else 2 * price.rates.prompt
+            hold_attousd += prompt_tokens * max(rate - price.rates.prompt_max, 0)
+            continue
         rate = _atto(price, unit)
         if unit in _PER_PIECE:
             hold_attousd += count * rate

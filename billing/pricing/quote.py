@@ -146,7 +146,9 @@ def quote_call(
         + rates.request
     )
     if extras:
-        hold_attousd = hold_with_extras(price, extras, hold_attousd, completion_tokens=completion_tokens)
+        hold_attousd = hold_with_extras(
+            price, extras, hold_attousd, prompt_tokens=prompt.tokens, completion_tokens=completion_tokens
+        )
     charge = fx.charge(hold_attousd)
     return Quote(
         price=price,

@@ -49,13 +49,6 @@ async def quote_ask(
     found = [prices.get_model(name) for name in models]
     rate = fx.get_quote(currency)
     prompt = await count()
-    told = [
-        output.per_choice(
-            unknown_max=model.price.context_tokens or settings.plain_default_tokens,
-            model_max=model.price.completion_tokens_max,
-        )
-        for model in found
-    ]
     if prompt.open_ended or WEB_SEARCH in extras:
         prompt = _filling_context(prompt, [model.price for model in found])
     window = settings.stream_default_tokens if stream else settings.plain_default_tokens
@@ -73,9 +66,16 @@ async def quote_ask(
         beside_tokens=beside_tokens,
         extras=extras,
     )
-    quote = quote.told(max(told))
+    quote = quote.told(max(_bound(output, model.price, settings) for model in found))
     counted = min(quote.told_tokens, window) if quote.open_ended else quote.told_tokens
     return replace(quote, window_tokens=prompt.tokens + counted * output.choices + beside_tokens)
+
+
+def _bound(output: Output, price: Price, settings: HoldSettings) -> int:
+    return output.per_choice(
+        unknown_max=price.context_tokens or settings.plain_default_tokens,
+        model_max=price.completion_tokens_max,
+    )
 
 
 def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCount:

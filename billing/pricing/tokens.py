@@ -308,6 +308,8 @@ class _Tally:
             self.fixed_tokens += _PRIMING
             for message in messages:
                 yield from self._message(message)
+        if isinstance(ask.get("input"), str) or ask.get("instructions") is not None:
+            self.fixed_tokens += _PRIMING + 2 * _PER_MESSAGE  # the Responses API makes messages of these
         for name in ("prompt", "suffix", "input", "instructions"):
             if ask.get(name) is not None:
                 yield from self._content(ask[name])

@@ -130,7 +130,7 @@ async def quote_for(
         prices=services.prices,
         fx=services.fx,
         settings=services.settings.holds,
-        extras=ask.extras,
+        extras=services.upstream.extras_of(ask),
         beside_tokens=0 if predicted is None else (await count_of({"prompt": predicted})).tokens,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from billing.identity.caller import Caller
+from billing.pricing.extras import CACHED_WRITE_1H
 from billing.pricing.quote import Output
 from billing.threads import FairThreads, Work, finish
 from config.settings import LimitSettings
@@ -76,7 +77,8 @@ class Ask:
     @property
     def extras(self) -> Mapping[str, int]:
         """What is asked for that is billed apart from tokens, by unit of the price book."""
-        return find_extras(self.fields)
+        extras = find_extras(self.fields)
+        return {**extras, CACHED_WRITE_1H: 1} if '"ttl"' in self.text else extras
 
     @property
     def predicted(self) -> Any:

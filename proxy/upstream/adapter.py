@@ -12,10 +12,12 @@ import aiohttp
 from yarl import URL
 
 from billing.errors import ProviderUnavailableError
+from billing.pricing.extras import CACHED_WRITE_1H
 from billing.pricing.quote import Output, Quote
 from billing.provider.records import Activity, Bill, Source
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
+from proxy.http.errors import BadRequestError
 from proxy.protocol.ask import Ask
 from proxy.protocol.dialects import COMPLETION_TOKENS, COMPLETIONS, count_of
 from proxy.upstream.client import UpstreamClient, UpstreamResponse
@@ -91,6 +93,20 @@ class Upstream:
         if output.tokens is None and ask.dialect is COMPLETIONS and self.completion_tokens_default:
             return replace(output, tokens=self.completion_tokens_default)
         return output
+
+    def extras_of(self, ask: Ask) -> Mapping[str, int]:
+        """Return what is asked for that is billed apart from tokens, by unit of the price book.
+
+        Raises:
+            BadRequestError: this provider does not say what it bills, so nobody could know what it came to.
+        """
+        extras = ask.extras
+        if not self.reports_cost and not extras.keys() <= {CACHED_WRITE_1H}:
+            unit = next(unit for unit in extras if unit != CACHED_WRITE_1H)
+            raise BadRequestError(
+                f"What is billed as {unit!r} is not served: it is billed apart from tokens, and this provider reports tokens only."
+            )
+        return extras
 
     def bound_name(self, ask: Ask) -> str:
         """Return the member that bounds the output, hidden reasoning included, where the request has none."""

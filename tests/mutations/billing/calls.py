@@ -344,8 +344,8 @@ MUTATIONS = (
     Mutation(
         "money that moves while a cold mirror is read is not overlooked before quota is asked for",
         "billing/calls/calls.py",
-        "                await self.holds.check(_hold_of(caller, quote, call_id))\n            taken",
-        "                await self.holds.look(_hold_of(caller, quote, call_id))\n            taken",
+        "                await self.holds.check(hold_of(caller, quote, call_id))\n            taken",
+        "                await self.holds.look(hold_of(caller, quote, call_id))\n            taken",
         "tests/stateful/test_books.py::test_a_call_that_ends_while_another_asks_for_quota",
     ),
     Mutation(

@@ -123,7 +123,12 @@ def test_images_audio_and_files_have_figures_and_are_not_read(counter: TokenCoun
     file = count(
         {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{payload}"}}
     )
-    assert file.tokens > 50_000
+    assert file.open_ended
+    assert not high.open_ended
+    assert not audio.open_ended
+    assert counter.count_prompt({"input": [{"type": "input_image", "image_url": "x"}]}, "acme/new").open_ended
+    mini = counter.count_prompt({"input": [{"type": "input_image", "image_url": "x"}]}, "openai/gpt-4o-mini")
+    assert mini.tokens >= 2_833 + 8 * 5_667, "OpenAI bills images dearly on this one"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,7 @@ def test_images_audio_and_files_have_figures_and_are_not_read(counter: TokenCoun
 def test_a_part_counts_as_what_it_is_whatever_stands_beside(
     counter: TokenCounter, part: dict[str, Any]
 ) -> None:
-    least = {"image_url": 1_445, "input_audio": 1_000}.get(part["type"], 90_000)
+    least = {"image_url": 1_445, "input_audio": 1_000, "file": 1_445}.get(part["type"], 90_000)
     asks: list[dict[str, Any]] = [{"messages": [{"role": "assistant", "content": [part]}]}, {"input": [part]}]
     for ask in asks:
         assert counter.count_prompt(ask, "gpt-4o").tokens >= least
