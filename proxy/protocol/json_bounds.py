@@ -17,7 +17,10 @@ from billing.threads import Work, finish
 _CONTAINER = 8
 _MEMBER = 5
 _FRACTION = 2
+_USUAL_DIGITS = 20  # of a number; what has thousands takes as long as hundreds of numbers
+_DIGITS_OF_A_NODE = 4
 _PIECE_BYTES = 128 * 1024
+_DIGITS = b"0123456789"
 _SIGNS = b"[]{},:"
 _OTHERS = bytes(set(range(256)) - set(_SIGNS))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -80,6 +83,8 @@ def _weighing_outside_texts(text: bytes, bounds: JsonBounds) -> Work[int]:
         nodes += _weight(signs, openings) + _FRACTION * sum(
             outside.count(sign) for sign in (b".", b"e", b"E")
         )
+        digits = len(outside) - len(outside.translate(None, _DIGITS))
+        nodes += max(digits - _USUAL_DIGITS * (len(signs) + 1), 0) // _DIGITS_OF_A_NODE
         if nodes > bounds.nodes:
             raise TooMuchJsonError(f"it has more values than {bounds.nodes} numbers take to read")
         steps = array("b", signs.translate(_STEPS, _NO_BRACKETS))

@@ -123,6 +123,13 @@ MUTATIONS = (
         "tests/unit/protocol/test_json_bounds.py",
     ),
     Mutation(
+        "numbers of thousands of digits are weighed",
+        "proxy/protocol/json_bounds.py",
+        "max(digits - _USUAL_DIGITS * (len(signs) + 1), 0) // _DIGITS_OF_A_NODE",
+        "0",
+        "tests/unit/protocol/test_json_bounds.py",
+    ),
+    Mutation(
         "depth goes on from piece to piece",
         "proxy/protocol/json_bounds.py",
         "        depth += sum(steps)\n",
