@@ -71,6 +71,7 @@ class Answer:
         self._counted_prompt: int | None = None
         self._counting = False
         self._failed_status = False
+        self._fell_silent = False  # it had the request, and what it made of it was waited for in vain
         self._last_news: tuple[object, float] | None = None  # usage as it stood, and until when more may come
         self._conclusion: asyncio.Task[Settlement | None] | None = None
 
@@ -95,9 +96,9 @@ class Answer:
             raise
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
-            was_sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            self._fell_silent = not isinstance(error, aiohttp.ConnectionTimeoutError)
             raise UpstreamTimeoutError(
-                "The provider did not answer in time.", may_be_billed=was_sent
+                "The provider did not answer in time.", may_be_billed=self._fell_silent
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
@@ -125,6 +126,7 @@ class Answer:
                     raise UpstreamError("The provider's answer is too large.")
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
+            self._fell_silent = True
             raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
@@ -240,7 +242,7 @@ class Answer:
     def _reported(self) -> Evidence | None:
         """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
         if self.response is None or self._failed_status:
-            return Evidence()
+            return self._nothing_seen()
         if not self.complete:
             return None
         evidence = self._from_answer()
@@ -373,9 +375,23 @@ class Answer:
         completion_tokens = self._count()
         if completion_tokens == 0 and self.ask.output.choices and (generation_id is None or self._failed()):
             # Nothing was answered, and no record says that it is billed. Where there is no output, the answer is the prompt's alone.
-            return Evidence(generation_id=generation_id)
+            return await self._nothing_seen()
         usage = Usage(prompt_tokens=await self.count_prompt(), completion_tokens=completion_tokens)
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
+
+    async def _nothing_seen(self) -> Evidence:
+        """Return what is known of a call that was not answered: it costs nothing, or the house pays what it probably cost.
+
+        A provider that fell silent over a whole answer may have made and billed it. If it keeps records, its totals show it; else nothing
+        ever does, and the books have an estimate: the prompt, and as much output as an estimate expects.
+        """
+        call, services = self.call, self.services
+        if not self._fell_silent or self.ask.stream or services.upstream.keeps_bills:
+            return Evidence(generation_id=call.generation_id)
+        self.house = True
+        expected = services.settings.holds.expected_tokens * self.ask.output.choices
+        usage = Usage(await self.count_prompt(), min(expected, call.quote.completion_tokens))
+        return Evidence(generation_id=call.generation_id, usage=usage, counted=True)
 
     def _failed(self) -> bool:
         """Tell whether the provider named an error, or broke off or fell silent; a client that hung up is none of these."""

@@ -374,7 +374,7 @@ MUTATIONS = (
         "billing/calls/assessment.py",
         "    if max(cost_nanousd, charge.charge_nano) > AMOUNT_MAX_NANO:\n",
         "    if False:\n",
-        "tests/proxy/call/test_odd_figures.py::test_an_absurd_cost_is_looked_at_by_people",
+        "tests/unit/pricing/test_assessment.py",
     ),
     Mutation(
         "a settlement that Postgres refuses for good ends in review",

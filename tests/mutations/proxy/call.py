@@ -167,7 +167,7 @@ MUTATIONS = (
     Mutation(
         "a call that may be billed is not asked for again",
         "proxy/call/answer.py",
-        '"The provider did not answer in time.", may_be_billed=was_sent',
+        '"The provider did not answer in time.", may_be_billed=self._fell_silent',
         '"The provider did not answer in time."',
         "tests/proxy/call/test_odd_answers.py::test_a_timeout_says_whether_to_ask_again",
     ),
@@ -205,5 +205,12 @@ MUTATIONS = (
         '"prompt_tokens": str(self._answer.known_prompt_tokens()),',
         '"prompt_tokens": str(self._answer.call.quote.prompt.tokens),',
         "tests/proxy/call/test_nobody_stops_others.py::test_a_bound_is_not_what_is_noted",
+    ),
+    Mutation(
+        "what a silent provider may have billed is in the books",
+        "proxy/call/answer.py",
+        "        if not self._fell_silent or self.ask.stream or services.upstream.keeps_bills:\n",
+        "        if True:\n",
+        "tests/proxy/call/test_odd_answers.py::test_a_timeout_says_whether_to_ask_again",
     ),
 )

@@ -337,12 +337,28 @@ async def test_the_first_byte_of_a_stream_may_take_longer_than_the_next(
         assert time.monotonic() - began_s < 4
 
 
+@pytest.mark.parametrize("kind", ["openai", "openrouter"])
+@pytest.mark.parametrize("begun", [False, True])
 async def test_a_timeout_says_whether_to_ask_again(
-    settings: Settings, provider: Scripted, office: Office, payer: Payer
+    settings: Settings, provider: Scripted, office: Office, payer: Payer, kind: str, begun: bool
 ) -> None:
+    """The wallet pays nothing; what a provider without records may have billed is in the books as an estimate, at the house's cost."""
+
     async def silent(turn: Turn) -> None:
+        if begun:
+            await turn.head()
+            await turn.send(b'{"id": "gen-1", "choices": [')
         await asyncio.sleep(20)
 
-    async with running(settings, provider, office, payer, first_byte_timeout_s=0.3) as case:
+    async with running(
+        settings, provider, office, payer, kind=kind, first_byte_timeout_s=0.3, generation_wait_s=0.2
+    ) as case:
         status, _ = await case.ask(silent)
         assert (status, case.headers.get("x-should-retry")) == (504, "false")
+        stands = await case.call()
+    assert stands["charge_nano"] == 0
+    if kind == "openai":
+        assert (stands["state"], stands["accuracy"], stands["source"]) == ("settled", "estimated", "counted")
+        assert stands["cost_nanousd"] > 500 * 150 + 256 * 600
+    else:
+        assert (stands["state"], stands["cost_nanousd"]) == ("void", 0)

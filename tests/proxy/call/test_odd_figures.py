@@ -154,7 +154,9 @@ async def test_a_hold_beyond_any_wallet_is_refused(
         status, body = await case.ask(
             lambda turn: turn.plain(completion(usage=USAGE)), model="acme/dear", max_tokens=10_000_000
         )
-        assert (status, json.loads(body)["error"]["code"]) == (402, "insufficient_funds")
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (402, "insufficient_funds")
+        assert "any wallet" in error["message"]
 
 
 async def test_what_does_not_fit_a_wallet_is_looked_at_by_people(
