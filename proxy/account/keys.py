@@ -13,7 +13,7 @@ from proxy.account.answers import DeletedKeyJson, KeyJson, KeysJson, NewKeyJson
 from proxy.account.forms import KeyForm, RotateForm
 from proxy.account.requests import answer_secret, enter, enter_as_owner
 from proxy.http.errors import BadRequestError
-from proxy.http.forms import read_flag, read_form, read_query
+from proxy.http.forms import read_flag, read_form, read_limit, read_query
 from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import acting_as, owner_of
 from proxy.services.account import AccountServices
@@ -25,7 +25,7 @@ async def list_keys(request: web.Request) -> JsonAnswer[KeysJson]:
     """The keys that the caller may manage, by age; ``limit``, ``after`` and ``revoked=true`` in the query."""
     services, caller = await enter(request)
     owner = owner_of(caller)
-    limit = _read_limit(read_query(request, "limit") or str(_PAGE))
+    limit = read_limit(request, most=_PAGE)
     after = read_query(request, "after")
     found = await services.keys.find_keys(
         owner=owner,
@@ -113,9 +113,3 @@ async def _describe(services: AccountServices, keys: list[Key]) -> list[KeyJson]
         }
         for key in keys
     ]
-
-
-def _read_limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= _PAGE:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE}.", param="limit")
-    return int(text)

@@ -6,8 +6,7 @@ from uuid import UUID
 from aiohttp import web
 
 from billing.ids import parse_id
-from proxy.http.errors import BadRequestError
-from proxy.http.forms import Form, read_form, read_query
+from proxy.http.forms import Form, read_form, read_limit, read_query
 from proxy.openapi.answer_types import Handler
 from proxy.openapi.endpoint import Endpoint
 from proxy.operator.answers import Identified, PageOf
@@ -36,10 +35,9 @@ def read_id(request: web.Request, what: str) -> UUID:
 
 def read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
     """Return ``limit`` and ``after`` of the query."""
-    text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4) or not 1 <= int(text) <= PAGE_MAX:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {PAGE_MAX}.", param="limit")
-    return int(text), None if after is None else parse_id(after, what)
+    after = read_query(request, "after")
+    limit = read_limit(request, most=PAGE_MAX, usual=PAGE)
+    return limit, None if after is None else parse_id(after, what)
 
 
 def page_of(found: list[_Item], limit: int) -> PageOf[_Item]:

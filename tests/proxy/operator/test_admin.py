@@ -274,6 +274,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("POST", "/admin/keys", {"name": "x"}),
     ("POST", "/admin/keys/{key}/rotate", {"overlap_s": -1}),
     ("GET", "/admin/users?limit=0", None),
+    ("GET", "/admin/users?limit=", None),
+    ("GET", "/admin/keys?limit=", None),
     ("GET", "/admin/wallets?user=nobody", None),
     ("GET", "/admin/audit?since=yesterday", None),
     ("GET", "/admin/audit?limit=100000", None),
