@@ -215,7 +215,7 @@ class Answer:
     def conclude(self) -> asyncio.Task[Settlement | None]:
         """End the call, once; the task's result is its settlement. Wait for it with ``wait_until_done``."""
         if self._conclusion is None:
-            evidence = self._reported()
+            evidence = None if self._lacks_a_count() else self._reported()
             if evidence is not None:
                 self._conclusion = self._end(evidence)
                 # By then the provider's last bytes have come, and the connection can serve another call.
@@ -242,7 +242,8 @@ class Answer:
     def _reported(self) -> Evidence | None:
         """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
         if self.response is None or self._failed_status:
-            return self._nothing_seen()
+            silent = self._may_have_been_billed()  # then what the prompt probably cost is counted first
+            return None if silent else Evidence(generation_id=self.call.generation_id)
         if not self.complete:
             return None
         evidence = self._from_answer()
@@ -276,7 +277,15 @@ class Answer:
 
     def _read(self, said: Mapping[str, Any]) -> UsageReading:
         has_output = self.ask.output.choices > 0
-        return with_prompt(read_usage(said, has_output=has_output), self.call.quote.prompt.tokens)
+        return with_prompt(read_usage(said, has_output=has_output), self.known_prompt_tokens())
+
+    def _lacks_a_count(self) -> bool:
+        """Tell whether the provider left the prompt out of its usage, and nobody has counted it yet."""
+        if not self.call.quote.prompt.bound or self._counted_prompt is not None:
+            return False
+        source = self.meter or self.plain
+        usage = None if source is None or source.usage is None else read_usage(source.usage).usage
+        return usage is not None and not usage.prompt_tokens and usage.completion_tokens > 0
 
     def _cost_of(self, said: Mapping[str, Any], usage: Usage) -> ReportedCost | None:
         """Return the provider's own figure, where it is its bill. A zero for what has a price is none: its record knows."""
@@ -292,6 +301,8 @@ class Answer:
             await self._let_the_provider_end()
         finally:
             self._release_connection()  # before its records are asked: it bills until it notices
+        if self._lacks_a_count():
+            await self.count_prompt()
         evidence = self._reported() or await self._from_records()
         ended = self._end(evidence)
         await wait_until_done(ended)
@@ -364,6 +375,8 @@ class Answer:
 
     async def _from_records(self) -> Evidence:
         """Ask the provider's records; where they are silent, take its usage, else count."""
+        if self.response is None or self._failed_status:
+            return await self._nothing_seen()
         generation_id = self.call.generation_id
         if generation_id is not None and self.services.upstream.keeps_bills:
             bill = await self._wait_for_bill(generation_id)
@@ -380,18 +393,21 @@ class Answer:
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
 
     async def _nothing_seen(self) -> Evidence:
-        """Return what is known of a call that was not answered: it costs nothing, or the house pays what it probably cost.
-
-        A provider that fell silent over a whole answer may have made and billed it. If it keeps records, its totals show it; else nothing
-        ever does, and the books have an estimate: the prompt, and as much output as an estimate expects.
-        """
-        call, services = self.call, self.services
-        if not self._fell_silent or self.ask.stream or services.upstream.keeps_bills:
-            return Evidence(generation_id=call.generation_id)
+        """Return what is known of a call that was not answered: it costs nothing, or the house pays what it probably cost."""
+        if not self._may_have_been_billed():
+            return Evidence(generation_id=self.call.generation_id)
         self.house = True
-        expected = services.settings.holds.expected_tokens * self.ask.output.choices
-        usage = Usage(await self.count_prompt(), min(expected, call.quote.completion_tokens))
-        return Evidence(generation_id=call.generation_id, usage=usage, counted=True)
+        expected = self.services.settings.holds.expected_tokens * self.ask.output.choices
+        usage = Usage(await self.count_prompt(), min(expected, self.call.quote.completion_tokens))
+        return Evidence(generation_id=self.call.generation_id, usage=usage, counted=True)
+
+    def _may_have_been_billed(self) -> bool:
+        """Tell whether the provider may have made and billed a whole answer that it never sent, of which no record will tell.
+
+        A provider that keeps records shows it in its totals; of another the books have an estimate: the prompt, and as much output
+        as an estimate expects.
+        """
+        return self._fell_silent and not self.ask.stream and not self.services.upstream.keeps_bills
 
     def _failed(self) -> bool:
         """Tell whether the provider named an error, or broke off or fell silent; a client that hung up is none of these."""

@@ -17,7 +17,7 @@ def make_settings(
             "base_url": upstream_url,
             "api_key": "sk-sim",
             "generation_wait_s": 5,
-            "extra_members": ("sim",),
+            "extra_members": ("sim", "x_own"),
         },
         "auth": {"key_pepper": PEPPER},
         "holds": {"lease_s": 2, "renew_s": 0.5},

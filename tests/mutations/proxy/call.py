@@ -209,8 +209,8 @@ MUTATIONS = (
     Mutation(
         "what a silent provider may have billed is in the books",
         "proxy/call/answer.py",
-        "        if not self._fell_silent or self.ask.stream or services.upstream.keeps_bills:\n",
-        "        if True:\n",
+        "        if not self._may_have_been_billed():\n            return Evidence(",
+        "        if True:\n            return Evidence(",
         "tests/proxy/call/test_odd_answers.py::test_a_timeout_says_whether_to_ask_again",
     ),
 )
