@@ -34,6 +34,8 @@ class OpenRouterUpstream(Upstream):
             **super().request_changes(ask, quote),
             "provider": json.dumps(_bounded_provider(ask.fields.get("provider"), quote)),
         }
+        if quote.prompt.open_ended:
+            changes["plugins"] = json.dumps(_with_file_parser(ask.fields.get("plugins")))
         if ask.dialect.usage_by_option:
             changes["usage"] = '{"include":true}'
         return changes
@@ -164,6 +166,17 @@ def _bounded_provider(asked: object, quote: Quote) -> dict[str, Any]:
         asked_most = _decimal_of(bounds.get(name))
         bounds[name] = float(most if asked_most is None else min(asked_most, most))
     return {**preferences, "max_price": bounds}
+
+
+def _with_file_parser(asked: object) -> list[Any]:
+    """Return the plugins with a parser of files that bills nothing beside tokens, where none is asked for.
+
+    Without one a model that reads no files has them read at a price per page (https://openrouter.ai/docs/guides/overview/multimodal/pdfs).
+    """
+    plugins = list(asked) if isinstance(asked, list) else []
+    if any(isinstance(plugin, Mapping) and plugin.get("id") == "file-parser" for plugin in plugins):
+        return plugins
+    return [*plugins, {"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
 
 
 def _decimal_of(value: object) -> Decimal | None:

@@ -66,6 +66,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
         "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
         "TUMA_UPSTREAM__BASE_URL": settings.upstream.base_url,
         "TUMA_UPSTREAM__API_KEY": UPSTREAM_KEY,
+        "TUMA_UPSTREAM__EXTRA_MEMBERS": '["sim"]',
         "TUMA_UPSTREAM__MANAGEMENT_KEY": MANAGEMENT_KEY,
         "TUMA_UPSTREAM__GENERATION_WAIT_S": "0.2",
         "TUMA_AUTH__KEY_PEPPER": PEPPER,

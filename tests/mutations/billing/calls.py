@@ -404,4 +404,18 @@ MUTATIONS = (
         "        if False:\n",
         "tests/proxy/call/test_odd_figures.py::test_an_absurd_cost_is_looked_at_by_people",
     ),
+    Mutation(
+        "a call waits for its turn before it is told less",
+        "billing/calls/turns.py",
+        "                elif await self.wait(wallet_id, deadline_s):",
+        "                elif False:",
+        "tests/proxy/call/test_bounds.py::test_ten_honest_calls_at_once_wait_their_turn",
+    ),
+    Mutation(
+        "only what there is room for is told",
+        "billing/pricing/quote.py",
+        "least, most = (middle, most) if fits(middle) else (least, middle - 1)",
+        "least, most = (middle, most)",
+        "tests/proxy/call/test_bounds.py::test_a_wallet_that_pays_for_less_is_told_less",
+    ),
 )

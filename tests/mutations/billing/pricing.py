@@ -94,4 +94,25 @@ MUTATIONS = (
         "    return len(text)\n",
         "tests/unit/pricing/test_tokens.py",
     ),
+    Mutation(
+        "what cannot be measured may fill the context",
+        "billing/pricing/quoting.py",
+        "    if prompt.open_ended or WEB_SEARCH in extras:",
+        "    if False:",
+        "tests/proxy/call/test_bounds.py::test_what_cannot_be_measured_may_fill_the_context",
+    ),
+    Mutation(
+        "what is billed apart needs a price",
+        "billing/pricing/extras.py",
+        "    if value is None:\n        raise",
+        "    if value is None:\n        return 0\n        raise",
+        "tests/proxy/call/test_bounds.py::test_what_is_billed_apart_needs_a_price",
+    ),
+    Mutation(
+        "a rejected prediction is held for",
+        "proxy/call/chat.py",
+        '        beside_tokens=0 if predicted is None else (await count_of({"prompt": predicted})).tokens,',
+        "        beside_tokens=0,",
+        "tests/proxy/call/test_bounds.py::test_rejected_predictions_are_held_for",
+    ),
 )

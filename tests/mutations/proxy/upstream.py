@@ -129,4 +129,32 @@ MUTATIONS = (
         "                pass\n",
         "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
     ),
+    Mutation(
+        "the provider is told the bound that is held",
+        "proxy/upstream/adapter.py",
+        "                if asked is None or asked > quote.told_tokens:",
+        "                if False:",
+        "tests/proxy/call/test_bounds.py",
+    ),
+    Mutation(
+        "openrouter is told the prices that are held for",
+        "proxy/upstream/openrouter.py",
+        "bounds[name] = float(most if asked_most is None else min(asked_most, most))",
+        "bounds[name] = float(most if asked_most is None else asked_most)",
+        "tests/proxy/call/test_bounds.py::test_openrouter_is_told_the_prices_that_are_held_for",
+    ),
+    Mutation(
+        "files are not read at a price per page",
+        "proxy/upstream/openrouter.py",
+        "        if quote.prompt.open_ended:",
+        "        if False:",
+        "tests/proxy/call/test_bounds.py::test_what_cannot_be_measured_may_fill_the_context",
+    ),
+    Mutation(
+        "what is billed apart is not served where only tokens are reported",
+        "proxy/upstream/adapter.py",
+        "        if not self.reports_cost and not extras.keys() <= {CACHED_WRITE_1H}:",
+        "        if False:",
+        "tests/proxy/call/test_bounds.py::test_a_provider_that_reports_tokens_only_serves_nothing_else",
+    ),
 )

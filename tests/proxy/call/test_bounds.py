@@ -224,3 +224,5 @@ async def test_what_cannot_be_measured_may_fill_the_context(
     async with office.database.connection() as connection:
         context = await connection.fetchval("SELECT context_tokens FROM models WHERE id = $1", MODEL)
     assert Decimal(estimate["hold_usd"]) >= context * Decimal("0.0000025")
+    assert (await post(proxy, payer, body))[0] == 200
+    assert told(sim)[-1]["plugins"] == [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
