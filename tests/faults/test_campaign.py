@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.faults.campaign import ROUND, Campaign, draw_seed
+from tests.faults.campaign.campaign import Campaign, draw_seed
+from tests.faults.campaign.faults import ROUND
 
 
 @pytest.mark.timeout(0)

@@ -17,7 +17,7 @@ from billing.reports.usage import UsageBook, UsageQuery
 from billing.wallets.caps import Caps, Period
 from scripts.office import Office
 from tests.billing.calls.test_ledger import books_hold
-from tests.billing.reports.test_usage import Spender
+from tests.billing.reports.spender import Spender
 from tests.support.payers import Payer, make_payer
 
 pytestmark = pytest.mark.calendar

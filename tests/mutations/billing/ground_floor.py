@@ -15,7 +15,7 @@ MUTATIONS = (
         "billing/tasks.py",
         "name=name, context=copy_context_of_house()",
         "name=name",
-        "tests/billing/monitoring/test_audit.py",
+        "tests/billing/monitoring/test_audited_changes.py",
     ),
     Mutation(
         "threads take turns between owners",

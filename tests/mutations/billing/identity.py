@@ -78,7 +78,7 @@ MUTATIONS = (
         "billing/identity/keys.sql",
         "SELECT revoke_key(p_key, require_person(), p_wallet)",
         "SELECT revoke_key(p_key, current_person(), p_wallet)",
-        "tests/billing/postgres/test_roles.py",
+        "tests/billing/postgres/test_own_rows.py",
     ),
     Mutation(
         "a person is not known by an address",

@@ -50,7 +50,7 @@ MUTATIONS = (
         "billing/reports/usage.sql",
         "    IF current_setting('tuma.usage_kept', true) IS DISTINCT FROM 'yes' THEN",
         "    IF false THEN",
-        "tests/billing/reports/test_usage.py",
+        "tests/billing/reports/test_usage_sums.py",
     ),
     Mutation(
         "usage is summed by quarters of an hour",
