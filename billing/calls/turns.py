@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from uuid import UUID
 
-from billing.errors import CapExceededError, InsufficientFundsError
+from billing.errors import CapExceededError, InsufficientFundsError, ProviderQuotaError
 from billing.holds.admission import Room
 from billing.pricing.quote import Quote
 from config.settings import HoldSettings
 
+_LESS = 4  # by how much less is asked of the provider's quota at a time
 _TRIES_MAX = 200  # of a call whose wallet others use meanwhile
 _Admitted = TypeVar("_Admitted")
 
@@ -51,12 +52,17 @@ class Turns:
             find_room: returns what wallet and caps have left.
 
         Raises:
-            InsufficientFundsError, CapExceededError: as ``attempt``, once there is nothing more to wait for.
+            InsufficientFundsError, CapExceededError, ProviderQuotaError: as ``attempt``, once there is nothing more to try.
         """
         wanted, deadline_s = quote, time.monotonic() + self._wait_s
         for _ in range(_TRIES_MAX):
             try:
                 return await attempt(wanted)
+            except ProviderQuotaError:
+                # What the provider has left for us is no reason to wait, but a smaller bound may fit into it.
+                if not quote.open_ended or wanted.told_tokens // _LESS < self._least_tokens:
+                    raise
+                wanted = quote.told(wanted.told_tokens // _LESS)
             except (InsufficientFundsError, CapExceededError):
                 if not quote.open_ended:
                     raise

@@ -277,7 +277,10 @@ class Answer:
 
     def _read(self, said: Mapping[str, Any]) -> UsageReading:
         has_output = self.ask.output.choices > 0
-        return with_prompt(read_usage(said, has_output=has_output), self.known_prompt_tokens())
+        reading = read_usage(said, has_output=has_output)
+        if reading.usage.prompt_tokens or not reading.usage.completion_tokens:
+            return reading
+        return with_prompt(reading, self.known_prompt_tokens())
 
     def _lacks_a_count(self) -> bool:
         """Tell whether the provider left the prompt out of its usage, and nobody has counted it yet."""

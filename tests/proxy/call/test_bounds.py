@@ -1,6 +1,7 @@
 """No call costs more than is held for it: what the provider is told is what is held, whatever is asked for."""
 
 import asyncio
+import json
 from collections import Counter
 from decimal import Decimal
 from typing import Any
@@ -30,12 +31,18 @@ PATHS = {
 async def post(
     proxy: Running, payer: Payer, body: dict[str, Any], path: str = "/v1/chat/completions"
 ) -> tuple[int, Any]:
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session,
-        session.post(f"{proxy.base_url}{path}", json=body) as response,
-    ):
-        text = await response.read()
-        return response.status, None if body.get("stream") else await response.json() if text else None
+    """Ask until it is no 503, which a busy machine's Postgres or Redis may cause: as SDKs do."""
+    head = {"Authorization": f"Bearer {payer.secret}"}
+    while True:
+        async with (
+            aiohttp.ClientSession(headers=head) as session,
+            session.post(f"{proxy.base_url}{path}", json=body) as response,
+        ):
+            text = await response.read()
+            if response.status == 503:
+                continue
+            is_json = response.content_type == "application/json"
+            return response.status, json.loads(text) if is_json and text else None
 
 
 async def held(office: Office) -> list[int]:
@@ -95,7 +102,7 @@ async def test_hidden_reasoning_in_parallel_leaves_no_wallet_below_zero(
     answers = await asyncio.gather(*(post(proxy, payer, body) for _ in range(40)))
     await proxy.quiet()
     statuses = Counter(status for status, _ in answers)
-    assert statuses.keys() == {200, 402}
+    assert statuses.keys() == {200, 402}, [answer for status, answer in answers if status not in (200, 402)]
     assert statuses[200] >= 6, "a dollar is six times all that the model can give"
     assert 0 <= await posted(office, payer) < 1
     await check_books(office)
