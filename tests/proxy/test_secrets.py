@@ -224,6 +224,41 @@ async def test_the_served_proxy_shows_no_secret(
             await asyncio.sleep(0.1)
 
 
+# What nobody foresaw: an exception of a library that repeats the DSN, and values at any depth.
+UNFORESEEN = """
+import logging, sys
+import structlog
+from config.logging import configure_logging
+from config.settings import LogSettings
+
+log_format, secret, key = sys.argv[1:]
+configure_logging(LogSettings(format=log_format), hide=[secret])
+try:
+    raise RuntimeError(f"cannot connect to {secret}")
+except RuntimeError:
+    structlog.get_logger().exception("it.broke", told=secret, deep={"headers": [("Authorization", f"Bearer {key}")]})
+logging.getLogger("a.library").error("cannot connect to %s with %s", secret, key)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_nobody_foresaw_is_logged_without_secrets(log_format: str) -> None:
+    """Whoever writes a line: it is redacted as a whole, last of all."""
+    secret, key = "postgresql://tuma:canary@db/tuma", "sk-tuma-canary_0123456789"
+    done = subprocess.run(
+        [sys.executable, "-c", UNFORESEEN, log_format, secret, key],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("it.broke") == 1
+    assert done.stderr.count(HIDDEN) == 5, (
+        "in the exception, the value, the header, and twice in the library's"
+    )
+    assert CANARY not in done.stderr + done.stdout
+
+
 async def find_open(office: Office) -> int:
     async with office.database.connection() as connection:
         return int(await connection.fetchval("SELECT count(*) FROM calls WHERE state = 'open'"))
