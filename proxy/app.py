@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -40,6 +42,9 @@ _hide_keys = Redactor()  # some put their key into the path
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+_EVERY = (*ENDPOINTS, *ADMIN)
+
+
 def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Application:
     """Return the application; servers are reached when it starts, not before.
 
@@ -59,10 +64,14 @@ def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Applicat
     app.cleanup_ctx.append(_services(settings, slot))
     app.on_response_prepare.append(_finish_head)
     app.on_shutdown.append(_end_feeds)
-    endpoints = (*ENDPOINTS, *ADMIN)
-    app[DOCUMENT] = make_document(endpoints)
-    app.add_routes([endpoint.route for endpoint in endpoints])
+    app[DOCUMENT] = _document()
+    app.add_routes([endpoint.route for endpoint in _EVERY])
     return app
+
+
+@cache  # it takes longer than all else that an application begins with
+def _document() -> dict[str, Any]:
+    return make_document(_EVERY)
 
 
 def _services(

@@ -13,7 +13,7 @@ from billing.calls.calls import Calls
 from billing.calls.corrections import Corrections
 from billing.calls.ledger import Ledger
 from billing.calls.sweeper import Sweeper
-from billing.errors import ProviderUnavailableError
+from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.fx.book import FxBook
 from billing.holds.holds import Holds
 from billing.identity.auth_failures import AuthFailures
@@ -40,7 +40,7 @@ from billing.postgres.roles import Role
 from billing.pricing.price_book import PriceBook
 from billing.pricing.tokens import TokenCounter
 from billing.provider.quota import Quota
-from billing.redis.client import make_redis
+from billing.redis.client import RedisWay, make_redis
 from billing.reports.call_view import OwnCalls
 from billing.reports.statement import Statements
 from billing.reports.usage import UsageBook
@@ -71,6 +71,7 @@ from proxy.upstream.openai import OpenAIUpstream
 from proxy.upstream.openrouter import OpenRouterUpstream
 
 _NAME = "tuma serve"
+_PINGS = 5
 
 
 # Connections of a worker by role; of the proxy's own, TUMA_POSTGRES__POOL_MAX.
@@ -298,11 +299,24 @@ async def _stop(runtime: Runtime) -> None:
         await runtime.tracing.close()
 
 
+async def _wait_for_redis(pipe: RedisWay) -> None:
+    """Ask Redis a few times: one that is slow when a busy machine starts is not away.
+
+    Raises:
+        RedisUnavailableError: it did not answer.
+    """
+    for _ in range(_PINGS - 1):
+        with contextlib.suppress(RedisUnavailableError):
+            await pipe.ping()
+            return
+    await pipe.ping()
+
+
 async def _start(runtime: Runtime, drops: CacheDrops) -> None:
     database = runtime.pools["proxy"]
     await require_current(database)
     await require_sessions(database, wait_s=runtime.settings.postgres.connect_timeout_s)
-    await runtime.pipe.ping()
+    await _wait_for_redis(runtime.pipe)
     await runtime.upstream.start()
     await runtime.prices.load()
     await runtime.fx.load()

@@ -1,7 +1,7 @@
 """``python -m tests.calendar``: the tests that are marked ``calendar``, once more at each moment on which calendars trip.
 
 What else is given goes on to pytest, in place of the files that have such tests. ``--moment NAME`` (again for more) chooses moments,
-``--required`` fails where there is no libfaketime.
+``--quick`` the four of them that are of all kinds; ``--required`` fails where there is no libfaketime.
 """
 
 import argparse
@@ -28,6 +28,7 @@ class Moment:
     at: datetime
     zone: str
     options: tuple[str, ...] = ()
+    quick: bool = False
 
 
 def _utc(*parts: int) -> datetime:
@@ -38,14 +39,18 @@ def _utc(*parts: int) -> datetime:
 # Clocks in Berlin change at night, in Cairo at midnight: there a day begins at 01:00, and 23:30 comes twice.
 MOMENTS = (
     Moment("last hour of a month", _utc(2027, 4, 30, 23, 25), "Pacific/Kiritimati"),
-    Moment("last hour of a year", _utc(2027, 12, 31, 23, 25), "America/New_York"),
-    Moment("29 February", _utc(2028, 2, 29, 12, 0), "UTC"),
+    Moment("last hour of a year", _utc(2027, 12, 31, 23, 25), "America/New_York", quick=True),
+    Moment("29 February", _utc(2028, 2, 29, 12, 0), "UTC", quick=True),
     Moment("summer time begins in Berlin", _utc(2027, 3, 28, 1, 10), "Europe/Berlin"),
-    Moment("summer time ends in Berlin", _utc(2027, 10, 31, 1, 10), "Europe/Berlin"),
+    Moment("summer time ends in Berlin", _utc(2027, 10, 31, 1, 10), "Europe/Berlin", quick=True),
     Moment("summer time begins in Cairo", _utc(2027, 4, 29, 22, 10), "Africa/Cairo"),
     Moment("summer time ends in Cairo", _utc(2027, 10, 28, 21, 10), "Africa/Cairo"),
     Moment(
-        "a month after the last partition", _utc(2027, 6, 15, 12, 0), "Africa/Lagos", ("--past-partitions",)
+        "a month after the last partition",
+        _utc(2027, 6, 15, 12, 0),
+        "Africa/Lagos",
+        ("--past-partitions",),
+        quick=True,
     ),
 )
 
@@ -77,6 +82,7 @@ def _run(moment: Moment, library: Path, options: list[str]) -> tuple[Moment, int
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m tests.calendar", description=__doc__)
     parser.add_argument("--moment", action="append", choices=[moment.name for moment in MOMENTS])
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--required", action="store_true")
     return parser.parse_known_args(arguments)
 
@@ -91,7 +97,11 @@ def main(arguments: list[str]) -> int:
         return int(asked.required)
     failed = []
     with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
-        chosen = [moment for moment in MOMENTS if asked.moment is None or moment.name in asked.moment]
+        chosen = [
+            moment
+            for moment in MOMENTS
+            if (moment.quick or not asked.quick) and (asked.moment is None or moment.name in asked.moment)
+        ]
         for moment, code, said, took_s in pool.map(lambda moment: _run(moment, library, options), chosen):
             if code:
                 failed.append(moment.name)

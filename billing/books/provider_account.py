@@ -1,7 +1,6 @@
 """The provider's account as an operator sees it: what was consumed, what is left, and what reconciliation found."""
 
-from typing import Any
-
+from billing.books.answers import QuotaJson, ReconciliationsJson
 from billing.money import format_usd
 from billing.postgres.database import Database
 
@@ -9,7 +8,7 @@ _RUNS = 20
 _DIFFERENCES = 200
 
 
-async def describe_quota(database: Database) -> dict[str, Any]:
+async def describe_quota(database: Database) -> QuotaJson:
     """Return the shadow ledger's sums and the provider's quota; amounts are decimal strings in USD."""
     async with database.transaction(isolation="repeatable_read", readonly=True) as connection:
         quota = await connection.fetchrow("SELECT *, paused_until > now() AS paused FROM provider_quota")
@@ -47,7 +46,7 @@ async def describe_quota(database: Database) -> dict[str, Any]:
     }
 
 
-async def describe_reconciliations(database: Database) -> dict[str, Any]:
+async def describe_reconciliations(database: Database) -> ReconciliationsJson:
     """Return the latest runs, the newest first, with what the newest differences were and which of them were corrected."""
     async with database.transaction(isolation="repeatable_read", readonly=True) as connection:
         runs = await connection.fetch("SELECT * FROM reconciliation_runs ORDER BY id DESC LIMIT $1", _RUNS)

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import structlog
 
+from billing.books.answers import DifferenceJson, ReconciliationJson
 from billing.books.totals import Totals, compare_totals
 from billing.calls.assessment import Evidence
 from billing.calls.corrections import Corrections
@@ -77,7 +78,7 @@ class Difference:
         """What makes it the same as another run's."""
         return self.call_id, self.cause, self.ours_nanousd, self.provider_nanousd, self.note
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> DifferenceJson:
         """Return the contract's shape."""
         return {
             "call_id": None if self.call_id is None else str(self.call_id),
@@ -106,7 +107,7 @@ class Report:
     drift_nanousd: int | None = None
     live_calls: int = 0
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ReconciliationJson:
         """Return the contract's shape, and the report in words."""
         return {
             "drift_usd": None if self.drift_nanousd is None else format_usd(self.drift_nanousd),

@@ -54,7 +54,7 @@ class Settlement:
 
     call_id: UUID
     won: bool
-    state: str
+    state: State
     charge_nano: int
     hold_nano: int
     posted_nano: int

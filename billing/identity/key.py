@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 from uuid import UUID
+
+from typing_extensions import TypedDict
 
 from billing.errors import InputError
 from billing.identity.caller import Network
+from billing.shapes import Id, Moment
 from billing.wallets.caps import check_caps
 
 _NAME_LENGTH_MAX = 200
@@ -106,6 +109,31 @@ class NewKey:
     secret: str
 
 
+KeyStatus = Literal["active", "expired", "revoked"]
+
+
+class KeyFields(TypedDict):
+    """A key as it is shown; moments in ISO 8601, limits per minute."""
+
+    id: Id
+    wallet_id: Id
+    name: str
+    hint: str
+    status: KeyStatus
+    created_at: Moment
+    rotated_at: Moment | None
+    previous_secret_until: Moment | None
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    last_used_at: Moment | None
+    models: list[str] | None
+    networks: list[str] | None
+    manages: bool
+    requests_per_min: int | None
+    tokens_per_min: int | None
+    calls_in_flight: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A key as its owner sees it. ``hint`` are its secret's first characters; ``pepper`` names the one it is kept under."""
@@ -117,7 +145,7 @@ class Key:
     name: str
     hint: str
     pepper: str | None
-    status: str
+    status: KeyStatus
     created_at: datetime
     rotated_at: datetime | None
     previous_until: datetime | None
@@ -131,7 +159,7 @@ class Key:
     tokens_per_min: int | None
     calls_in_flight: int | None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> KeyFields:
         """Return what may be shown; moments in ISO 8601."""
         return {
             "id": str(self.id),
@@ -139,7 +167,7 @@ class Key:
             "name": self.name,
             "hint": f"{self.hint}…",
             "status": self.status,
-            "created_at": _iso(self.created_at),
+            "created_at": self.created_at.astimezone(UTC).isoformat(),
             "rotated_at": _iso(self.rotated_at),
             "previous_secret_until": _iso(self.previous_until),
             "expires_at": _iso(self.expires_at),

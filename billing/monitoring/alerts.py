@@ -6,18 +6,20 @@ process that dies loses neither. Every worker delivers what is due, at least onc
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import structlog
+from typing_extensions import TypedDict
 
 from billing.errors import AlertNotTakenError, InputError, TumaError
 from billing.ids import new_id
-from billing.monitoring.conditions import Condition, find_conditions
+from billing.monitoring.conditions import Condition, Severity, find_conditions
 from billing.postgres.database import Database
+from billing.shapes import Id, Moment
 from config.settings import Settings
 
 _log = structlog.get_logger("tuma.alerts")
@@ -286,7 +288,44 @@ _FAILED = """
 """
 
 
-async def describe_alerts(database: Database) -> dict[str, Any]:
+class _AlertFields(TypedDict):
+    id: Id
+    kind: str
+    subject: str
+    severity: Severity
+    state: Literal["firing", "resolved"]
+    summary: str
+    detail: dict[str, Any]
+    started_at: Moment
+    resolved_at: Moment | None
+
+
+class AlertJson(_AlertFields):
+    """A condition, from its beginning to its end, and when the operator was told; ``detail``: figures, by its kind."""
+
+    told_at: Moment | None
+
+
+class UndeliveredJson(TypedDict):
+    """A message that nobody took yet, and how often it was tried."""
+
+    id: Id
+    alert_id: Id | None
+    created_at: Moment
+    tries: int
+    next_at: Moment
+    last_error: str
+
+
+class AlertsJson(TypedDict):
+    """Alerts that last and the latest that ended, and the messages that nobody took yet."""
+
+    object: Literal["list"]
+    data: list[AlertJson]
+    undelivered: list[UndeliveredJson]
+
+
+async def describe_alerts(database: Database) -> AlertsJson:
     """Return the alerts that last and the latest that ended, and the messages that nobody took yet."""
     async with database.transaction(isolation="repeatable_read", readonly=True) as connection:
         rows = await connection.fetch(
@@ -306,9 +345,9 @@ async def describe_alerts(database: Database) -> dict[str, Any]:
             {
                 "id": str(row["id"]),
                 "alert_id": None if row["alert_id"] is None else str(row["alert_id"]),
-                "created_at": _text(row["created_at"]),
+                "created_at": row["created_at"].isoformat(),
                 "tries": row["tries"],
-                "next_at": _text(row["next_at"]),
+                "next_at": row["next_at"].isoformat(),
                 "last_error": row["last_error"],
             }
             for row in waiting
@@ -316,7 +355,7 @@ async def describe_alerts(database: Database) -> dict[str, Any]:
     }
 
 
-def describe_in_words(alerts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def describe_in_words(alerts: AlertsJson) -> str:
     """Write what ``describe_alerts`` returned as lines."""
     lines = [
         f"{item['state']:<8} {item['severity']:<8} {item['kind']:<20} since {item['started_at']}  {item['summary']}"
@@ -342,7 +381,7 @@ async def _tell_owner(connection: Any, condition: Condition) -> None:
     )
 
 
-def _alert_json(row: Mapping[str, Any]) -> dict[str, Any]:
+def _alert_json(row: Mapping[str, Any]) -> _AlertFields:
     return {
         "id": str(row["id"]),
         "kind": row["kind"],
@@ -351,7 +390,7 @@ def _alert_json(row: Mapping[str, Any]) -> dict[str, Any]:
         "state": row["state"],
         "summary": row["summary"],
         "detail": json.loads(row["detail"]),
-        "started_at": _text(row["started_at"]),
+        "started_at": row["started_at"].isoformat(),
         "resolved_at": _text(row["resolved_at"]),
     }
 

@@ -12,18 +12,20 @@ head (``NUMBER:DIGEST``) is logged whenever a block is sealed, and ``verify`` co
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, NotRequired, cast
 from uuid import UUID
 
 import asyncpg
 import structlog
+from typing_extensions import TypedDict
 
 from billing.errors import InputError
 from billing.postgres.database import Database
+from billing.shapes import Id, Moment
 
 _LEAF = 32  # bytes of a SHA-256
 _ROWS = 1_000  # that are read at a time, and listed at most
@@ -51,6 +53,42 @@ class Head:
         return f"{self.number}:{self.digest.hex()}"
 
 
+class ProblemJson(TypedDict):
+    """What is not as it was sealed, and where, as far as that is known."""
+
+    block: NotRequired[int]
+    row: NotRequired[int]
+    problem: str
+
+
+class VerdictJson(TypedDict):
+    """What a verification found: numbers of rows and blocks; ``head`` is to be noted elsewhere, as ``NUMBER:DIGEST``."""
+
+    ok: bool
+    rows: int
+    blocks: int
+    unsealed: int
+    head: str | None
+    problems: list[ProblemJson]
+
+
+class AuditRowJson(TypedDict):
+    """What was done, by whom, to what; ``before`` and ``after`` are rows, in which numbers with decimals are strings."""
+
+    id: int
+    at: Moment
+    actor: str
+    db_role: str
+    action: str
+    subject: str
+    subject_id: str
+    user_id: Id | None
+    wallet_id: Id | None
+    request_id: str | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is not as it was sealed: the block or the row, None where it is neither."""
@@ -59,10 +97,11 @@ class Problem:
     block: int | None = None
     row: int | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ProblemJson:
         """Return what is known of it."""
         places = {"block": self.block, "row": self.row}
-        return {name: place for name, place in places.items() if place is not None} | {"problem": self.what}
+        known = {name: place for name, place in places.items() if place is not None}
+        return cast("ProblemJson", {**known, "problem": self.what})
 
 
 @dataclass(slots=True)
@@ -89,7 +128,7 @@ class Verdict:
         else:
             self.unlisted += 1
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> VerdictJson:
         """Return the contract's shape; the head is to be noted elsewhere."""
         problems = [problem.as_json() for problem in self.problems]
         if self.unlisted:
@@ -196,7 +235,7 @@ class Audit:
         actor: str | None = None,
         since: datetime | None = None,
         limit: int = 50,
-    ) -> list[dict[str, Any]]:
+    ) -> list[AuditRowJson]:
         """Return the newest rows that match all of the arguments, the oldest of them first.
 
         Numbers with decimals are strings.
@@ -343,16 +382,24 @@ def _as_parsed(value: object) -> object:
             return value
 
 
-def _as_json(row: Any) -> dict[str, Any]:
-    shown = {name: None if value is None else str(value) for name, value in row.items()}
-    shown["id"] = row["id"]
-    shown["at"] = row["at"].astimezone(UTC).isoformat()
-    for name in ("before", "after"):
-        shown[name] = row[name] and json.loads(row[name], parse_float=str)
-    return shown
+def _as_json(row: Any) -> AuditRowJson:
+    return {
+        "id": row["id"],
+        "at": row["at"].astimezone(UTC).isoformat(),
+        "actor": row["actor"],
+        "db_role": row["db_role"],
+        "action": row["action"],
+        "subject": row["subject"],
+        "subject_id": row["subject_id"],
+        "user_id": None if row["user_id"] is None else str(row["user_id"]),
+        "wallet_id": None if row["wallet_id"] is None else str(row["wallet_id"]),
+        "request_id": row["request_id"],
+        "before": row["before"] and json.loads(row["before"], parse_float=str),
+        "after": row["after"] and json.loads(row["after"], parse_float=str),
+    }
 
 
-def describe_row(row: dict[str, Any]) -> str:
+def describe_row(row: Mapping[str, Any]) -> str:
     """Return a listed row as a line of text: what changed, or else what it is now."""
     before, after = row["before"] or {}, row["after"] or {}
     if row["action"] == "changed":

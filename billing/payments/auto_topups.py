@@ -2,15 +2,33 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated
 from uuid import UUID
 
 import asyncpg
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
 from billing.payments.units import PaymentProvider
 from billing.postgres.database import Database
+from billing.shapes import Amount, Id, Moment
+
+
+class AutoTopupFields(TypedDict):
+    """When and how a wallet tops itself up; major units of its currency, seconds."""
+
+    enabled: bool
+    threshold: Amount | None
+    amount: Amount | None
+    pause_s: int | None
+    provider: PaymentProvider | None
+    method: Annotated[str | None, Field(description="What is charged, in words.")]
+    failures: int
+    note: str
+    last_at: Moment | None
+    last_topup_id: Id | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +56,7 @@ class AutoTopup:
     last_at: datetime | None = None
     last_intent_id: UUID | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> AutoTopupFields:
         """Return amounts as decimal strings in major units."""
         return {
             "enabled": self.enabled,

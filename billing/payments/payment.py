@@ -9,6 +9,9 @@ from uuid import UUID
 
 from billing.payments.units import PaymentProvider
 
+IntentKind = Literal["topup", "auto"]
+
+
 IntentState = Literal["creating", "pending", "failed", "expired", "paid", "review"]
 
 
@@ -16,6 +19,7 @@ PaymentState = Literal["pending", "failed", "expired", "succeeded"]
 
 
 ReversalState = Literal["open", "final", "undone"]
+RefundState = Literal["requested", ReversalState]
 
 
 _REFERENCE = re.compile(r"tuma_([0-9a-f]{32})(?:_[0-9]{1,9})?")
@@ -34,7 +38,7 @@ class Intent:
     id: UUID
     wallet_id: UUID
     user_id: UUID
-    kind: str
+    kind: IntentKind
     provider: PaymentProvider
     currency: str
     amount_nano: int
@@ -123,7 +127,7 @@ class Refund:
     provider: PaymentProvider
     provider_txn_id: str
     amount_nano: int
-    state: str
+    state: RefundState
 
 
 @dataclass(frozen=True, slots=True)

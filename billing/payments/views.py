@@ -8,6 +8,17 @@ from uuid import UUID
 
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount
+from billing.payments.answers import (
+    ConsequencesFields,
+    IntentJson,
+    PaymentFileJson,
+    PaymentJson,
+    PaymentViewState,
+    ReviewJson,
+    WebhookEventJson,
+    WebhookState,
+    WholePaymentJson,
+)
 from billing.payments.payment import Intent, parse_reference
 from billing.payments.payments import WHOLE_INTENT
 from billing.payments.reviews import Reviews
@@ -15,8 +26,8 @@ from billing.payments.units import PaymentProvider
 from billing.postgres.database import Database
 
 PAGE_MAX = 1_000
-STATES = ("creating", "pending", "failed", "expired", "paid", "review", "resolved", "returned")
-EVENT_STATES = ("new", "review", "ignored", "done")
+STATES = get_args(PaymentViewState)
+EVENT_STATES = get_args(WebhookState)
 _ABOUT_MAX = 50  # webhooks that are shown with a payment
 # A payment's state is what an operator has to know of it. returned: it was in review, and all that no wallet got went back.
 _STATE = """
@@ -91,7 +102,7 @@ class PaymentViews:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def list_payments(self, wanted: PaymentFilter, *, limit: int) -> list[dict[str, Any]]:
+    async def list_payments(self, wanted: PaymentFilter, *, limit: int) -> list[PaymentJson]:
         """Return wishes to pay with what was paid, the newest first: a row for each payment, one for each that has none."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
@@ -107,7 +118,7 @@ class PaymentViews:
             )
         return [_payment_json(row) for row in rows]
 
-    async def list_reviews(self) -> list[dict[str, Any]]:
+    async def list_reviews(self) -> list[ReviewJson]:
         """Return the payments that wait for a decision, oldest first."""
         return [
             {
@@ -124,7 +135,7 @@ class PaymentViews:
             for row in await Reviews(self._database).list_waiting()
         ]
 
-    async def describe(self, provider: PaymentProvider, txn_id: str) -> dict[str, Any]:
+    async def describe(self, provider: PaymentProvider, txn_id: str) -> PaymentFileJson:
         """Return everything about a payment.
 
         Raises:
@@ -132,7 +143,7 @@ class PaymentViews:
         """
         return await self._describe(None, provider, txn_id)
 
-    async def describe_intent(self, named: str) -> dict[str, Any]:
+    async def describe_intent(self, named: str) -> PaymentFileJson:
         """Return everything about a wish to pay, named by its id or its reference.
 
         Raises:
@@ -148,7 +159,7 @@ class PaymentViews:
 
     async def _describe(
         self, intent_id: UUID | None, provider: str | None, txn_id: str | None
-    ) -> dict[str, Any]:
+    ) -> PaymentFileJson:
         async with self._database.transaction(isolation="repeatable_read", readonly=True) as connection:
             rows = await connection.fetch(
                 _LIST, provider, None, None, None, None, PAGE_MAX, intent_id, txn_id
@@ -166,7 +177,7 @@ class PaymentViews:
                     rows[0]["intent_id"],
                 )
                 intent = Intent(**found)
-            payments = [
+            payments: list[WholePaymentJson] = [
                 {**_payment_json(row), **await _follow(connection, row)}
                 for row in rows
                 if row["provider_txn_id"] is not None
@@ -178,7 +189,7 @@ class PaymentViews:
             "webhooks": events,
         }
 
-    async def list_events(self, *, state: str | None = None, limit: int) -> list[dict[str, Any]]:
+    async def list_events(self, *, state: str | None = None, limit: int) -> list[WebhookEventJson]:
         """Return webhooks, the newest first: those that wait or are in review, or those in a state.
 
         Raises:
@@ -196,7 +207,7 @@ class PaymentViews:
         return [_event_json(row) for row in rows]
 
 
-async def _follow(connection: Any, row: Any) -> dict[str, Any]:
+async def _follow(connection: Any, row: Any) -> ConsequencesFields:
     """What became of a payment: its reversals, and everything that was posted for it."""
     named = (row["provider"], row["provider_txn_id"])
     credit = await connection.fetchrow(
@@ -239,7 +250,7 @@ async def _follow(connection: Any, row: Any) -> dict[str, Any]:
     }
 
 
-async def _events_about(connection: Any, intent: Intent | None, rows: list[Any]) -> list[dict[str, Any]]:
+async def _events_about(connection: Any, intent: Intent | None, rows: list[Any]) -> list[WebhookEventJson]:
     """Webhooks that name the intent's reference or one of the payments, since shortly before the first of them."""
     names = [] if intent is None else [f"tuma_{intent.id.hex}"]
     names += [re.escape(row["provider_txn_id"]) for row in rows if row["provider_txn_id"] is not None]
@@ -255,7 +266,7 @@ async def _events_about(connection: Any, intent: Intent | None, rows: list[Any])
     return [_event_json(row) for row in found]
 
 
-def _payment_json(row: Any) -> dict[str, Any]:
+def _payment_json(row: Any) -> PaymentJson:
     asked, paid, fee = row["amount_nano"], row["paid_nano"], row["fee_nano"]
     suspense = 0 if paid is None else paid - row["credited_nano"] - row["suspense_reversed_nano"]
     return {
@@ -279,7 +290,7 @@ def _payment_json(row: Any) -> dict[str, Any]:
     }
 
 
-def _intent_json(intent: Intent) -> dict[str, Any]:
+def _intent_json(intent: Intent) -> IntentJson:
     return {
         "id": str(intent.id),
         "reference": intent.reference,
@@ -300,7 +311,7 @@ def _intent_json(intent: Intent) -> dict[str, Any]:
     }
 
 
-def _event_json(row: Any) -> dict[str, Any]:
+def _event_json(row: Any) -> WebhookEventJson:
     return {
         "id": str(row["id"]),
         "provider": row["provider"],

@@ -12,6 +12,7 @@ from billing.fx.quote import FxQuote
 from billing.money import format_amount, format_usd
 from billing.postgres.database import Database
 from billing.pricing.cost import Price, Usage
+from billing.reports.answers import CallJson, ExplainedCallJson, WholeCallJson
 from billing.reports.explain import CallFacts, Change, HouseView, explain
 
 _PRICES = ("prompt", "completion", "cached_read", "cached_write", "reasoning", "image", "audio", "request")
@@ -79,7 +80,7 @@ class CallFilter:
     key_id: UUID | None = None
 
 
-async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
+async def describe_call(database: Database, call_id: UUID) -> WholeCallJson:
     """Return a call with its quote, prices, provider id, usage, postings, and how its charge came about.
 
     Amounts are decimal strings.
@@ -100,7 +101,7 @@ async def describe_call(database: Database, call_id: UUID) -> dict[str, Any]:
         "provider_cost_usd": _usd(call["provider_cost_nanousd"]),
         "house_usd": format_usd(call["house_nanousd"]),
         "spread": _amount(call["spread_nano"]),
-        "hold_usd": _usd(call["hold_nanousd"]),
+        "hold_usd": format_usd(call["hold_nanousd"]),
         "explanation": explain(_facts(call, entries, house)),
         "postings": [
             {
@@ -126,7 +127,7 @@ class OwnCalls:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def describe(self, owner: UUID, call_id: UUID, *, wallet_id: UUID) -> dict[str, Any]:
+    async def describe(self, owner: UUID, call_id: UUID, *, wallet_id: UUID) -> ExplainedCallJson:
         """Return a call of a person's wallet as they may see it, with how its charge came about.
 
         Raises:
@@ -155,7 +156,7 @@ class OwnCalls:
 
     async def list_page(
         self, owner: UUID, wallet_id: UUID, wanted: CallFilter, *, after: UUID | None = None, limit: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[CallJson]:
         """Return calls of a person's wallet, newest first: those that it paid for, and those under way.
 
         Args:
@@ -174,7 +175,7 @@ class OwnCalls:
         return [_describe(row) for row in rows]
 
 
-def _describe(call: Any) -> dict[str, Any]:
+def _describe(call: Any) -> CallJson:
     """Return what a call's owner may see of its rows."""
     return {
         "object": "call",
@@ -195,12 +196,19 @@ def _describe(call: Any) -> dict[str, Any]:
         "tokens_completion": call["completion_tokens"],
         "tokens_cached": call["cached_read_tokens"],
         "tokens_reasoning": call["reasoning_tokens"],
-        "hold": _amount(call["hold_nano"]),
+        "hold": format_amount(call["hold_nano"]),
         "fx_rate": None if call["rate"] is None else f"{call['rate'].normalize():f}",
         "fx_markup_bps": call["markup_bps"],
-        **{f"price_{name}_usd": _price(call[f"{name}_usd"]) for name in _PRICES},
+        "price_prompt_usd": _price(call["prompt_usd"]),
+        "price_completion_usd": _price(call["completion_usd"]),
+        "price_cached_read_usd": _price(call["cached_read_usd"]),
+        "price_cached_write_usd": _price(call["cached_write_usd"]),
+        "price_reasoning_usd": _price(call["reasoning_usd"]),
+        "price_image_usd": _price(call["image_usd"]),
+        "price_audio_usd": _price(call["audio_usd"]),
+        "price_request_usd": _price(call["request_usd"]),
         "priced_at": _moment(call["priced_at"]),
-        "opened_at": _moment(call["opened_at"]),
+        "opened_at": call["opened_at"].isoformat(),
         "ended_at": _moment(call["ended_at"]),
         "first_byte_ms": call["first_byte_ms"],
         "duration_ms": call["duration_ms"],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Literal
 
 from billing.fx.quote import FxQuote
 from billing.money import (
@@ -21,6 +22,7 @@ from billing.money import (
 )
 from billing.pricing.cost import Price, Usage, cost_attousd
 
+ChangeKind = Literal["correction", "refund"]
 _TIMES = "×"  # noqa: RUF001 - as people write it
 _BPS = 10_000
 _BPS_DECIMALS = 4
@@ -37,7 +39,7 @@ _BASIS = {
 class Change:
     """A posting after the settlement that names the call; ``amount_nano`` is what the wallet got, negative if it paid."""
 
-    kind: str
+    kind: ChangeKind
     memo: str
     at: datetime
     amount_nano: int

@@ -7,9 +7,12 @@ So every currency's accounts sum to zero (I1), over any time.
 from datetime import datetime
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from billing.errors import BrokenInvariantError
 from billing.money import format_amount
 from billing.postgres.replica import Late
+from billing.shapes import Amount, Moment
 
 _TIMEOUT_S = 600.0
 _SHOWN = ("revenue", "fx_spread", "psp_fee", "provider_cost", "house_loss", "suspense", "wallets")
@@ -22,9 +25,34 @@ GROUP BY e.currency, e.account
 """
 
 
+class RevenueInCurrencyJson(TypedDict):
+    """The accounts' sums in one currency, major units: income and what is owed is positive, expense and what we own negative."""
+
+    currency: str
+    earned: Amount
+    revenue: Amount
+    fx_spread: Amount
+    psp_fee: Amount
+    provider_cost: Amount
+    house_loss: Amount
+    suspense: Amount
+    wallets: Amount
+    others: dict[str, Amount]
+    sum: Amount
+
+
+class RevenueFields(TypedDict):
+    """What the house earned and owes, of what was posted in a time; ``as_of``: by a replica, which knew everything up to then."""
+
+    since: Moment | None
+    until: Moment | None
+    as_of: Moment | None
+    currencies: list[RevenueInCurrencyJson]
+
+
 async def describe_revenue(
     late: Late, *, since: datetime | None = None, until: datetime | None = None
-) -> dict[str, Any]:
+) -> RevenueFields:
     """Return the sums per currency, as decimal strings in major units, of what was posted in a time.
 
     A call counts in the moment in which it arrived, whatever else in that of its posting. ``earned`` is what of it is the house's:
@@ -59,11 +87,17 @@ async def describe_revenue(
     }
 
 
-def _describe(currency: str, accounts: dict[str, int]) -> dict[str, Any]:
+def _describe(currency: str, accounts: dict[str, int]) -> RevenueInCurrencyJson:
     return {
         "currency": currency,
         "earned": format_amount(sum(accounts.get(name, 0) for name in _EARNED)),
-        **{name: format_amount(accounts.get(name, 0)) for name in _SHOWN},
+        "revenue": format_amount(accounts.get("revenue", 0)),
+        "fx_spread": format_amount(accounts.get("fx_spread", 0)),
+        "psp_fee": format_amount(accounts.get("psp_fee", 0)),
+        "provider_cost": format_amount(accounts.get("provider_cost", 0)),
+        "house_loss": format_amount(accounts.get("house_loss", 0)),
+        "suspense": format_amount(accounts.get("suspense", 0)),
+        "wallets": format_amount(accounts.get("wallets", 0)),
         "others": {
             name: format_amount(nano) for name, nano in sorted(accounts.items()) if name not in _SHOWN
         },

@@ -7,16 +7,20 @@ The balance beside each is that of the sequence: what was posted up to it.
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 from zoneinfo import ZoneInfo
+
+from typing_extensions import TypedDict
 
 from billing.errors import InputError, NotFoundError
 from billing.money import format_amount, format_usd
 from billing.postgres.database import Database
 from billing.postgres.replica import Late
+from billing.shapes import Amount, Id, Moment
 
-KINDS = ("settlement", "grant", "topup", "refund", "correction", "reversal", "dispute")
+Kind = Literal["settlement", "grant", "topup", "refund", "correction", "reversal", "dispute"]
+KINDS = get_args(Kind)
 PAGE_MAX = 1_000
 _YEARS = range(2020, 2200)
 
@@ -60,12 +64,30 @@ _DAYS = """
 """
 
 
+class TransactionJson(TypedDict):
+    """What came into a wallet or went out of it; major units of its currency, a charge is negative. ``balance``: after it."""
+
+    object: Literal["transaction"]
+    id: Id
+    kind: Kind
+    amount: Amount
+    currency: str
+    balance: Amount
+    call_id: Id | None
+    model: str | None
+    cost_usd: Amount | None
+    tokens_prompt: int | None
+    tokens_completion: int | None
+    description: str
+    created_at: Moment
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """One line; nano units of the wallet's currency, a charge is negative. ``balance_nano`` is that after it."""
 
     id: UUID
-    kind: str
+    kind: Kind
     amount_nano: int
     currency: str
     balance_nano: int
@@ -77,7 +99,7 @@ class Transaction:
     memo: str
     created_at: datetime
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> TransactionJson:
         """Return amounts as decimal strings in major units."""
         return {
             "object": "transaction",

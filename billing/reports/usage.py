@@ -16,6 +16,7 @@ from billing.errors import InputError, NotFoundError
 from billing.money import format_amount, format_usd
 from billing.postgres.database import Database
 from billing.postgres.replica import Late
+from billing.reports.answers import HouseSumsFields, SumsFields, UsageJson
 
 PERIODS = ("hour", "day", "week", "month")
 GROUPS = (*PERIODS, "model", "key")
@@ -200,11 +201,11 @@ class Sums:
                 added[item.name] = mine + theirs
         return Sums(**added)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> SumsFields:
         """Return amounts as decimal strings in major units, latencies in milliseconds."""
         first = Latency(sum(self.first_byte_bins), self.first_byte_ms, self.first_byte_bins)
         whole = Latency(sum(self.duration_bins), self.duration_ms, self.duration_bins)
-        shown = {
+        shown: HouseSumsFields = {
             "calls": self.calls,
             "calls_exact": self.exact,
             "calls_estimated": self.calls - self.exact,
@@ -217,12 +218,14 @@ class Sums:
             "cost_usd": format_usd(self.cost_nanousd),
             "charge": format_amount(self.charge_nano),
             "markup": format_amount(self.spread_nano),
+            "first_byte_average_ms": first.average_ms,
+            "first_byte_p50_below_ms": first.below_ms(50),
+            "first_byte_p95_below_ms": first.below_ms(95),
+            "duration_average_ms": whole.average_ms,
+            "duration_p50_below_ms": whole.below_ms(50),
+            "duration_p95_below_ms": whole.below_ms(95),
         }
-        for name, latency in (("first_byte", first), ("duration", whole)):
-            shown[f"{name}_average_ms"] = latency.average_ms
-            shown[f"{name}_p50_below_ms"] = latency.below_ms(50)
-            shown[f"{name}_p95_below_ms"] = latency.below_ms(95)
-        if self.house_nanousd is not None:
+        if self.house_nanousd is not None:  # never in what a person is answered: only operators read it
             shown["house_usd"] = format_usd(self.house_nanousd)
         return shown
 
@@ -238,7 +241,7 @@ class UsageRow:
     currency: str
     sums: Sums
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> UsageJson:
         """Return it by name; an hour is written with the offset of the clock that it is on."""
         return {
             "object": "usage",

@@ -8,18 +8,41 @@ their wallets paid for. Windows follow the user's clock: an IANA time zone, and 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 import asyncpg
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from billing.errors import InputError, NotFoundError
 from billing.money import AMOUNT_MAX_NANO, format_amount
 from billing.postgres.database import Database
+from billing.shapes import Amount, Moment
 
 Scope = Literal["wallet", "key", "user"]
-PERIODS = ("call", "day", "week", "month", "total")
+Period = Literal["call", "day", "week", "month", "total"]
+PERIODS = get_args(Period)
 _ENDLESS = ("call", "total")
+
+
+class CapJson(TypedDict):
+    """A cap and its present window; major units of ``currency``. The lower of the two limits counts."""
+
+    limit: Amount
+    currency: str
+    spent: Amount
+    held: Amount
+    left: Amount
+    limit_by_user: Amount | None
+    limit_by_operator: Amount | None
+    starts_at: Moment | None
+    ends_at: Moment | None
+
+
+CapsByPeriod = Annotated[
+    dict[Period, CapJson], Field(description="By period: call, day, week, month, total.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +51,7 @@ class Cap:
 
     scope: str
     scope_id: UUID
-    period: str
+    period: Period
     currency: str
     limit_nano: int | None
     ceiling_nano: int | None
@@ -43,7 +66,7 @@ class Cap:
         """What a new call may still hold; below zero when calls cost more than was held for them."""
         return self.effective_nano - self.held_nano - self.spent_nano
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> CapJson:
         """Return amounts as decimal strings in major units, moments in ISO 8601."""
         ends = self.period not in _ENDLESS
         return {
@@ -178,6 +201,6 @@ def check_caps(limits: Mapping[str, int | None]) -> None:
             raise InputError(f"the cap per {period} is out of bounds")
 
 
-def caps_as_json(caps: Iterable[Cap]) -> dict[str, Any]:
+def caps_as_json(caps: Iterable[Cap]) -> dict[Period, CapJson]:
     """Return one scope's caps by period."""
     return {cap.period: cap.as_json() for cap in caps}

@@ -10,18 +10,75 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from billing.errors import PostgresUnavailableError
 from billing.money import format_amount
 from billing.postgres.database import REPEATABLE, Database
+from billing.shapes import Amount, Id, Moment
+from billing.wallets.wallets import Status
 from config.settings import FeedSettings
 
+EventKind = Literal[
+    "hold",
+    "settlement",
+    "grant",
+    "topup",
+    "refund",
+    "correction",
+    "reversal",
+    "dispute",
+    "cap",
+    "low",
+    "auto_topup",
+    "wallet",
+]
+EventType = Literal[EventKind, "balance", "reset", "end"]
 _FORGET_ROWS = 10_000
 _LEASE_PER_KEEP = 1.5  # renewed at every quarter: who stays away for `keep_s` misses nothing
 _APART = ("cap", "low", "auto_topup")  # told in a member of their own: theirs may have names of the others'
 _ID = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
+
+
+class _Event(TypedDict):
+    object: Literal["wallet.event"]
+    type: EventType
+
+
+class WalletEventJson(_Event, total=False):
+    """`balance` comes first, `reset` where events are missing, `end` last, with a `reason` and nothing else.
+
+    Each of the others is something that was committed, with the balance after it; major units of the wallet's currency, USD.
+    """
+
+    id: Annotated[str, Field(description="For `Last-Event-ID`.")]
+    wallet_id: Id
+    currency: str
+    posted: Amount
+    held: Amount
+    available: Amount
+    overdraft: Amount
+    status: Status
+    posted_change: Amount
+    held_change: Amount
+    created_at: Moment
+    call_id: Id
+    model: str
+    state: Literal["settled", "void"]
+    outcome: str
+    accuracy: Literal["exact", "estimated"]
+    cost_usd: Amount
+    charge: Amount
+    transaction_id: Id
+    description: str
+    cap: dict[str, Any]
+    low: dict[str, Any]
+    auto_topup: dict[str, Any]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +91,13 @@ class Standing:
     posted_nano: int
     held_nano: int
     overdraft_nano: int
-    status: str
+    status: Status
 
-    def as_json(self) -> dict[str, Any]:
-        """Return amounts as decimal strings in major units."""
+    def as_event(self, kind: EventType) -> WalletEventJson:
+        """Return an event that tells it; amounts as decimal strings in major units."""
         return {
+            "object": "wallet.event",
+            "type": kind,
             "id": event_id(self.wallet_id, self.seq),
             "wallet_id": str(self.wallet_id),
             "currency": self.currency,
@@ -54,7 +113,7 @@ class Standing:
 class FeedEvent:
     """One event, and how the wallet stood after it. ``moved`` and ``holds``: how its posted and its held amounts changed."""
 
-    kind: str
+    kind: EventKind
     moved_nano: int
     holds_nano: int
     after: Standing
@@ -62,23 +121,16 @@ class FeedEvent:
     body: Mapping[str, Any]
     created_at: datetime
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> WalletEventJson:
         """Return what is told of it; amounts as decimal strings in major units, the moment in ISO 8601."""
-        told = {
-            "object": "wallet.event",
-            "type": self.kind,
-            **self.after.as_json(),
-            "posted_change": format_amount(self.moved_nano),
-            "held_change": format_amount(self.holds_nano),
-            "created_at": self.created_at.astimezone(UTC).isoformat(),
-        }
+        told = self.after.as_event(self.kind)
+        told["posted_change"] = format_amount(self.moved_nano)
+        told["held_change"] = format_amount(self.holds_nano)
+        told["created_at"] = self.created_at.astimezone(UTC).isoformat()
         if self.call_id is not None:
             told["call_id"] = str(self.call_id)
-        if self.kind in _APART:
-            told[self.kind] = self.body
-        else:
-            told.update(self.body)
-        return told
+        body = {self.kind: self.body} if self.kind in _APART else self.body
+        return cast("WalletEventJson", {**told, **body})  # as the triggers have put it together (feed.sql)
 
 
 @dataclass(frozen=True, slots=True)

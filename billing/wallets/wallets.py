@@ -4,17 +4,49 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import asyncpg
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from billing.errors import InputError, NotFoundError
 from billing.ids import new_id, parse_id
 from billing.money import AMOUNT_MAX_NANO, format_amount, get_currency
 from billing.postgres.database import Database
+from billing.shapes import Amount, Id, Moment
 
+Status = Literal["active", "frozen"]
+UserStatus = Literal["active", "disabled"]
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}")
+
+
+class WalletFields(TypedDict):
+    """A wallet as it is shown; major units of its currency. ``available`` = posted + overdraft - held."""
+
+    id: Id
+    currency: str
+    posted: Amount
+    held: Amount
+    available: Amount
+    overdraft: Amount
+    status: Status
+
+
+class UserJson(TypedDict):
+    """A person as an operator sees them; limits over all their keys, and the clock that their caps follow."""
+
+    id: Id
+    email: str | None
+    subject: str | None
+    status: UserStatus
+    timezone: str
+    week_starts: Annotated[int, Field(ge=1, le=7, description="ISO 8601's number of a day, 1 for Monday.")]
+    requests_per_min: int | None
+    tokens_per_min: int | None
+    calls_in_flight: int | None
+    created_at: Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +59,14 @@ class Wallet:
     posted_nano: int
     held_nano: int
     overdraft_nano: int
-    status: str
+    status: Status
 
     @property
     def available_nano(self) -> int:
         """What a new call may set aside."""
         return self.posted_nano + self.overdraft_nano - self.held_nano
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> WalletFields:
         """Return the contract's shape: amounts as decimal strings in major units."""
         return {
             "id": str(self.id),
@@ -54,7 +86,7 @@ class User:
     id: UUID
     email: str | None
     subject: str | None
-    status: str
+    status: UserStatus
     timezone: str
     week_starts: int
     requests_per_min: int | None
@@ -62,7 +94,7 @@ class User:
     calls_in_flight: int | None
     created_at: datetime
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> UserJson:
         """Return what an operator sees."""
         return {
             "id": str(self.id),
@@ -86,8 +118,6 @@ class Credit:
     wallet: Wallet
 
 
-Status = Literal["active", "frozen"]
-UserStatus = Literal["active", "disabled"]
 PAGE_MAX = 1_000
 _LIMIT_MAX = 2**40
 _USER = "id, email, subject, status, timezone, week_starts, requests_per_min, tokens_per_min, calls_in_flight, created_at"

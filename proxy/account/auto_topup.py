@@ -6,21 +6,23 @@ from billing.identity.caller import Caller
 from billing.payments.auto_topups import AutoTopup
 from billing.payments.topup_limits import check_topup
 from billing.payments.units import minor_units
+from proxy.account.answers import AutoTopupJson
 from proxy.account.forms import AutoTopupForm
-from proxy.account.requests import answer, enter, enter_as_owner
+from proxy.account.requests import enter, enter_as_owner
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_form
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import acting_as
 from proxy.services.account import AccountServices
 
 
-async def get_auto_topup(request: web.Request) -> web.Response:
+async def get_auto_topup(request: web.Request) -> JsonAnswer[AutoTopupJson]:
     """Whether and how the caller's wallet tops itself up, and what is kept to pay with."""
     services, caller = await enter(request)
     return await _show(request, services, caller)
 
 
-async def put_auto_topup(request: web.Request) -> web.Response:
+async def put_auto_topup(request: web.Request) -> JsonAnswer[AutoTopupJson]:
     """Let the caller's wallet top itself up below a threshold, or no more; a means of payment must have been saved before."""
     services, caller, _ = await enter_as_owner(request)
     form = await read_form(request, AutoTopupForm, services.settings.limits)
@@ -59,7 +61,7 @@ async def _complete(services: AccountServices, caller: Caller, form: AutoTopupFo
     )
 
 
-async def delete_payment_method(request: web.Request) -> web.Response:
+async def delete_payment_method(request: web.Request) -> JsonAnswer[AutoTopupJson]:
     """Forget what the caller's wallet pays with; it tops itself up no more."""
     services, caller, _ = await enter_as_owner(request)
     with acting_as(request):
@@ -67,9 +69,9 @@ async def delete_payment_method(request: web.Request) -> web.Response:
     return await _show(request, services, caller)
 
 
-async def _show(request: web.Request, services: AccountServices, caller: Caller) -> web.Response:
+async def _show(request: web.Request, services: AccountServices, caller: Caller) -> JsonAnswer[AutoTopupJson]:
     found = await services.auto_topups.get(caller.user_id, caller.wallet_id)
-    body = {
+    body: AutoTopupJson = {
         "object": "auto_topup",
         "wallet_id": str(caller.wallet_id),
         "currency": caller.currency,

@@ -3,12 +3,15 @@
 from aiohttp import web
 
 from billing.ids import parse_id
+from billing.reports.answers import ExplainedCallJson
 from billing.reports.call_view import PAGE_MAX, CallFilter
-from proxy.account.requests import answer, enter
+from proxy.account.answers import CallsJson
+from proxy.account.requests import enter
 from proxy.http.forms import read_limit, read_moment, read_query
+from proxy.http.typed_answer import JsonAnswer, answer
 
 
-async def list_calls(request: web.Request) -> web.Response:
+async def list_calls(request: web.Request) -> JsonAnswer[CallsJson]:
     """Calls that the wallet paid for and those under way, newest first; a call's id is the `x-request-id` of its answer.
 
     `model`, `key`, `since` and `until` filter; `limit` and `after` page.
@@ -32,7 +35,7 @@ async def list_calls(request: web.Request) -> web.Response:
         limit=limit + 1,
     )
     page = found[:limit]
-    body = {
+    body: CallsJson = {
         "object": "list",
         "data": page,
         "has_more": len(found) > limit,
@@ -42,7 +45,7 @@ async def list_calls(request: web.Request) -> web.Response:
     return answer(request, body)
 
 
-async def get_own_call(request: web.Request) -> web.Response:
+async def get_own_call(request: web.Request) -> JsonAnswer[ExplainedCallJson]:
     """A call of the caller's wallet: tokens, prices, exchange rate, and in words how its charge came about."""
     services, caller = await enter(request)
     call_id = parse_id(request.match_info["call"], "call")

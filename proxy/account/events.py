@@ -7,7 +7,7 @@ it is let go, comes back and goes on from the last event that it has.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated
 from uuid import UUID
 
 import structlog
@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, hdrs, web
 
 from billing.identity.caller import Caller
 from billing.ids import parse_id
+from billing.wallets.feed import WalletEventJson
 from proxy.http.connection import ClientWatch, watch_client
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_query
@@ -35,13 +36,13 @@ _SSE = {
 }
 
 
-async def stream_events(request: web.Request) -> web.StreamResponse:
+async def stream_events(request: web.Request) -> Annotated[web.StreamResponse, WalletEventJson]:
     """The wallet's live feed as server-sent events, from ``Last-Event-ID`` on; without one, its balance first."""
     caller = await authenticate(request)
     return await _stream(request, caller.wallet_id, caller, lambda: recognise_again(request))
 
 
-async def stream_wallet_events(request: web.Request) -> web.StreamResponse:
+async def stream_wallet_events(request: web.Request) -> Annotated[web.StreamResponse, WalletEventJson]:
     """The live feed of any wallet as server-sent events, from ``Last-Event-ID`` on."""
     return await _stream(request, parse_id(request.match_info["wallet"], "wallet"), None, None)
 
@@ -111,11 +112,11 @@ async def _say_goodbye(
 
 
 def _end_frame(watcher: Watcher) -> Frame:
-    told: dict[str, Any] = {"object": "wallet.event", "type": "end", "reason": watcher.ended}
-    return Frame(0, told)
+    assert watcher.ended is not None
+    return Frame(0, {"object": "wallet.event", "type": "end", "reason": watcher.ended})
 
 
-async def open_socket(request: web.Request) -> web.StreamResponse:
+async def open_socket(request: web.Request) -> Annotated[web.StreamResponse, WalletEventJson]:
     """The wallet's live feed over a WebSocket: the same events, each a text of JSON, from ``last_event_id`` on."""
     services = request.app[ACCOUNT]
     caller = await authenticate(request)

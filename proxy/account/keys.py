@@ -1,6 +1,5 @@
 """``/v1/keys``: a person's own keys; a secret is shown once, when it is made."""
 
-from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -10,20 +9,22 @@ from billing.identity.caller import Caller
 from billing.identity.key import Key, Owner
 from billing.ids import parse_id
 from billing.wallets.caps import caps_as_json
+from proxy.account.answers import DeletedKeyJson, KeyJson, KeysJson, NewKeyJson
 from proxy.account.forms import KeyForm, RotateForm
-from proxy.account.requests import answer, answer_secret, enter, enter_as_owner
+from proxy.account.requests import answer_secret, enter, enter_as_owner
 from proxy.http.errors import BadRequestError
-from proxy.http.forms import read_flag, read_form, read_query
+from proxy.http.forms import read_flag, read_form, read_limit, read_query
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import acting_as, owner_of
 from proxy.services.account import AccountServices
 
 _PAGE = 100
 
 
-async def list_keys(request: web.Request) -> web.Response:
+async def list_keys(request: web.Request) -> JsonAnswer[KeysJson]:
     """The keys that the caller may manage, by age; ``limit``, ``after`` and ``revoked=true`` in the query."""
     services, _, owner = await enter_as_owner(request)
-    limit = _read_limit(read_query(request, "limit") or str(_PAGE))
+    limit = read_limit(request, most=_PAGE)
     after = read_query(request, "after")
     found = await services.keys.find_keys(
         owner=owner,
@@ -32,7 +33,7 @@ async def list_keys(request: web.Request) -> web.Response:
         limit=limit + 1,
     )
     page = found[:limit]
-    body = {
+    body: KeysJson = {
         "object": "list",
         "data": await _describe(services, page),
         "has_more": len(found) > limit,
@@ -42,7 +43,7 @@ async def list_keys(request: web.Request) -> web.Response:
     return answer(request, body)
 
 
-async def create_key(request: web.Request) -> web.Response:
+async def create_key(request: web.Request) -> JsonAnswer[NewKeyJson]:
     """Make a key on the caller's wallet, or on another of theirs; its caps are the user's, not the operator's."""
     services, caller, owner = await enter_as_owner(request)
     form = await read_form(request, KeyForm, services.settings.limits)
@@ -53,7 +54,7 @@ async def create_key(request: web.Request) -> web.Response:
     return answer_secret(request, {**shown, "secret": made.secret}, 201)
 
 
-async def get_key(request: web.Request) -> web.Response:
+async def get_key(request: web.Request) -> JsonAnswer[KeyJson]:
     """One key, with its caps and what is left of them; a key may always look at itself."""
     services, caller = await enter(request)
     key_id = parse_id(request.match_info["key"], "key")
@@ -61,7 +62,7 @@ async def get_key(request: web.Request) -> web.Response:
     return answer(request, (await _describe(services, [found]))[0])
 
 
-async def rotate_key(request: web.Request) -> web.Response:
+async def rotate_key(request: web.Request) -> JsonAnswer[NewKeyJson]:
     """Give a key another secret; the one before stays good for ``overlap_s`` seconds."""
     services, _, owner = await enter_as_owner(request)
     form = await read_form(request, RotateForm, services.settings.limits)
@@ -72,7 +73,7 @@ async def rotate_key(request: web.Request) -> web.Response:
     return answer_secret(request, {**shown, "secret": made.secret})
 
 
-async def delete_key(request: web.Request) -> web.Response:
+async def delete_key(request: web.Request) -> JsonAnswer[DeletedKeyJson]:
     """Revoke a key, named in the path or as ``?id=``; a key may always revoke itself: whoever finds one can end it."""
     services, caller = await enter(request)
     named = request.match_info.get("key") or read_query(request, "id")
@@ -82,7 +83,12 @@ async def delete_key(request: web.Request) -> web.Response:
     with acting_as(request):
         await services.keys.revoke(key_id, owner=_owner_of(caller, key_id))
     await services.keys.forget(str(key_id))
-    body = {"id": str(key_id), "object": "api_key", "deleted": True, "status": "revoked"}
+    body: DeletedKeyJson = {
+        "id": str(key_id),
+        "object": "api_key",
+        "deleted": True,
+        "status": "revoked",
+    }
     return answer(request, body)
 
 
@@ -95,7 +101,7 @@ def _owner_of(caller: Caller, key_id: UUID) -> Owner:
         raise
 
 
-async def _describe(services: AccountServices, keys: list[Key]) -> list[dict[str, Any]]:
+async def _describe(services: AccountServices, keys: list[Key]) -> list[KeyJson]:
     caps = await services.caps.find_own_caps(keys[0].user_id, *(key.id for key in keys)) if keys else []
     return [
         {
@@ -106,9 +112,3 @@ async def _describe(services: AccountServices, keys: list[Key]) -> list[dict[str
         }
         for key in keys
     ]
-
-
-def _read_limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3) or not 1 <= int(text) <= _PAGE:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {_PAGE}.", param="limit")
-    return int(text)

@@ -1,14 +1,17 @@
 """How a handler of a person's own money begins and ends: what it may use, who calls, whether they may change anything."""
 
-from typing import Any
+from typing import TypeVar
 
 from aiohttp import web
 
 from billing.identity.caller import Caller
 from billing.identity.key import Owner
 from proxy.http.request_facts import standard_headers
+from proxy.http.typed_answer import JsonAnswer
 from proxy.identity.authenticate import authenticate, owner_of
 from proxy.services.account import ACCOUNT, AccountServices
+
+_Body = TypeVar("_Body")
 
 
 async def enter(request: web.Request) -> tuple[AccountServices, Caller]:
@@ -31,12 +34,7 @@ async def enter_as_owner(request: web.Request) -> tuple[AccountServices, Caller,
     return services, caller, owner_of(caller)
 
 
-def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
-    """Answer with JSON."""
-    return web.json_response(body, status=status, headers=standard_headers(request))
-
-
-def answer_secret(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
+def answer_secret(request: web.Request, body: _Body, status: int = 200) -> JsonAnswer[_Body]:
     """Answer with what nobody on the way may keep."""
     headers = {**standard_headers(request), "Cache-Control": "no-store"}
-    return web.json_response(body, status=status, headers=headers)
+    return JsonAnswer(body, status=status, headers=headers)

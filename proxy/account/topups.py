@@ -1,6 +1,5 @@
 """``/v1/wallet/topups``: a person pays money into their wallet."""
 
-from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -11,17 +10,19 @@ from billing.ids import parse_id
 from billing.money import format_amount, get_currency
 from billing.payments.payment import Intent
 from billing.payments.topup_limits import check_topup
+from proxy.account.answers import TopupJson
 from proxy.account.forms import TopupForm
-from proxy.account.requests import answer, enter, enter_as_owner
+from proxy.account.requests import enter, enter_as_owner
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_form
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import acting_as
 from proxy.services.account import AccountServices
 
 _KEY_LENGTH_MAX = 200
 
 
-async def create_topup(request: web.Request) -> web.Response:
+async def create_topup(request: web.Request) -> JsonAnswer[TopupJson]:
     """Begin a top-up, and say where it is paid. A repeat with the same `Idempotency-Key` returns the first."""
     services, caller, _ = await enter_as_owner(request)
     form = await read_form(request, TopupForm, services.settings.limits)
@@ -31,7 +32,7 @@ async def create_topup(request: web.Request) -> web.Response:
 
 async def make_topup(
     request: web.Request, services: AccountServices, caller: Caller, form: TopupForm
-) -> dict[str, Any]:
+) -> TopupJson:
     """Begin a top-up as a caller who may (``owner_of``), once per ``Idempotency-Key``."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 0 < len(key) <= _KEY_LENGTH_MAX:
@@ -75,14 +76,14 @@ async def begin_topup(
     return await worker.open_page(intent, email=email, return_url=form.return_url)
 
 
-async def get_topup(request: web.Request) -> web.Response:
+async def get_topup(request: web.Request) -> JsonAnswer[TopupJson]:
     """How a top-up stands. While it waits for its money, the payment provider is asked: about once a second at most."""
     services, caller = await enter(request)
     body = await describe_topup(services, caller, parse_id(request.match_info["topup"], "top-up"))
     return answer(request, body)
 
 
-async def describe_topup(services: AccountServices, caller: Caller, intent_id: UUID) -> dict[str, Any]:
+async def describe_topup(services: AccountServices, caller: Caller, intent_id: UUID) -> TopupJson:
     """Return a top-up that the caller may see, after a question to its provider where the turn for one has come."""
     found = await services.intents.get(caller.user_id, intent_id, wallet_id=_wallet_of(caller))
     if await services.status_checks.look(found):
@@ -95,7 +96,7 @@ def _wallet_of(caller: Caller) -> UUID | None:
     return None if caller.key_id is None else caller.wallet_id
 
 
-def topup_as_json(intent: Intent) -> dict[str, Any]:
+def topup_as_json(intent: Intent) -> TopupJson:
     """Return amounts as decimal strings in major units."""
     return {
         "object": "topup",

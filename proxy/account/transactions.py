@@ -1,7 +1,6 @@
 """``/v1/wallet/transactions`` and ``/v1/wallet/statements/{month}``: where a person's money went."""
 
 from html import escape
-from typing import Any
 from uuid import UUID
 
 from aiohttp import web
@@ -10,10 +9,12 @@ from billing.identity.caller import Caller
 from billing.ids import parse_id
 from billing.money import format_amount
 from billing.reports.statement import Filter, Month, Transaction
-from proxy.account.requests import answer, enter
+from proxy.account.answers import TransactionsJson
+from proxy.account.requests import enter
 from proxy.http.csv_answer import begin_csv, read_format, write_csv
 from proxy.http.forms import read_limit, read_moment, read_query
 from proxy.http.request_facts import late_headers
+from proxy.http.typed_answer import CsvAnswer, JsonAnswer, TextAnswer, answer
 from proxy.services.account import AccountServices
 
 PAGE = 100
@@ -39,7 +40,7 @@ _STYLE = (
 )
 
 
-async def list_transactions(request: web.Request) -> web.StreamResponse:
+async def list_transactions(request: web.Request) -> JsonAnswer[TransactionsJson] | CsvAnswer:
     """What came into the wallet and went out of it, newest first, with the running balance; as JSON, or all as CSV.
 
     ``kind`` (several by commas), ``since`` and ``until`` filter; ``limit`` and ``after`` page; ``format=csv`` gives all.
@@ -61,7 +62,7 @@ async def list_transactions(request: web.Request) -> web.StreamResponse:
 
 async def describe_page(
     services: AccountServices, caller: Caller, wanted: Filter, *, after: UUID | None, limit: int
-) -> dict[str, Any]:
+) -> TransactionsJson:
     """Return a page of the caller's transactions, newest first."""
     found = await services.statements.list_page(
         caller.user_id, caller.wallet_id, wanted, after=after, limit=limit + 1
@@ -76,7 +77,7 @@ async def describe_page(
     }
 
 
-async def get_statement(request: web.Request) -> web.StreamResponse:
+async def get_statement(request: web.Request) -> TextAnswer | CsvAnswer:
     """A month on the person's clock, as ``2026-11``: a page to print, or with ``format=csv`` every transaction of it."""
     services, caller = await enter(request)
     month = await services.statements.read_month(
@@ -85,7 +86,7 @@ async def get_statement(request: web.Request) -> web.StreamResponse:
     if read_format(request, ("html", "csv")) == "csv":
         wanted = Filter(since=month.starts_at, until=month.ends_at)
         return await _send_csv(request, services, caller, wanted, month.name)
-    return web.Response(
+    return TextAnswer(
         text=render_month(month),
         content_type="text/html",
         headers={
@@ -97,7 +98,7 @@ async def get_statement(request: web.Request) -> web.StreamResponse:
 
 async def _send_csv(
     request: web.Request, services: AccountServices, caller: Caller, wanted: Filter, name: str
-) -> web.StreamResponse:
+) -> CsvAnswer:
     pages = services.statements.read_all(caller.user_id, caller.wallet_id, wanted)
     first: list[Transaction] = await anext(pages, [])  # before the head, so that an error is one
     response = await begin_csv(request, name, _COLUMNS)

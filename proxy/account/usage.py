@@ -4,11 +4,13 @@ from aiohttp import web
 
 from billing.identity.caller import Caller
 from billing.reports.usage import UsageQuery, UsageReport, parse_bound
+from proxy.account.answers import UsageListJson
 from proxy.account.requests import enter
 from proxy.http.csv_answer import begin_csv, read_format, write_csv
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_query
 from proxy.http.request_facts import late_headers
+from proxy.http.typed_answer import CsvAnswer, JsonAnswer
 
 USAGE_COLUMNS = (
     *("period", "model", "key_id", "key_name", "calls", "calls_exact", "calls_estimated", "calls_void"),
@@ -21,7 +23,7 @@ _WRITTEN_AT_ONCE = 500  # rows
 _PARAMETERS = ("since", "until", "group_by", "format")
 
 
-async def get_usage(request: web.Request) -> web.StreamResponse:
+async def get_usage(request: web.Request) -> JsonAnswer[UsageListJson] | CsvAnswer:
     """What the wallet's calls used, cost and were charged, summed by period, model and key; as JSON or CSV.
 
     ``group_by`` (several by commas: one of hour, day, week, month; model; key) says by what; ``since`` and ``until`` are days on
@@ -47,10 +49,10 @@ async def get_usage(request: web.Request) -> web.StreamResponse:
     report = await services.usage.read_own(caller.user_id, caller.wallet_id, wanted)
     if as_csv:
         return await _send_csv(request, report)
-    return web.json_response(_as_json(report, caller, wanted), headers=late_headers(request, report.as_of))
+    return JsonAnswer(_as_json(report, caller, wanted), headers=late_headers(request, report.as_of))
 
 
-def _as_json(report: UsageReport, caller: Caller, wanted: UsageQuery) -> dict[str, object]:
+def _as_json(report: UsageReport, caller: Caller, wanted: UsageQuery) -> UsageListJson:
     ((currency, total),) = report.totals.items()
     return {
         "object": "list",
@@ -64,7 +66,7 @@ def _as_json(report: UsageReport, caller: Caller, wanted: UsageQuery) -> dict[st
     }
 
 
-async def _send_csv(request: web.Request, report: UsageReport) -> web.StreamResponse:
+async def _send_csv(request: web.Request, report: UsageReport) -> CsvAnswer:
     response = await begin_csv(request, "usage", USAGE_COLUMNS, as_of=report.as_of)
     for start in range(0, len(report.rows), _WRITTEN_AT_ONCE):
         page = report.rows[start : start + _WRITTEN_AT_ONCE]

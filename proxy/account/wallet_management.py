@@ -1,12 +1,11 @@
 """``POST /api/wallet-management``: what a chat frontend asks of the caller's wallet, by ``action``; each does as a path of /v1 does."""
 
-from typing import Any
-
 from aiohttp import web
 
 from billing.identity.caller import Caller
 from billing.ids import parse_id
 from billing.reports.statement import Filter
+from proxy.account.answers import WalletAnswerJson
 from proxy.account.caps import change_caps, describe_caps
 from proxy.account.forms import (
     WALLET_ACTIONS,
@@ -16,17 +15,18 @@ from proxy.account.forms import (
     TopupStatusAction,
     TransactionsAction,
 )
-from proxy.account.requests import answer, enter
+from proxy.account.requests import enter
 from proxy.account.topups import describe_topup, make_topup
 from proxy.account.transactions import PAGE, describe_page
 from proxy.account.wallet import describe_wallet
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import Form, check_form, read_fields
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import owner_of
 from proxy.services.account import AccountServices
 
 
-async def manage_wallet(request: web.Request) -> web.Response:
+async def manage_wallet(request: web.Request) -> JsonAnswer[WalletAnswerJson]:
     """The caller's wallet by `action`: balance, topup, topup_status, cap, caps or transactions.
 
     Each answers as its path under `/v1/wallet` does; `topup` heeds the header `Idempotency-Key` and answers 201.
@@ -43,7 +43,9 @@ async def manage_wallet(request: web.Request) -> web.Response:
     return answer(request, body, status)
 
 
-async def _do(request: web.Request, services: AccountServices, caller: Caller, form: Form) -> dict[str, Any]:
+async def _do(
+    request: web.Request, services: AccountServices, caller: Caller, form: Form
+) -> WalletAnswerJson:
     match form:
         case TopupAction():
             owner_of(caller)

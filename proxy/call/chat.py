@@ -4,6 +4,8 @@ authenticate → read the ask → quote → reserve (Redis) → open (Postgres) 
 settle (Postgres) → release (Redis).
 """
 
+from typing import Annotated
+
 from aiohttp import web
 
 from billing.calls.live_call import LiveCall
@@ -12,6 +14,13 @@ from billing.identity.caller import Caller
 from billing.pricing.quote import Quote
 from billing.pricing.quoting import quote_ask
 from proxy.call.answer import Answer
+from proxy.call.answers import (
+    ChatCompletionJson,
+    ChatCompletionWithCostJson,
+    CompletionJson,
+    EmbeddingsJson,
+    ResponseJson,
+)
 from proxy.call.plain import relay_plain
 from proxy.call.stream import relay_stream
 from proxy.http.request_facts import RATES, facts_of
@@ -21,27 +30,27 @@ from proxy.protocol.dialects import CHAT, CHAT_WITH_COST, COMPLETIONS, EMBEDDING
 from proxy.services.call import CALL, CallServices
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
+async def chat_completions(request: web.Request) -> Annotated[web.StreamResponse, ChatCompletionJson]:
     """``POST /v1/chat/completions``: OpenAI's shape, plain or streamed, paid from the caller's wallet."""
     return await _call(request, CHAT)
 
 
-async def chat_with_cost(request: web.Request) -> web.StreamResponse:
+async def chat_with_cost(request: web.Request) -> Annotated[web.StreamResponse, ChatCompletionWithCostJson]:
     """``POST /api/chat``: a chat completion that tells what it cost: as its member ``tuma``, or in a last chunk that has it."""
     return await _call(request, CHAT_WITH_COST)
 
 
-async def completions(request: web.Request) -> web.StreamResponse:
+async def completions(request: web.Request) -> Annotated[web.StreamResponse, CompletionJson]:
     """``POST /v1/completions``: OpenAI's legacy shape, plain or streamed, paid from the caller's wallet."""
     return await _call(request, COMPLETIONS)
 
 
-async def embeddings(request: web.Request) -> web.StreamResponse:
+async def embeddings(request: web.Request) -> Annotated[web.StreamResponse, EmbeddingsJson]:
     """``POST /v1/embeddings``: OpenAI's shape, paid from the caller's wallet."""
     return await _call(request, EMBEDDINGS)
 
 
-async def responses(request: web.Request) -> web.StreamResponse:
+async def responses(request: web.Request) -> Annotated[web.StreamResponse, ResponseJson]:
     """``POST /v1/responses``: OpenAI's Responses API without stored state, plain or streamed, paid from the caller's wallet."""
     return await _call(request, RESPONSES)
 

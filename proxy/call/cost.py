@@ -1,12 +1,12 @@
 """What a caller is told of a call's cost: in the headers of every plain answer, and as the ``tuma`` object of ``/api/chat``."""
 
 import json
-from typing import Any
 
 from billing.calls.outcome import Settlement
 from billing.fx.quote import FxQuote
 from billing.money import format_amount, format_usd
 from proxy.call.answer import Answer
+from proxy.call.answers import CostJson, FxFields
 
 
 def cost_headers(answer: Answer, settlement: Settlement | None) -> dict[str, str]:
@@ -22,7 +22,12 @@ def cost_headers(answer: Answer, settlement: Settlement | None) -> dict[str, str
 
 
 def cost_json(answer: Answer, settlement: Settlement | None) -> str:
-    """Return the ``tuma`` object as JSON text: ASCII, on one line.
+    """Return the ``tuma`` object as JSON text: ASCII, on one line."""
+    return json.dumps(_cost_of(answer, settlement), separators=(",", ":"))
+
+
+def _cost_of(answer: Answer, settlement: Settlement | None) -> CostJson:
+    """Return the ``tuma`` object.
 
     ``state`` is ``pending`` while the settlement is not posted; what is not known by then is null.
     """
@@ -30,24 +35,21 @@ def cost_json(answer: Answer, settlement: Settlement | None) -> str:
     charge_nano = None if ending is None else ending.charge_nano
     if settlement is not None:
         charge_nano = settlement.charge_nano  # the sweeper may have been first
-    return json.dumps(
-        {
-            "call_id": str(answer.call.call_id),
-            "state": "pending" if settlement is None else settlement.state,
-            "accuracy": None if ending is None else ending.accuracy,
-            "cost_usd": None if ending is None else format_usd(ending.cost_nanousd),
-            "charge": None if charge_nano is None else format_amount(charge_nano),
-            "currency": fx.currency,
-            **fx_json(fx),
-            "balance": None if settlement is None else format_amount(settlement.posted_nano),
-            "tokens_prompt": None if ending is None else ending.usage.prompt_tokens,
-            "tokens_completion": None if ending is None else ending.usage.completion_tokens,
-        },
-        separators=(",", ":"),
-    )
+    return {
+        "call_id": str(answer.call.call_id),
+        "state": "pending" if settlement is None else settlement.state,
+        "accuracy": None if ending is None else ending.accuracy,
+        "cost_usd": None if ending is None else format_usd(ending.cost_nanousd),
+        "charge": None if charge_nano is None else format_amount(charge_nano),
+        "currency": fx.currency,
+        **fx_json(fx),
+        "balance": None if settlement is None else format_amount(settlement.posted_nano),
+        "tokens_prompt": None if ending is None else ending.usage.prompt_tokens,
+        "tokens_completion": None if ending is None else ending.usage.completion_tokens,
+    }
 
 
-def fx_json(fx: FxQuote) -> dict[str, Any]:
+def fx_json(fx: FxQuote) -> FxFields:
     """Return an exchange rate and its markup: units of the wallet's currency per USD, and hundredths of a percent."""
     rate = f"{fx.rate:f}"
     return {"fx_rate": rate.rstrip("0").rstrip(".") if "." in rate else rate, "markup_bps": fx.markup_bps}

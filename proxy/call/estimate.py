@@ -1,6 +1,6 @@
 """``POST /v1/estimate``: what a chat completion would cost and hold, and whether it would be admitted."""
 
-from typing import Any
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -9,17 +9,25 @@ from billing.identity.caller import Caller
 from billing.money import format_amount, format_usd, nanousd_from_attousd
 from billing.pricing.estimate import Estimate, Spread, estimate_call
 from billing.pricing.quote import Quote
+from proxy.call.answers import (
+    AmountSpreadJson,
+    EstimateJson,
+    QuotedFields,
+    RefusalJson,
+    TokenSpreadJson,
+)
 from proxy.call.chat import quote_for
 from proxy.call.cost import fx_json
 from proxy.http.errors import error_object, shape_of
-from proxy.http.request_facts import call_id_of, standard_headers
+from proxy.http.request_facts import call_id_of
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import authenticate
 from proxy.protocol.ask import Ask, read_ask
 from proxy.protocol.dialects import CHAT
 from proxy.services.call import CALL, CallServices
 
 
-async def estimate(request: web.Request) -> web.Response:
+async def estimate(request: web.Request) -> JsonAnswer[EstimateJson]:
     """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
     services = request.app[CALL]
     caller = await authenticate(request)
@@ -34,8 +42,10 @@ async def estimate(request: web.Request) -> web.Response:
         expected_tokens=settings.expected_tokens,
     )
     refusal = await _find_refusal(request, services, caller, ask, quote)
-    body = {**_as_json(ask, quote, found), "admitted": refusal is None, "refusal": _refusal_json(refusal)}
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(
+        request,
+        {**_as_json(ask, quote, found), "admitted": refusal is None, "refusal": _refusal_json(refusal)},
+    )
 
 
 async def _find_refusal(
@@ -50,22 +60,22 @@ async def _find_refusal(
     return None
 
 
-def _refusal_json(refusal: TumaError | None) -> dict[str, Any] | None:
+def _refusal_json(refusal: TumaError | None) -> RefusalJson | None:
     if refusal is None:
         return None
     after_ms = refusal.retry_after_ms if isinstance(refusal, RateLimitError) else None
     return {"status": shape_of(refusal).status, "retry_after_ms": after_ms, **error_object(refusal)}
 
 
-def _as_json(ask: Ask, quote: Quote, found: Estimate) -> dict[str, Any]:
+def _as_json(ask: Ask, quote: Quote, found: Estimate) -> QuotedFields:
     fx = quote.fx
     return {
         "object": "estimate",
         "model": ask.model,
-        "tokens_prompt": _spread(found.prompt_tokens, int),
-        "tokens_completion": _spread(found.completion_tokens, int),
-        "cost_usd": _spread(found.cost_attousd, lambda cost: format_usd(nanousd_from_attousd(cost))),
-        "charge": _spread(found.cost_attousd, lambda cost: format_amount(fx.charge(cost).charge_nano)),
+        "tokens_prompt": _tokens(found.prompt_tokens),
+        "tokens_completion": _tokens(found.completion_tokens),
+        "cost_usd": _amounts(found.cost_attousd, lambda cost: format_usd(nanousd_from_attousd(cost))),
+        "charge": _amounts(found.cost_attousd, lambda cost: format_amount(fx.charge(cost).charge_nano)),
         "hold": format_amount(quote.hold_nano),
         "hold_usd": format_usd(quote.hold_nanousd),
         "currency": fx.currency,
@@ -73,5 +83,13 @@ def _as_json(ask: Ask, quote: Quote, found: Estimate) -> dict[str, Any]:
     }
 
 
-def _spread(spread: Spread, write: Any) -> dict[str, Any]:
-    return {name: write(getattr(spread, name)) for name in ("least", "expected", "most")}
+def _tokens(spread: Spread) -> TokenSpreadJson:
+    return {"least": spread.least, "expected": spread.expected, "most": spread.most}
+
+
+def _amounts(spread: Spread, write: Callable[[int], str]) -> AmountSpreadJson:
+    return {
+        "least": write(spread.least),
+        "expected": write(spread.expected),
+        "most": write(spread.most),
+    }

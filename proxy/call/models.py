@@ -5,31 +5,31 @@ from decimal import Decimal
 from aiohttp import web
 
 from billing.pricing.price_book import Model
-from proxy.http.request_facts import standard_headers
+from proxy.call.answers import ModelJson, ModelsJson
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.identity.authenticate import authenticate
 from proxy.services.call import CALL
 
 _PER_MILLION = 1_000_000
 
 
-async def list_models(request: web.Request) -> web.Response:
+async def list_models(request: web.Request) -> JsonAnswer[ModelsJson]:
     """Every model that the caller can call."""
     caller = await authenticate(request)
     models = request.app[CALL].prices.models
     data = [model_json(model) for model in models.values() if caller.allows_model(model.id)]
-    body = {"object": "list", "data": data}
-    return web.json_response(body, headers=standard_headers(request))
+    return answer(request, {"object": "list", "data": data})
 
 
-async def get_model(request: web.Request) -> web.Response:
+async def get_model(request: web.Request) -> JsonAnswer[ModelJson]:
     """One model; 404 ``model_not_found`` for one that is unknown or has no price."""
     caller = await authenticate(request)
     model = request.app[CALL].prices.get_model(request.match_info["model"])
     caller.require_models([model.id])
-    return web.json_response(model_json(model), headers=standard_headers(request))
+    return answer(request, model_json(model))
 
 
-def model_json(model: Model) -> dict[str, object]:
+def model_json(model: Model) -> ModelJson:
     """Return a model in OpenAI's shape; prices are decimal strings in USD, per token as OpenRouter names them."""
     price = model.price
     pricing = {

@@ -11,6 +11,7 @@ from aiohttp import web
 from proxy.http.errors import BadRequestError
 from proxy.http.forms import read_query
 from proxy.http.request_facts import late_headers
+from proxy.http.typed_answer import CsvAnswer
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -43,13 +44,13 @@ def write_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], texts: 
 
 async def begin_csv(
     request: web.Request, name: str, columns: Sequence[str], *, as_of: datetime | None = None
-) -> web.StreamResponse:
+) -> CsvAnswer:
     """Begin an answer that is a file of CSV, with its first line; rows follow by ``write``."""
     headers = {
         **late_headers(request, as_of),
         "Content-Disposition": f'attachment; filename="tuma-{name}.csv"',
     }
-    response = web.StreamResponse(headers=headers)
+    response = CsvAnswer(headers=headers)
     response.content_type, response.charset = "text/csv", "utf-8"
     await response.prepare(request)
     await response.write(write_csv([dict(zip(columns, columns, strict=True))], columns, ()))

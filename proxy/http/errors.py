@@ -13,11 +13,27 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import cast
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from billing import errors as billing
+
+
+class ErrorObjectJson(TypedDict):
+    """What went wrong, in OpenAI's shape; an error of the provider's may have more members."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorJson(TypedDict):
+    """An error, in OpenAI's shape."""
+
+    error: ErrorObjectJson
 
 
 class ProxyError(billing.TumaError):
@@ -58,7 +74,7 @@ class UpstreamRefusedError(ProxyError):
         error: the provider's error object, in OpenAI's shape.
     """
 
-    def __init__(self, status: int, error: Mapping[str, Any]) -> None:
+    def __init__(self, status: int, error: ErrorObjectJson) -> None:
         super().__init__(f"The provider refused the request with status {status}.")
         self.status = status
         self.error = error
@@ -155,10 +171,10 @@ def shape_of(error: billing.TumaError) -> Shape:
     raise AssertionError(f"{type(error).__name__} is no TumaError")
 
 
-def error_object(error: billing.TumaError) -> dict[str, Any]:
+def error_object(error: billing.TumaError) -> ErrorObjectJson:
     """Return the ``error`` object in OpenAI's shape."""
     if isinstance(error, UpstreamRefusedError):
-        return dict(error.error)
+        return {**error.error}
     shape = shape_of(error)
     message = str(error)
     if shape.status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -181,7 +197,7 @@ def http_error_response(
     status: int, message: str, *, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return an error that HTTP itself made (unknown path, method, malformed request) in OpenAI's shape."""
-    body = {
+    body: ErrorObjectJson = {
         "message": message,
         "type": "invalid_request_error",
         "param": None,
@@ -203,10 +219,11 @@ def _retry_headers(error: billing.TumaError) -> dict[str, str]:
     return {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
 
-def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str]) -> web.Response:
+def _response(status: int, error: ErrorObjectJson, headers: Mapping[str, str]) -> web.Response:
+    whole: ErrorJson = {"error": error}
     return web.Response(
         status=status,
-        body=json.dumps({"error": error}).encode(),
+        body=json.dumps(whole).encode(),
         content_type="application/json",
         headers=headers,
     )
@@ -247,7 +264,7 @@ def _whole_seconds(value: str | None) -> str | None:
     return value if value is not None and _SECONDS.fullmatch(value) else None
 
 
-def _parse_error(body: bytes, redact: Callable[[str], str]) -> dict[str, Any]:
+def _parse_error(body: bytes, redact: Callable[[str], str]) -> ErrorObjectJson:
     try:
         # Written anew, so that a key looks the same however it was escaped.
         parsed = json.loads(redact(json.dumps(json.loads(body), allow_nan=False)))
@@ -259,10 +276,10 @@ def _parse_error(body: bytes, redact: Callable[[str], str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         found = {}
     code = found.get("code")
-    return {
-        **found,
+    ours: ErrorObjectJson = {
         "message": str(found.get("message") or "The provider refused the request."),
         "type": str(found.get("type") or "invalid_request_error"),
         "param": found.get("param"),
         "code": None if code is None else str(code),
     }
+    return cast("ErrorObjectJson", {**found, **ours})  # with the provider's own members, each in its place

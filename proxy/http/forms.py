@@ -137,13 +137,15 @@ def read_flag(request: web.Request, name: str) -> bool:
     return found
 
 
-def read_limit(request: web.Request, *, most: int) -> int:
-    """Read how long a page shall be; the longest, without one.
+def read_limit(request: web.Request, *, most: int, usual: int | None = None) -> int:
+    """Read how long a page shall be; without one, as long as usual: the longest, if nothing else is.
 
     Raises:
         BadRequestError: it is no number from 1 to ``most``.
     """
-    text = read_query(request, "limit") or str(most)
+    text = read_query(request, "limit")
+    if text is None:
+        return most if usual is None else usual
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))) or not 1 <= int(text) <= most:
         raise BadRequestError(f"'limit' must be a whole number from 1 to {most}.", param="limit")
     return int(text)

@@ -6,13 +6,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from billing.errors import (
     PostgresUnavailableError,
 )
 from billing.identity.caller import Caller
+from billing.wallets.feed import WalletEventJson
 
 _AGAIN_S = 0.2
 
@@ -27,7 +28,7 @@ class Frame:
 
     __slots__ = ("seq", "sse", "text")
 
-    def __init__(self, seq: int, told: dict[str, Any] | None) -> None:
+    def __init__(self, seq: int, told: WalletEventJson | None) -> None:
         self.seq = seq
         self.text = "" if told is None else json.dumps(told, separators=(",", ":"))
         self.sse = b": still here\n\n"

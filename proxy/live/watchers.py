@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from typing import Literal
 from uuid import UUID
 
 import structlog
@@ -282,5 +283,5 @@ def _frames_of(reading: Reading, *, begins: bool) -> list[Frame]:
     return [Frame(event.after.seq, event.as_json()) for event in reading.events]
 
 
-def _standing_frame(kind: str, standing: Standing) -> Frame:
-    return Frame(standing.seq, {"object": "wallet.event", "type": kind, **standing.as_json()})
+def _standing_frame(kind: Literal["balance", "reset"], standing: Standing) -> Frame:
+    return Frame(standing.seq, standing.as_event(kind))

@@ -3,15 +3,21 @@
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import Field
 from pydantic.json_schema import models_json_schema
+from typing_extensions import TypeAliasType
 
+from proxy.http.errors import ErrorJson
 from proxy.http.request_facts import standard_headers
+from proxy.http.typed_answer import JsonAnswer
+from proxy.openapi.answer_schemas import REFERENCE, write_answers
 from proxy.openapi.endpoint import Endpoint
-from proxy.openapi.schemas import EXAMPLE_MODEL, SHAPES, Schema
+from proxy.openapi.schemas import EXAMPLE_MODEL, REQUESTS, Schema
 
+DocumentJson = TypeAliasType("DocumentJson", Annotated[dict[str, Any], Field(description="OpenAPI 3.1.")])
 DOCUMENT = web.AppKey("document", dict)
 _PARAMETER = re.compile(r"{(\w+)(?::[^}]*)?}")
 _TEXT: Schema = {"type": "string", "minLength": 1}
@@ -43,21 +49,23 @@ _LATER = (429, 503)
 _ALWAYS = (400, 401, 402, 403, 404, 408, 413, 429, 503)
 
 
-async def show_document(request: web.Request) -> web.Response:
+async def show_document(request: web.Request) -> JsonAnswer[DocumentJson]:
     """This document."""
     headers = {**standard_headers(request), "Cache-Control": "public, max-age=300"}
-    return web.json_response(request.app[DOCUMENT], headers=headers)
+    return JsonAnswer(request.app[DOCUMENT], headers=headers)
 
 
 def make_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """Return the document of these endpoints."""
     forms = sorted({item.form for item in endpoints if item.form is not None}, key=lambda form: form.__name__)
-    _, written = models_json_schema(
-        [(form, "validation") for form in forms], ref_template="#/components/schemas/{model}"
-    )
+    _, written = models_json_schema([(form, "validation") for form in forms], ref_template=REFERENCE)
+    shapes = dict.fromkeys(item.answer for item in endpoints if item.answer is not None)
+    references, answers = write_answers((*shapes, ErrorJson))
     paths: dict[str, dict[str, Any]] = {}
     for item in endpoints:
-        paths.setdefault(_PARAMETER.sub(r"{\1}", item.path), {})[item.method.lower()] = _operation(item)
+        paths.setdefault(_PARAMETER.sub(r"{\1}", item.path), {})[item.method.lower()] = _operation(
+            item, references
+        )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -67,7 +75,7 @@ def make_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {**written.get("$defs", {}), **SHAPES},
+            "schemas": {**written.get("$defs", {}), **REQUESTS, **answers},
             "securitySchemes": {
                 "key": {
                     "type": "http",
@@ -80,14 +88,14 @@ def make_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     }
 
 
-def _operation(item: Endpoint) -> dict[str, Any]:
+def _operation(item: Endpoint, references: Mapping[Any, Schema]) -> dict[str, Any]:
     text = (item.handler.__doc__ or "").strip()
     operation: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{item.method.lower()}{_PARAMETER.sub(_name_of, item.path)}"),
         "summary": text.partition("\n")[0],
         "tags": [item.tag],
         "parameters": [*_parameters(item)],
-        "responses": _responses(item),
+        "responses": _responses(item, references),
     }
     if item.secured:
         operation["security"] = [{"operator" if item.operator else "key": []}]
@@ -130,11 +138,8 @@ def _parameters(item: Endpoint) -> list[dict[str, Any]]:
     return found
 
 
-def _responses(item: Endpoint) -> dict[str, Any]:
-    good: dict[str, Any] = {
-        "text/event-stream" if item.streams else "application/json": {"schema": _ref(item.answer)}
-    }
-    good.update({media: {"schema": _MEDIA[media]} for media in item.also})
+def _responses(item: Endpoint, references: Mapping[Any, Schema]) -> dict[str, Any]:
+    good = _good(item, references)
     responses = {
         str(status): {"description": "Done.", "headers": _headers(item), "content": good}
         for status in (item.status, item.also_status)
@@ -142,18 +147,26 @@ def _responses(item: Endpoint) -> dict[str, Any]:
     }
     statuses = (*_ALWAYS, *item.errors) if item.secured else (400, *item.errors)
     for status in sorted(set(statuses)):
-        if item.answer == "Readiness" and status == 503:  # noqa: PLR2004 - HTTP
-            responses["503"] = {"description": "Not ready.", "content": good}
-            continue
         responses[str(status)] = {
             "description": _WHY[status],
             "headers": {
                 "x-request-id": {"required": True, "schema": {"type": "string"}},
                 **({"Retry-After": {"schema": {"type": "string"}}} if status in _LATER else {}),
             },
-            "content": {"application/json": {"schema": _ref("Error")}},
+            "content": {"application/json": {"schema": references[ErrorJson]}},
         }
+    if item.bad_status is not None:
+        responses[str(item.bad_status)] = {"description": "Not ready.", "content": good}
     return responses
+
+
+def _good(item: Endpoint, references: Mapping[Any, Schema]) -> dict[str, Any]:
+    """Return what a good answer contains, by media type."""
+    good: dict[str, Any] = {media: {"schema": _MEDIA[media]} for media in item.also}
+    if item.answer is None:
+        return good
+    kind = "text/event-stream" if item.streams else "application/json"
+    return {kind: {"schema": references[item.answer]}, **good}
 
 
 def _headers(item: Endpoint) -> Mapping[str, Any]:
@@ -171,4 +184,4 @@ def _headers(item: Endpoint) -> Mapping[str, Any]:
 
 
 def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"$ref": REFERENCE.format(model=name)}

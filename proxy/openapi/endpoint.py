@@ -1,24 +1,25 @@
 """The document at ``/openapi.json`` (OpenAPI 3.1), made from the same table as the routes."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel
 
+from proxy.openapi.answer_types import Handler, answer_type_of
 from proxy.openapi.schemas import Schema
-
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One way of asking: the route, and what the document says of it. The handler's docstring describes it.
+    """One way of asking: the route, and what the document says of it.
+
+    The handler's docstring describes it, and its annotation says what shape a good answer has.
 
     Args:
-        answer: the shape of a good answer.
         status: of a good answer.
         also_status: of a good answer, too.
+        bad_status: of one that has the same shape, and says what is wrong.
         form: what the body is read into; None for none.
         body: the body's shape, where it is no form.
         query: names of query parameters, and their schemas.
@@ -33,11 +34,11 @@ class Endpoint:
 
     method: str
     path: str
-    handler: _Handler
-    answer: str
+    handler: Handler
     tag: str
     status: int = 200
     also_status: int | None = None
+    bad_status: int | None = None
     form: type[BaseModel] | None = None
     body: str | None = None
     query: tuple[tuple[str, Schema], ...] = ()
@@ -48,6 +49,11 @@ class Endpoint:
     secured: bool = True
     operator: bool = False
     errors: tuple[int, ...] = ()
+
+    @property
+    def answer(self) -> Any:
+        """The shape of a good answer, as the handler's annotation has it; None where it is never JSON."""
+        return answer_type_of(self.handler)
 
     @property
     def route(self) -> web.RouteDef:

@@ -4,17 +4,20 @@ from aiohttp import web
 
 from billing.ids import parse_id
 from billing.money import format_amount
+from billing.reports.answers import WholeCallJson
 from billing.reports.call_view import describe_call
+from proxy.http.typed_answer import JsonAnswer, answer
+from proxy.operator.answers import RefundedCallJson
 from proxy.operator.forms import RefundForm
-from proxy.operator.requests import answer, idempotency_key, read_as, read_id, services_of
+from proxy.operator.requests import idempotency_key, read_as, read_id, services_of
 
 
-async def get_call(request: web.Request) -> web.Response:
+async def get_call(request: web.Request) -> JsonAnswer[WholeCallJson]:
     """Everything known about a call: its quote, prices, usage, and postings."""
     return answer(request, await describe_call(services_of(request).database, read_id(request, "call")))
 
 
-async def refund_call(request: web.Request) -> web.Response:
+async def refund_call(request: web.Request) -> JsonAnswer[RefundedCallJson]:
     """Give a call's charge back, whole or in part."""
     form = await read_as(request, RefundForm)
     services, call_id = services_of(request), read_id(request, "call")

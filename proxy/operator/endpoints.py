@@ -71,7 +71,6 @@ ADMIN = (
         "GET",
         "/admin/wallets/{wallet}/events",
         stream_wallet_events,
-        "WalletEvent",
         "operator",
         query=query("last_event_id"),
         streams=True,

@@ -6,7 +6,8 @@ from billing.actor import acting
 from billing.errors import InvalidKeyError, NotPermittedError
 from proxy.http.request_facts import call_id_of
 from proxy.identity.authenticate import IDENTITY, bears, count_failure
-from proxy.operator.requests import Handler, services_of
+from proxy.openapi.answer_types import Handler
+from proxy.operator.requests import services_of
 
 
 @web.middleware

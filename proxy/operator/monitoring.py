@@ -3,19 +3,22 @@
 from aiohttp import web
 
 from billing.ids import parse_id
-from billing.monitoring.alerts import describe_alerts
+from billing.monitoring.alerts import AlertsJson, describe_alerts
+from billing.monitoring.audit import VerdictJson
 from billing.postgres.notifications import announce
 from proxy.http.forms import read_moment, read_query
+from proxy.http.typed_answer import JsonAnswer, answer
+from proxy.operator.answers import AuditRowsJson, LogLevelJson
 from proxy.operator.forms import LogLevelForm
-from proxy.operator.requests import answer, read_as, read_page, services_of
+from proxy.operator.requests import read_as, read_page, services_of
 
 
-async def list_alerts(request: web.Request) -> web.Response:
+async def list_alerts(request: web.Request) -> JsonAnswer[AlertsJson]:
     """The alerts that last, the latest that ended, and the messages that nobody took yet."""
     return answer(request, await describe_alerts(services_of(request).database))
 
 
-async def list_audit(request: web.Request) -> web.Response:
+async def list_audit(request: web.Request) -> JsonAnswer[AuditRowsJson]:
     """The newest rows of the audit log; ``wallet``, ``user``, ``actor``, ``since`` and ``limit`` in the query."""
     services = services_of(request)
     limit, _ = read_page(request, "row")
@@ -30,14 +33,14 @@ async def list_audit(request: web.Request) -> web.Response:
     return answer(request, {"object": "list", "data": rows})
 
 
-async def verify_audit(request: web.Request) -> web.Response:
+async def verify_audit(request: web.Request) -> JsonAnswer[VerdictJson]:
     """Find altered, removed and reordered rows; ``expect``: a head noted before. Note the head that it returns."""
     return answer(
         request, (await services_of(request).audit.verify(expect=read_query(request, "expect"))).as_json()
     )
 
 
-async def put_log_level(request: web.Request) -> web.Response:
+async def put_log_level(request: web.Request) -> JsonAnswer[LogLevelJson]:
     """Change how much every worker logs, on every machine, until it is started anew; nothing is restarted."""
     services = services_of(request)
     form = await read_as(request, LogLevelForm)

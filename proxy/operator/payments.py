@@ -1,18 +1,26 @@
 """``/admin/payments`` and ``/admin/revenue``: what people paid, what waits for a decision, refunds, and what the house earned."""
 
-from typing import Any
-
 from aiohttp import web
 
 from billing.ids import parse_id
 from billing.money import format_amount
+from billing.payments.answers import PaymentFileJson, WholePaymentJson
 from billing.payments.units import PaymentProvider
 from billing.payments.views import PaymentFilter, parse_provider
 from billing.reports.revenue import describe_revenue
 from proxy.http.forms import read_moment, read_query
+from proxy.http.typed_answer import JsonAnswer, answer
+from proxy.operator.answers import (
+    AcceptedPaymentJson,
+    PaymentsJson,
+    RefundedPaymentJson,
+    RetriedWebhookJson,
+    RevenueJson,
+    ReviewsJson,
+    WebhookEventsJson,
+)
 from proxy.operator.forms import AcceptForm, PaymentRefundForm
 from proxy.operator.requests import (
-    answer,
     endpoint,
     idempotency_key,
     query,
@@ -23,7 +31,7 @@ from proxy.operator.requests import (
 )
 
 
-async def list_payments(request: web.Request) -> web.Response:
+async def list_payments(request: web.Request) -> JsonAnswer[PaymentsJson]:
     """Top-ups and what was paid for them, the newest first.
 
     ``provider``, ``wallet``, ``user``, ``state``, ``since`` and ``limit`` in the query.
@@ -42,27 +50,27 @@ async def list_payments(request: web.Request) -> web.Response:
     return answer(request, {"object": "list", "data": found})
 
 
-async def list_reviews(request: web.Request) -> web.Response:
+async def list_reviews(request: web.Request) -> JsonAnswer[ReviewsJson]:
     """Payments that wait for a decision, oldest first."""
     return answer(
         request, {"object": "list", "data": await services_of(request).payment_views.list_reviews()}
     )
 
 
-async def get_topup_of_anybody(request: web.Request) -> web.Response:
+async def get_topup_of_anybody(request: web.Request) -> JsonAnswer[PaymentFileJson]:
     """Everything about a top-up, named by its id or its reference: payments, reversals, postings, webhooks."""
     return answer(
         request, await services_of(request).payment_views.describe_intent(request.match_info["topup"])
     )
 
 
-async def get_payment(request: web.Request) -> web.Response:
+async def get_payment(request: web.Request) -> JsonAnswer[PaymentFileJson]:
     """Everything about a payment, named by the provider's id of it."""
     provider, txn_id = _payment_of(request)
     return answer(request, await services_of(request).payment_views.describe(provider, txn_id))
 
 
-async def accept_payment(request: web.Request) -> web.Response:
+async def accept_payment(request: web.Request) -> JsonAnswer[AcceptedPaymentJson]:
     """Give what of a payment lies in suspense to a wallet: the one named, or the top-up's."""
     form = await read_as(request, AcceptForm)
     provider, txn_id = _payment_of(request)
@@ -72,7 +80,7 @@ async def accept_payment(request: web.Request) -> web.Response:
     return answer(request, {"accepted": accepted, **await _follow(request)})
 
 
-async def refund_payment(request: web.Request) -> web.Response:
+async def refund_payment(request: web.Request) -> JsonAnswer[RefundedPaymentJson]:
     """Send a payment's money back: it is set aside at once, then the provider is asked.
 
     The header ``Idempotency-Key`` is as good as the form's ``key``.
@@ -89,15 +97,18 @@ async def refund_payment(request: web.Request) -> web.Response:
         key=form.key or idempotency_key(request),
     )
     services_of(request).payments.ring()
-    shown = {
-        "id": str(refund.id),
-        "refunded": format_amount(refund.amount_nano),
-        "refund_state": refund.state,
-    }
-    return answer(request, {**shown, **await _follow(request)})
+    return answer(
+        request,
+        {
+            "id": str(refund.id),
+            "refunded": format_amount(refund.amount_nano),
+            "refund_state": refund.state,
+            **await _follow(request),
+        },
+    )
 
 
-async def list_webhooks(request: web.Request) -> web.Response:
+async def list_webhooks(request: web.Request) -> JsonAnswer[WebhookEventsJson]:
     """Webhooks that wait or are in review, or those in a ``state``, the newest first."""
     limit, _ = read_page(request, "webhook")
     found = await services_of(request).payment_views.list_events(
@@ -106,7 +117,7 @@ async def list_webhooks(request: web.Request) -> web.Response:
     return answer(request, {"object": "list", "data": found})
 
 
-async def retry_webhook(request: web.Request) -> web.Response:
+async def retry_webhook(request: web.Request) -> JsonAnswer[RetriedWebhookJson]:
     """Let a webhook that ended in review, or was ignored, be looked at again."""
     event_id = read_id(request, "event")
     await services_of(request).reviews.retry_event(event_id)
@@ -114,7 +125,7 @@ async def retry_webhook(request: web.Request) -> web.Response:
     return answer(request, {"id": str(event_id), "state": "new"})
 
 
-async def get_revenue(request: web.Request) -> web.Response:
+async def get_revenue(request: web.Request) -> JsonAnswer[RevenueJson]:
     """What the house earned and owes, per currency; ``since`` and ``until`` in the query."""
     found = await describe_revenue(
         services_of(request).late, since=read_moment(request, "since"), until=read_moment(request, "until")
@@ -126,10 +137,10 @@ def _payment_of(request: web.Request) -> tuple[PaymentProvider, str]:
     return parse_provider(request.match_info["provider"]), request.match_info["txn"]
 
 
-async def _follow(request: web.Request) -> dict[str, Any]:
+async def _follow(request: web.Request) -> WholePaymentJson:
     """Let Redis follow the wallet of the payment that was changed, and return the payment."""
     services = services_of(request)
-    shown: dict[str, Any] = (await services.payment_views.describe(*_payment_of(request)))["payments"][0]
+    shown = (await services.payment_views.describe(*_payment_of(request)))["payments"][0]
     if shown["wallet_id"] is not None:
         owner = await services.wallets.get_wallet(parse_id(shown["wallet_id"], "wallet"))
         services_of(request).cool_user(owner.user_id)

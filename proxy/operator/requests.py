@@ -1,22 +1,21 @@
 """What handlers of the operator's API share: reading, answering, and the rows of its table of endpoints."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
 from aiohttp import web
 
 from billing.ids import parse_id
-from proxy.http.errors import BadRequestError
-from proxy.http.forms import Form, read_form, read_query
-from proxy.http.request_facts import standard_headers
+from proxy.http.forms import Form, read_form, read_limit, read_query
+from proxy.openapi.answer_types import Handler
 from proxy.openapi.endpoint import Endpoint
+from proxy.operator.answers import Identified, PageOf
 from proxy.services.operator import OPERATOR, OperatorServices
 
 PAGE = 100
 PAGE_MAX = 1_000
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Form = TypeVar("_Form", bound=Form)
+_Item = TypeVar("_Item", bound=Identified)
 
 
 def services_of(request: web.Request) -> OperatorServices:
@@ -29,11 +28,6 @@ async def read_as(request: web.Request, form: type[_Form]) -> _Form:
     return await read_form(request, form, services_of(request).settings.limits)
 
 
-def answer(request: web.Request, body: dict[str, Any], status: int = 200) -> web.Response:
-    """Answer with JSON."""
-    return web.json_response(body, status=status, headers=standard_headers(request))
-
-
 def read_id(request: web.Request, what: str) -> UUID:
     """Return the id of the path; NotFoundError where it is none."""
     return parse_id(request.match_info[what], what)
@@ -41,13 +35,12 @@ def read_id(request: web.Request, what: str) -> UUID:
 
 def read_page(request: web.Request, what: str) -> tuple[int, UUID | None]:
     """Return ``limit`` and ``after`` of the query."""
-    text, after = read_query(request, "limit") or str(PAGE), read_query(request, "after")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4) or not 1 <= int(text) <= PAGE_MAX:  # noqa: PLR2004 - digits
-        raise BadRequestError(f"'limit' must be a whole number from 1 to {PAGE_MAX}.", param="limit")
-    return int(text), None if after is None else parse_id(after, what)
+    after = read_query(request, "after")
+    limit = read_limit(request, most=PAGE_MAX, usual=PAGE)
+    return limit, None if after is None else parse_id(after, what)
 
 
-def page_of(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+def page_of(found: list[_Item], limit: int) -> PageOf[_Item]:
     """Return a page of what was read with one row more than fits on it."""
     page = found[:limit]
     last = page[-1]["id"] if page else None
@@ -74,7 +67,6 @@ def endpoint(
         method,
         path,
         handler,
-        "Object",
         "operator",
         status=status,
         form=form,

@@ -1,12 +1,12 @@
 """Wallets: found, made, frozen, credited."""
 
-from typing import Any
-
 from aiohttp import web
 
 from billing.wallets.caps import caps_as_json
 from billing.wallets.wallets import Wallet
 from proxy.http.forms import read_query
+from proxy.http.typed_answer import JsonAnswer, answer
+from proxy.operator.answers import AnyWalletJson, AnyWalletsJson, AnyWalletWithCapsJson, CreditJson
 from proxy.operator.forms import (
     CreditForm,
     OverdraftForm,
@@ -14,7 +14,6 @@ from proxy.operator.forms import (
     WalletForm,
 )
 from proxy.operator.requests import (
-    answer,
     idempotency_key,
     page_of,
     read_as,
@@ -24,7 +23,7 @@ from proxy.operator.requests import (
 )
 
 
-async def list_wallets(request: web.Request) -> web.Response:
+async def list_wallets(request: web.Request) -> JsonAnswer[AnyWalletsJson]:
     """Wallets by age; ``user``, ``limit`` and ``after`` in the query."""
     limit, after = read_page(request, "wallet")
     named = read_query(request, "user")
@@ -33,7 +32,7 @@ async def list_wallets(request: web.Request) -> web.Response:
     return answer(request, page_of([_wallet_json(wallet) for wallet in found], limit))
 
 
-async def create_wallet(request: web.Request) -> web.Response:
+async def create_wallet(request: web.Request) -> JsonAnswer[AnyWalletJson]:
     """Open a wallet for a person, who is named by id or e-mail address."""
     form = await read_as(request, WalletForm)
     wallets = services_of(request).wallets
@@ -41,14 +40,14 @@ async def create_wallet(request: web.Request) -> web.Response:
     return answer(request, _wallet_json(await wallets.get_wallet(wallet_id)), 201)
 
 
-async def get_wallet(request: web.Request) -> web.Response:
+async def get_wallet(request: web.Request) -> JsonAnswer[AnyWalletWithCapsJson]:
     """A wallet with its caps."""
     return await _show_wallet(
         request, await services_of(request).wallets.get_wallet(read_id(request, "wallet"))
     )
 
 
-async def change_wallet(request: web.Request) -> web.Response:
+async def change_wallet(request: web.Request) -> JsonAnswer[AnyWalletWithCapsJson]:
     """Set how far below zero a wallet may go."""
     form = await read_as(request, OverdraftForm)
     wallet = await services_of(request).wallets.set_wallet(
@@ -57,7 +56,7 @@ async def change_wallet(request: web.Request) -> web.Response:
     return await _show_wallet(request, wallet)
 
 
-async def freeze_wallet(request: web.Request) -> web.Response:
+async def freeze_wallet(request: web.Request) -> JsonAnswer[AnyWalletWithCapsJson]:
     """Freeze a wallet: no call is admitted; those under way are settled."""
     form = await read_as(request, ReasonForm)
     wallets = services_of(request).wallets
@@ -65,7 +64,7 @@ async def freeze_wallet(request: web.Request) -> web.Response:
     return await _show_wallet(request, wallet)
 
 
-async def unfreeze_wallet(request: web.Request) -> web.Response:
+async def unfreeze_wallet(request: web.Request) -> JsonAnswer[AnyWalletWithCapsJson]:
     """Let a wallet pay again."""
     form = await read_as(request, ReasonForm)
     wallets = services_of(request).wallets
@@ -73,7 +72,7 @@ async def unfreeze_wallet(request: web.Request) -> web.Response:
     return await _show_wallet(request, wallet)
 
 
-async def credit_wallet(request: web.Request) -> web.Response:
+async def credit_wallet(request: web.Request) -> JsonAnswer[CreditJson]:
     """Put money into a wallet; the header ``Idempotency-Key`` is as good as the form's ``key``."""
     form = await read_as(request, CreditForm)
     credit = await services_of(request).wallets.credit(
@@ -83,7 +82,7 @@ async def credit_wallet(request: web.Request) -> web.Response:
     return answer(request, {"transaction_id": str(credit.tx_id), **_wallet_json(credit.wallet)}, 201)
 
 
-async def _show_wallet(request: web.Request, wallet: Wallet) -> web.Response:
+async def _show_wallet(request: web.Request, wallet: Wallet) -> JsonAnswer[AnyWalletWithCapsJson]:
     services = services_of(request)
     if request.method != "GET":
         services.cool_user(wallet.user_id)
@@ -91,5 +90,5 @@ async def _show_wallet(request: web.Request, wallet: Wallet) -> web.Response:
     return answer(request, {**_wallet_json(wallet), "caps": caps})
 
 
-def _wallet_json(wallet: Wallet) -> dict[str, Any]:
+def _wallet_json(wallet: Wallet) -> AnyWalletJson:
     return {"object": "wallet", **wallet.as_json(), "user_id": str(wallet.user_id)}

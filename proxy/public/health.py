@@ -7,17 +7,19 @@ from aiohttp import web
 
 from billing.errors import TumaError
 from proxy.http.request_facts import standard_headers
+from proxy.http.typed_answer import JsonAnswer, answer
+from proxy.public.answers import HealthJson, ReadinessJson
 from proxy.services.public import PUBLIC, PublicServices
 
 DRAINING = web.AppKey("draining", asyncio.Event)
 
 
-async def healthz(request: web.Request) -> web.Response:
+async def healthz(request: web.Request) -> JsonAnswer[HealthJson]:
     """Liveness: touches nothing."""
-    return web.json_response({"status": "ok"}, headers=standard_headers(request))
+    return answer(request, {"status": "ok"})
 
 
-async def readyz(request: web.Request) -> web.Response:
+async def readyz(request: web.Request) -> JsonAnswer[ReadinessJson]:
     """Readiness: Postgres and Redis answer, the provider serves us, there are prices to quote with, and the worker is not shutting down."""
     services = request.app[PUBLIC]
     checks = {
@@ -28,7 +30,7 @@ async def readyz(request: web.Request) -> web.Response:
         "accepting": "shutting down" if request.app[DRAINING].is_set() else "ok",
     }
     ready = all(state == "ok" for state in checks.values())
-    return web.json_response(
+    return JsonAnswer(
         {"status": "ready" if ready else "not ready", "checks": checks},
         status=200 if ready else 503,
         headers={**standard_headers(request), **({} if ready else {"Retry-After": "2"})},

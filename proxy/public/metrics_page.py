@@ -6,6 +6,7 @@ from billing.errors import InvalidKeyError, NotPermittedError
 from config.settings import MetricSettings, read_networks
 from proxy.http.client_address import client_address
 from proxy.http.request_facts import standard_headers
+from proxy.http.typed_answer import TextAnswer
 from proxy.identity.authenticate import IDENTITY, bears, count_failure
 from proxy.services.public import PUBLIC
 
@@ -14,7 +15,7 @@ _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PASSED_ON = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto")
 
 
-async def show_metrics(request: web.Request) -> web.Response:
+async def show_metrics(request: web.Request) -> TextAnswer:
     """Metrics for Prometheus, of all workers together; money is in them, so not for everybody."""
     services = request.app[PUBLIC]
     settings = services.settings.metrics
@@ -25,7 +26,7 @@ async def show_metrics(request: web.Request) -> web.Response:
             raise InvalidKeyError("Metrics are shown to whoever sends TUMA_METRICS__TOKEN.")
     elif not _is_near(request, settings):
         raise NotPermittedError("Metrics are not shown to this address: TUMA_METRICS__NETWORKS, __TOKEN.")
-    return web.Response(
+    return TextAnswer(
         body=await services.metrics.render(),
         headers={**standard_headers(request), "Content-Type": _CONTENT_TYPE},
     )

@@ -11,15 +11,16 @@ from billing.errors import InputError, InvalidSignatureError
 from billing.payments.units import PaymentProvider
 from proxy.http.body import read_body
 from proxy.http.errors import BodyTooLargeError
-from proxy.http.request_facts import standard_headers
+from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.payments.signatures import is_signed
+from proxy.public.answers import ReceivedJson
 from proxy.services.public import PUBLIC
 
 _log = structlog.get_logger("tuma.payments")
 _KEY_LENGTH_MAX = 255  # of an event's id
 
 
-async def receive_webhook(request: web.Request) -> web.Response:
+async def receive_webhook(request: web.Request) -> JsonAnswer[ReceivedJson]:
     """Take in an event of a payment provider; 200 means that it is kept, not that it was believed."""
     services = request.app[PUBLIC]
     settings = services.settings
@@ -47,7 +48,7 @@ async def receive_webhook(request: web.Request) -> web.Response:
     new = await services.payments.payments.receive(provider, key, text)
     if new:
         services.payments.ring()
-    return web.json_response({"received": True}, headers=standard_headers(request))
+    return answer(request, {"received": True})
 
 
 def _provider_of(name: str) -> PaymentProvider:

@@ -16,7 +16,7 @@ from scripts.office import Office
 async def reconcile(office: Office) -> dict[str, Any]:
     """Compare with the provider's own bill, call by call and in total, and post what differs as corrections."""
     report = await Reconciler(office.database, office.upstream, office.settings.reconcile).run()
-    return report.as_json()
+    return {**report.as_json()}
 
 
 async def sweep(office: Office) -> dict[str, Any]:
@@ -29,11 +29,12 @@ async def sweep(office: Office) -> dict[str, Any]:
 @click.option("--until", type=click.DateTime(), default=None, help="Before this moment, in UTC.")
 async def revenue(office: Office, *, since: datetime | None, until: datetime | None) -> dict[str, Any]:
     """Sum what the house earned and owes, per currency: sales, the markup (fx_spread), fees, losses, suspense, wallets."""
-    return await describe_revenue(
+    found = await describe_revenue(
         office.late,
         since=None if since is None else since.replace(tzinfo=UTC),
         until=None if until is None else until.replace(tzinfo=UTC),
     )
+    return {**found}
 
 
 @click.group()

@@ -7,6 +7,7 @@ import click
 from billing.calls.corrections import Corrections
 from billing.ids import parse_id
 from billing.money import format_amount, parse_amount
+from billing.reports.answers import WholeCallJson
 from billing.reports.call_view import describe_call
 from scripts.command import office_command
 from scripts.office import Office
@@ -25,7 +26,7 @@ async def calls_show(office: Office, *, call: str) -> dict[str, Any]:
     return {"report": _write_call(shown), **shown}
 
 
-def _write_call(shown: dict[str, Any]) -> str:
+def _write_call(shown: WholeCallJson) -> str:
     """Write a call for people: what it was, how its charge came about, and what was posted."""
     answered = "streamed" if shown["stream"] else "plain"
     by = "" if shown["key_id"] is None else f", key {shown['key_id']}"

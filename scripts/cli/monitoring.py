@@ -44,7 +44,7 @@ def audit() -> None:
 @click.option("--expect", default=None, metavar="NUMBER:DIGEST", help="A head that was noted elsewhere.")
 async def audit_verify(office: Office, *, expect: str | None) -> dict[str, Any]:
     """Find altered, removed and reordered rows; exits 1 if there are any. Note the head that it prints elsewhere."""
-    return (await Audit(office.database).verify(expect=expect)).as_json()
+    return {**(await Audit(office.database).verify(expect=expect)).as_json()}
 
 
 @office_command(audit, "seal")

@@ -63,8 +63,8 @@ async def payments_show(office: Office, *, provider_or_topup: str, txn: str | No
     """Show everything about a payment, named as PROVIDER TXN, or about a top-up, by its id or its reference."""
     views = PaymentViews(office.database)
     if txn is None:
-        return await views.describe_intent(provider_or_topup)
-    return await views.describe(parse_provider(provider_or_topup), txn)
+        return {**await views.describe_intent(provider_or_topup)}
+    return {**await views.describe(parse_provider(provider_or_topup), txn)}
 
 
 @office_command(payments, "reviews")
@@ -157,10 +157,10 @@ async def _open_worker(office: Office) -> AsyncIterator[PaymentWorker]:
 
 async def _follow(office: Office, provider: Any, txn: str) -> dict[str, Any]:
     """Let Redis follow a payment's wallet, and return the payment."""
-    shown: dict[str, Any] = (await PaymentViews(office.database).describe(provider, txn))["payments"][0]
+    shown = (await PaymentViews(office.database).describe(provider, txn))["payments"][0]
     if shown["wallet_id"] is not None:
         await office.cool(parse_id(shown["wallet_id"], "wallet"))
-    return shown
+    return {**shown}
 
 
 @office_command(payments, "webhooks")

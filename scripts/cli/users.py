@@ -21,7 +21,7 @@ def users() -> None:
 async def users_create(office: Office, *, email: str, subject: str | None) -> dict[str, Any]:
     """Register a person."""
     user_id = await office.wallets.create_user(email, subject=subject)
-    return (await office.wallets.describe_user(user_id)).as_json()
+    return {**(await office.wallets.describe_user(user_id)).as_json()}
 
 
 @office_command(users, "show")
@@ -47,7 +47,7 @@ async def users_limits(
     changed = await office.wallets.set_user(
         user_id, requests_per_min=rpm, tokens_per_min=tpm, calls_in_flight=max_parallel
     )
-    return changed.as_json()
+    return {**changed.as_json()}
 
 
 @office_command(users, "disable")
@@ -55,7 +55,7 @@ async def users_limits(
 async def users_disable(office: Office, *, user: str) -> dict[str, Any]:
     """Refuse a person's keys and tokens, on every worker."""
     changed = await office.wallets.set_user(await office.wallets.get_user(user), status="disabled")
-    return changed.as_json()
+    return {**changed.as_json()}
 
 
 @office_command(users, "enable")
@@ -63,7 +63,7 @@ async def users_disable(office: Office, *, user: str) -> dict[str, Any]:
 async def users_enable(office: Office, *, user: str) -> dict[str, Any]:
     """Let a person in again."""
     changed = await office.wallets.set_user(await office.wallets.get_user(user), status="active")
-    return changed.as_json()
+    return {**changed.as_json()}
 
 
 @office_command(users, "caps")

@@ -125,7 +125,7 @@ async def set_and_show_caps(
     limits = read_caps(options)
     if limits:
         await room.set_caps(scope, scope_id, limits)
-    return caps_as_json(await room.find_caps(scope_id))
+    return dict(caps_as_json(await room.find_caps(scope_id)).items())
 
 
 @office_command(wallets, "caps")

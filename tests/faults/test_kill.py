@@ -350,7 +350,7 @@ async def test_a_stop_under_load_ends_soon_and_cuts_nobody_off(
     whole: list[bool] = []
     ended = asyncio.Event()
 
-    async with serving(settings.model_copy(update={"shutdown_s": _PATIENCE_S})) as (process, url):
+    async with serving(settings, more={"TUMA_SHUTDOWN_S": str(_PATIENCE_S)}) as (process, url):
 
         async def load() -> None:
             headers = {"Authorization": f"Bearer {payer.secret}"}

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from billing.monitoring.audit import Audit, Verdict
+from billing.monitoring.audit import Audit, ProblemJson, Verdict
 from scripts.office import Office
 
 
@@ -22,7 +22,9 @@ class Log:
 
     async def new(self) -> list[dict[str, Any]]:
         """Return the rows since the last look."""
-        rows = [row for row in await self.audit.list_rows(limit=1000) if row["id"] > self.seen]
+        rows: list[dict[str, Any]] = [
+            {**row} for row in await self.audit.list_rows(limit=1000) if row["id"] > self.seen
+        ]
         self.seen = max([self.seen, *(row["id"] for row in rows)])
         return rows
 
@@ -51,7 +53,7 @@ class Log:
             for table in ("audit_log", "audit_blocks"):
                 await connection.execute(f"ALTER TABLE {table} ENABLE TRIGGER ALL")
 
-    async def tamper(self, statement: str) -> list[dict[str, Any]]:
+    async def tamper(self, statement: str) -> list[ProblemJson]:
         """Change something, look what a verification says, and change it back."""
         async with self.tampering() as connection:
             kept = {
@@ -59,7 +61,7 @@ class Log:
                 for table in ("audit_log", "audit_blocks")
             }
             await connection.execute(statement)
-            problems: list[dict[str, Any]] = (await self.audit.verify()).as_json()["problems"]
+            problems = (await self.audit.verify()).as_json()["problems"]
             for table, rows in kept.items():
                 await connection.execute(f"DELETE FROM {table}")
                 await connection.copy_records_to_table(table, records=rows)

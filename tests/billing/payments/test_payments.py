@@ -167,8 +167,8 @@ async def test_what_was_sent_back_waits_for_no_decision(rig: Rig) -> None:
     assert row["suspense"] == "3000"
     rest = await rig.refunds.begin("paystack", "4099260516", reason="the rest")
     assert await views.list_reviews() == []
-    (row,) = await views.list_payments(PaymentFilter(state="returned"), limit=10)
-    assert (row["suspense"], row["reversed"], await rig.suspense()) == ("0", "4000", 0)
+    (payment,) = await views.list_payments(PaymentFilter(state="returned"), limit=10)
+    assert (payment["suspense"], payment["reversed"], await rig.suspense()) == ("0", "4000", 0)
     assert "0 payments in review" in (await check_books(rig.office))["I5"].detail
     await rig.payments.apply(paid(await rig.wish(), 4000, reversals=[refund(3000, "undone", ours=rest.id)]))
     (row,) = await views.list_reviews()

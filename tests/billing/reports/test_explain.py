@@ -271,7 +271,7 @@ async def test_the_explanation_leads_to_what_was_posted(office: Office, shop: Sh
     for call_id in ids:
         shown = await describe_call(office.database, call_id)
         posted = await charged(office, call_id)
-        assert follow(shown["explanation"]) == posted == Decimal(shown["charge"])
+        assert follow(shown["explanation"]) == posted == Decimal(shown["charge"] or "0")
         assert not any("not kept" in line for line in shown["explanation"])
         theirs = await own.describe(shop.payer.user_id, call_id, wallet_id=shop.payer.wallet_id)
         assert follow(theirs["explanation"]) == posted

@@ -4,7 +4,7 @@ Most of the year each of these zones agrees with UTC on something. ``python -m t
 """
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import asyncpg
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from billing.ids import minted_at
 from billing.reports.statement import Statements
 from billing.reports.usage import UsageBook, UsageQuery
-from billing.wallets.caps import Caps
+from billing.wallets.caps import Caps, Period
 from scripts.office import Office
 from tests.billing.calls.test_ledger import books_hold
 from tests.billing.reports.spender import Spender
@@ -69,7 +69,8 @@ async def test_what_is_spent_now_is_of_today_on_every_clock(office: Office, paye
         monday = today - timedelta(days=today.weekday())
         await caps.set_clock(payer.user_id, timezone=zone, week_starts=1)
         windows = {cap.period: cap for cap in await caps.find_caps(payer.wallet_id, moment=moment)}
-        for period, begins in (("day", today), ("week", monday), ("month", first)):
+        begun: dict[Period, date] = {"day": today, "week": monday, "month": first}
+        for period, begins in begun.items():
             midnight = datetime(begins.year, begins.month, begins.day, tzinfo=ZoneInfo(zone)).astimezone(UTC)
             assert windows[period].starts_at == midnight, (zone, period)
             assert windows[period].spent_nano == CHARGE_NANO, (zone, period)

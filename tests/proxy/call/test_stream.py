@@ -81,11 +81,16 @@ async def test_client_gone_after_every_chunk(
 
 async def test_plain_client_gone_is_charged(proxy: Running, office: Office, sim: SimulatedProvider) -> None:
     payer = await make_payer(office)
-    told = {**body(first_delay_ms=300), "stream": False}
+    told = {**body(first_delay_ms=2000), "stream": False}
+    before = len(sim.requests)
     async with aiohttp.ClientSession(headers=auth(payer)) as session:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await session.post(f"{proxy.base_url}/v1/chat/completions", json=told)
+        call = asyncio.ensure_future(session.post(f"{proxy.base_url}/v1/chat/completions", json=told))
+        async with asyncio.timeout(20):
+            while len(sim.requests) == before:  # the provider is at work
+                await asyncio.sleep(0.02)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
     async with asyncio.timeout(20):
         while not billed(sim):
             await asyncio.sleep(0.05)

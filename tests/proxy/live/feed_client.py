@@ -22,7 +22,7 @@ def fed(settings: Settings, **feed: float) -> Settings:
 async def shown(office: Office, payer: Payer) -> dict[str, str]:
     """The wallet as it is, in the fields that an event has of it."""
     wallet = (await office.wallets.get_wallet(payer.wallet_id)).as_json()
-    return {name: value for name, value in wallet.items() if name != "id"}
+    return {name: str(value) for name, value in wallet.items() if name != "id"}
 
 
 def balance_of(event: dict[str, Any]) -> dict[str, str]:

@@ -153,7 +153,7 @@ async def test_a_frozen_wallet_admits_nothing(
     assert (status, wallet["status"]) == (200, "active")
     await wait_for(person, 200)
     rows = await Audit(office.database).list_rows(wallet_id=payer.wallet_id, actor="admin")
-    reasons = [row["after"]["status_reason"] for row in rows]
+    reasons = [row["after"] and row["after"]["status_reason"] for row in rows]
     assert reasons == ["a dispute", ""]
     await proxy.quiet()
     await check_books(office)
@@ -274,6 +274,8 @@ BAD: list[tuple[str, str, Any]] = [
     ("POST", "/admin/keys", {"name": "x"}),
     ("POST", "/admin/keys/{key}/rotate", {"overlap_s": -1}),
     ("GET", "/admin/users?limit=0", None),
+    ("GET", "/admin/users?limit=", None),
+    ("GET", "/admin/keys?limit=", None),
     ("GET", "/admin/wallets?user=nobody", None),
     ("GET", "/admin/audit?since=yesterday", None),
     ("GET", "/admin/audit?limit=100000", None),
