@@ -127,6 +127,29 @@ async def kill_a_worker(master: int) -> None:
     os.kill(psutil.Process(master).children()[0].pid, signal.SIGKILL)
 
 
+async def interfere(settings: Settings, callers: Crowd, fault: Literal["flush", "kill"] | None) -> None:
+    """Flush Redis, or kill a worker, in the middle of it."""
+    await asyncio.sleep(0.2)
+    if fault == "flush":
+        client = Redis.from_url(settings.redis.url.get_secret_value())
+        await client.flushall()
+        await client.aclose()
+    elif fault == "kill":
+        await kill_a_worker(callers.master)
+
+
+async def call_until_refused(callers: Crowd, number: int, secret: str) -> None:
+    """Call again and again, until a cap says no."""
+    while True:
+        status, code = await callers.call(number, secret, chunk_delay_ms=20)
+        if status == 402:
+            assert code == "cap_exceeded"
+            return
+        assert status in (200, 0, 503), (status, code)
+        if status != 200:
+            await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("scope", "period", "fault"),
     [("wallet", "day", None), ("key", "total", "flush"), ("user", "month", "kill")],
@@ -154,27 +177,11 @@ async def test_a_cap_is_never_passed_and_is_used_up(
         watch = Watch(office)
         watching = asyncio.create_task(watch.run())
 
-        async def until_refused(number: int) -> None:
-            while True:
-                status, code = await callers.call(number, payer.secret, chunk_delay_ms=20)
-                if status == 402:
-                    assert code == "cap_exceeded"
-                    return
-                assert status in (200, 0, 503), (status, code)
-                if status != 200:
-                    await asyncio.sleep(0.1)
-
-        async def interfere() -> None:
-            await asyncio.sleep(0.2)
-            if fault == "flush":
-                client = Redis.from_url(settings.redis.url.get_secret_value())
-                await client.flushall()
-                await client.aclose()
-            elif fault == "kill":
-                await kill_a_worker(callers.master)
-
         try:
-            await asyncio.gather(interfere(), *(until_refused(number) for number in range(CALLERS)))
+            await asyncio.gather(
+                interfere(settings, callers, fault),
+                *(call_until_refused(callers, number, payer.secret) for number in range(CALLERS)),
+            )
             await settle_down(office, sim)  # what was held beyond its cost is free again
             async with asyncio.timeout(60):
                 while (found := await callers.call(1, payer.secret))[0] != 402:
@@ -185,9 +192,8 @@ async def test_a_cap_is_never_passed_and_is_used_up(
             watching.cancel()
         assert watch.looks > 10
         assert watch.most_nano <= limit
-        caps = Caps(office.database)
         ids = {"wallet": payer.wallet_id, "key": payer.key_id, "user": payer.user_id}
-        (cap,) = await caps.find_caps(ids[scope])
+        (cap,) = await Caps(office.database).find_caps(ids[scope])
         assert cap.held_nano == 0
         assert limit - hold < cap.spent_nano <= limit
         assert callers.answers[402, "cap_exceeded"] >= CALLERS

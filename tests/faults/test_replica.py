@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,29 @@ class Reader:
                 await asyncio.sleep(0.05)
 
 
+async def asks_what_it_has_not_heard(
+    replica: Replica, reader: Reader, call: Callable[[], Awaitable[None]]
+) -> None:
+    """It is the replica that answers: what it has not heard of is not in the sum, and the answer says of when it is."""
+    await replica.run("SELECT pg_wal_replay_pause()")
+    async with asyncio.timeout(10):
+        while await replica.run("SELECT pg_get_wal_replay_pause_state()") != "paused":
+            await asyncio.sleep(0.02)
+    before, as_of = await reader.ask("/v1/usage")
+    await call()
+    body, later = await reader.ask("/v1/usage")
+    assert (body["totals"]["calls"], later) == (1, as_of), "the number of before, and of when it is"
+    assert body["totals"] == before["totals"]
+    month = f"{datetime.fromisoformat(str(as_of)):%Y-%m}"
+    for path in ("/v1/usage?format=csv", f"/v1/wallet/statements/{month}"):
+        assert (await reader.ask(path))[1] == as_of, path
+    assert (await reader.ask("/admin/revenue", TOKEN))[0]["as_of"] == as_of
+    # A person sees their own rows alone, there as here; what a decision hangs on is never of before.
+    for path in ("/v1/wallet", "/v1/wallet/transactions", "/v1/calls", "/v1/wallet/caps"):
+        assert (await reader.ask(path))[1] is None, path
+    assert len((await reader.ask("/v1/calls"))[0]["data"]) == 2
+
+
 async def test_sums_come_from_the_replica_and_say_of_when(
     settings: Settings, office: Office, replica: Replica
 ) -> None:
@@ -141,27 +164,9 @@ async def test_sums_come_from_the_replica_and_say_of_when(
         await reader.wait_for((1, True))
         reads = running.services.usage._late._meters.replica_reads.values
 
-        # It is the replica that answers: what it has not heard of is not in the sum, and the answer says of when it is.
-        await replica.run("SELECT pg_wal_replay_pause()")
-        async with asyncio.timeout(10):
-            while await replica.run("SELECT pg_get_wal_replay_pause_state()") != "paused":
-                await asyncio.sleep(0.02)
-        before, as_of = await reader.ask("/v1/usage")
-        await call()
-        body, later = await reader.ask("/v1/usage")
-        assert (body["totals"]["calls"], later) == (1, as_of), "the number of before, and of when it is"
-        assert body["totals"] == before["totals"]
-        month = f"{datetime.fromisoformat(str(as_of)):%Y-%m}"
-        for path in ("/v1/usage?format=csv", f"/v1/wallet/statements/{month}"):
-            assert (await reader.ask(path))[1] == as_of, path
-        assert (await reader.ask("/admin/revenue", TOKEN))[0]["as_of"] == as_of
-        # A person sees their own rows alone, there as here; what a decision hangs on is never of before.
-        other = await make_payer(office)
-        for path in ("/v1/wallet", "/v1/wallet/transactions", "/v1/calls", "/v1/wallet/caps"):
-            assert (await reader.ask(path))[1] is None, path
-        assert len((await reader.ask("/v1/calls"))[0]["data"]) == 2
-
+        await asks_what_it_has_not_heard(replica, reader, call)
         # Somebody of whom the replica has not heard is no stranger.
+        other = await make_payer(office)
         body, as_of = await reader.ask("/v1/usage", other.secret)
         assert (body["totals"]["calls"], as_of) == (0, None)
         assert reads[("unknown",)] == 1

@@ -156,6 +156,36 @@ ECHOES: list[dict[str, Any]] = [
 ]
 
 
+async def ask_for_trouble(heard: Heard, url: str, secret: str) -> None:
+    """Calls that are paid, refused, answered with the provider's echo of its key, cut, and no HTTP at all."""
+    stream = {**HELLO, "stream": True}
+    assert await call(heard, url, key=secret) == 200
+    assert await call(heard, url, key=secret, body=stream) == 200
+    assert await call(heard, url, key=secret + "x") == 401
+    assert await call(heard, url, "/v1/wallet", key=secret, body=None) == 200
+    assert await call(heard, url, "/nowhere", key=secret, body=None) == 404
+    assert await call(heard, url, f"/{secret}?key={secret}", key="-", body=None) == 404
+    for told in (
+        *ECHOES,
+        {"cut_after": 2},
+        {"error_after": 2},
+        {"null_body": True},
+        {"html_body": True},
+    ):
+        for body in (HELLO, stream):
+            await call(heard, url, key=secret, body={**body, "sim": told})
+            await call(heard, url, "/readyz", key="-", body=None)
+    for provider in ("paystack", "flutterwave"):
+        topup = {"provider": provider, "amount": "5"}
+        assert await call(heard, url, "/v1/wallet/topups", key=secret, body=topup) == 503
+        assert await call(heard, url, f"/webhooks/{provider}", key="-", body=topup) == 401
+    # What is no HTTP, with the key in it.
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\x01\r\n\r\n".encode())
+    heard.answers.append((await reader.read()).decode())
+    writer.close()
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_the_served_proxy_shows_no_secret(
     settings: Settings, office: Office, sim: SimulatedProvider, log_format: str
@@ -174,34 +204,7 @@ async def test_the_served_proxy_shows_no_secret(
             TUMA_QUOTA__PAUSE_MAX_S="0.01",
         )
         async with serving(heard, **env) as url:
-            stream = {**HELLO, "stream": True}
-            assert await call(heard, url, key=payer.secret) == 200
-            assert await call(heard, url, key=payer.secret, body=stream) == 200
-            assert await call(heard, url, key=payer.secret + "x") == 401
-            assert await call(heard, url, "/v1/wallet", key=payer.secret, body=None) == 200
-            assert await call(heard, url, "/nowhere", key=payer.secret, body=None) == 404
-            assert await call(heard, url, f"/{payer.secret}?key={payer.secret}", key="-", body=None) == 404
-            for told in (
-                *ECHOES,
-                {"cut_after": 2},
-                {"error_after": 2},
-                {"null_body": True},
-                {"html_body": True},
-            ):
-                for body in (HELLO, stream):
-                    await call(heard, url, key=payer.secret, body={**body, "sim": told})
-                    await call(heard, url, "/readyz", key="-", body=None)
-            for provider in ("paystack", "flutterwave"):
-                topup = {"provider": provider, "amount": "5"}
-                assert await call(heard, url, "/v1/wallet/topups", key=payer.secret, body=topup) == 503
-                assert await call(heard, url, f"/webhooks/{provider}", key="-", body=topup) == 401
-            # What is no HTTP, with the key in it.
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-            writer.write(
-                f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {payer.secret}\x01\r\n\r\n".encode()
-            )
-            heard.answers.append((await reader.read()).decode())
-            writer.close()
+            await ask_for_trouble(heard, url, payer.secret)
             redis.shut()
             assert await call(heard, url, key=payer.secret) == 503
             assert await call(heard, url, "/readyz", key="-", body=None) == 503
@@ -220,6 +223,41 @@ async def test_the_served_proxy_shows_no_secret(
     async with asyncio.timeout(20):
         while await find_open(office):
             await asyncio.sleep(0.1)
+
+
+# What nobody foresaw: an exception of a library that repeats the DSN, and values at any depth.
+UNFORESEEN = """
+import logging, sys
+import structlog
+from config.logging import configure_logging
+from config.settings import LogSettings
+
+log_format, secret, key = sys.argv[1:]
+configure_logging(LogSettings(format=log_format), hide=[secret])
+try:
+    raise RuntimeError(f"cannot connect to {secret}")
+except RuntimeError:
+    structlog.get_logger().exception("it.broke", told=secret, deep={"headers": [("Authorization", f"Bearer {key}")]})
+logging.getLogger("a.library").error("cannot connect to %s with %s", secret, key)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_nobody_foresaw_is_logged_without_secrets(log_format: str) -> None:
+    """Whoever writes a line: it is redacted as a whole, last of all."""
+    secret, key = "postgresql://tuma:canary@db/tuma", "sk-tuma-canary_0123456789"
+    done = subprocess.run(
+        [sys.executable, "-c", UNFORESEEN, log_format, secret, key],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("it.broke") == 1
+    assert done.stderr.count(HIDDEN) == 5, (
+        "in the exception, the value, the header, and twice in the library's"
+    )
+    assert CANARY not in done.stderr + done.stdout
 
 
 async def find_open(office: Office) -> int:

@@ -65,7 +65,7 @@ class MoneyRules(Machine):
 
     @rule(index=picks, bills=st.lists(bills, min_size=1, max_size=4))
     def correct(self, index: int, bills: list[int]) -> None:
-        """The provider changes its bill, perhaps back and forth, and an operator follows."""
+        """The provider changes its bill, and then again from the first to the last: the operator follows each time."""
         story = self.pick(index, "settled", lost=None)
         if story is None:
             return
@@ -74,7 +74,7 @@ class MoneyRules(Machine):
 
         async def work() -> None:
             corrections = Corrections(self.workers[0].database, charge_estimates_upward=True)
-            for bill in bills:
+            for bill in bills * 2:
                 self.provider.bill(generation_id, bill)
                 done = await corrections.correct(story.call_id, self.provider.bills[generation_id])
                 story.correct(bill, estimate=story.accuracy == "estimated")

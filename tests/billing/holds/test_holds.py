@@ -12,16 +12,20 @@ import uvloop
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from billing.calls.ledger import Ledger
+from billing.calls.outcome import Ending
 from billing.errors import InsufficientFundsError, RateLimitError, RedisUnavailableError, WalletFrozenError
 from billing.holds.hold import Hold, _mirror_keys, shard_of
 from billing.holds.holds import Holds
 from billing.ids import new_id
 from billing.limits import Limits
 from billing.money import NANO
+from billing.pricing.cost import Usage
 from billing.redis.connection import Command, RedisLink
 from billing.redis.pipeline import RedisPipe, load_script
 from config.settings import HoldSettings, RedisSettings
 from scripts.office import Office
+from tests.billing.calls.test_ledger import opening
 from tests.support.payers import Payer, make_payer
 from tests.support.tcp_proxy import TcpProxy
 
@@ -148,6 +152,31 @@ async def test_a_flush_costs_nobody_anything(office: Office) -> None:
     assert await office.holds.find_notes(payer.user_id, hold.call_id) == {"generation_id": "gen-1"}
     await office.holds.release(hold, charge_nano=0)
     assert await available(office, payer) == 9 * NANO
+
+
+async def test_a_release_whose_hold_a_flush_took_is_not_charged_again(office: Office) -> None:
+    """The mirror was made anew between a settlement's commit and its release: the charge is in it, the hold is not."""
+    payer = await make_payer(office)
+    call = opening(payer, 4 * NANO)
+    hold = Hold(call.call_id, payer.user_id, payer.wallet_id, payer.key_id, 4 * NANO, 10, WIDE)
+    await office.holds.reserve(hold)
+    ledger = Ledger(office.database, worker_id=new_id())
+    assert await ledger.open_calls([call]) == ["opened"]
+    ending = Ending(
+        *(call.call_id, "settled", "completed"),
+        generation_id="g",
+        accuracy="exact",
+        cost_nanousd=NANO,
+        charge_nano=NANO,
+        usage=Usage(1, 1),
+    )
+    assert (await ledger.settle_calls([ending]))[0].won
+    await flush(office)
+    await office.holds.reserve(hold_of(payer, 2 * NANO))
+    assert await available(office, payer) == 7 * NANO
+    assert await office.holds.release(hold, charge_nano=NANO) == "cold"
+    await office.holds.reserve(hold_of(payer, 2 * NANO))
+    assert await available(office, payer) == 7 * NANO
 
 
 async def test_a_hold_is_extended_after_a_flush(office: Office) -> None:

@@ -18,6 +18,7 @@ from billing.wallets.caps import Caps
 from config.settings import Settings
 from scripts.office import Office
 from tests.billing.postgres.people import connected, furnish_two
+from tests.support.payers import Payer
 
 
 def by_setting(user_id: UUID) -> str:
@@ -32,71 +33,38 @@ def by_claim(user_id: UUID) -> str:
     return f"SELECT set_config('request.jwt.claim.sub', '{user_id}', true)"
 
 
+# Of each table that a person may read, the column that says whose a row is.
+OWNED = {
+    "users": "id",
+    "wallets": "user_id",
+    "calls": "user_id",
+    "spending_caps": "user_id",
+    "cap_windows": "user_id",
+    "events": "user_id",
+    "api_keys": "wallet_id",
+    "journal_tx": "wallet_id",
+    "journal_entry": "wallet_id",
+    "transactions": "wallet_id",
+    "usage": "call_id",
+    "usage_rollup": "wallet_id",
+    "payment_intents": "wallet_id",
+    "payment_credits": "wallet_id",
+    "payment_reversals": "id",
+    "payment_methods": "wallet_id",
+    "auto_topups": "wallet_id",
+}
+
+
 @pytest.mark.parametrize("sign_in", [by_setting, by_claims, by_claim])
 async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, sign_in: Any) -> None:
     ada, bob = await furnish_two(office)
-    owned = {
-        "users": "id",
-        "wallets": "user_id",
-        "calls": "user_id",
-        "spending_caps": "user_id",
-        "cap_windows": "user_id",
-        "events": "user_id",
-        "api_keys": "wallet_id",
-        "journal_tx": "wallet_id",
-        "journal_entry": "wallet_id",
-        "transactions": "wallet_id",
-        "usage": "call_id",
-        "usage_rollup": "wallet_id",
-        "payment_intents": "wallet_id",
-        "payment_credits": "wallet_id",
-        "payment_reversals": "id",
-        "payment_methods": "wallet_id",
-        "auto_topups": "wallet_id",
-    }
-    assert owned.keys() == PERSONAL.keys() - {"models", "model_prices", "fx_quotes"}
+    assert OWNED.keys() == PERSONAL.keys() - {"models", "model_prices", "fx_quotes"}
     async with connected(settings, "api") as connection:
         for me, other in ((ada, bob), (bob, ada)):
             async with connection.transaction():
                 await connection.execute(sign_in(me.user_id))
-                calls = {row["id"] for row in await connection.fetch("SELECT id FROM calls")}
-                assert len(calls) == 1
-                for table, column in owned.items():
-                    found = {row[column] for row in await connection.fetch(f"SELECT {column} FROM {table}")}
-                    assert found, table
-                    assert found <= {me.user_id, me.wallet_id, *calls}, table
-                for columns in ("*", "secret_hmac", "provider_cost_nanousd"):
-                    table = "calls" if columns == "provider_cost_nanousd" else "api_keys"
-                    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                        async with connection.transaction():
-                            await connection.fetch(f"SELECT {columns} FROM {table}")
-                mine = await connection.fetch("SELECT * FROM own_keys(NULL, NULL, true, NULL, 100)")
-                assert {row["wallet_id"] for row in mine} == {me.wallet_id}
-                assert not await connection.fetch(
-                    "SELECT * FROM own_keys($1, NULL, true, NULL, 100)", other.key_id
-                )
-                assert not await connection.fetch("SELECT * FROM own_caps($1, now())", [other.wallet_id])
-                new_key = "SELECT own_create_key(gen_random_uuid(), $1, 9, '', '', 'x', '', NULL, NULL, NULL, true, NULL, NULL, NULL, '{}', '{}')"
-                for statement, *args in (
-                    ("SELECT own_revoke_key($1, NULL)", other.key_id),
-                    ("SELECT own_rotate_key($1, NULL, 'h', 'x', 'p', '0')", other.key_id),
-                    ("SELECT own_set_caps('wallet', $1, '{day}', '{1}')", other.wallet_id),
-                    ("SELECT own_set_caps('key', $1, '{day}', '{1}')", other.key_id),
-                    (
-                        "SELECT own_create_intent(gen_random_uuid(), $1, 'stripe', 'USD', 1, NULL, '1 h', '1 s', false, 9)",
-                        other.wallet_id,
-                    ),
-                    ("SELECT own_set_auto_topup($1, true, 1, 1, '1 h')", other.wallet_id),
-                    ("SELECT own_forget_method($1)", other.wallet_id),
-                    ("SELECT own_set_caps('user', $1, '{day}', '{1}')", me.user_id),
-                    (
-                        new_key,
-                        other.wallet_id,
-                    ),
-                ):
-                    with pytest.raises(asyncpg.NoDataFoundError):
-                        async with connection.transaction():
-                            await connection.fetchval(statement, *args)
+                await reads_own_rows_alone(connection, me)
+                await changes_nothing_of(connection, other, me)
         for function in (
             "own_keys(NULL, NULL, true, NULL, 1)",
             "own_caps('{}', now())",
@@ -105,6 +73,47 @@ async def test_a_person_sees_their_own_rows(settings: Settings, office: Office, 
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.fetch(f"SELECT * FROM {function}")
     await Caps(office.database).find_own_caps(ada.user_id, ada.wallet_id)
+
+
+async def reads_own_rows_alone(connection: Any, me: Payer) -> None:
+    """Something of every table, all of it theirs; no secret and no cost of the house."""
+    calls = {row["id"] for row in await connection.fetch("SELECT id FROM calls")}
+    assert len(calls) == 1
+    for table, column in OWNED.items():
+        found = {row[column] for row in await connection.fetch(f"SELECT {column} FROM {table}")}
+        assert found, table
+        assert found <= {me.user_id, me.wallet_id, *calls}, table
+    for columns in ("*", "secret_hmac", "provider_cost_nanousd"):
+        table = "calls" if columns == "provider_cost_nanousd" else "api_keys"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with connection.transaction():
+                await connection.fetch(f"SELECT {columns} FROM {table}")
+    mine = await connection.fetch("SELECT * FROM own_keys(NULL, NULL, true, NULL, 100)")
+    assert {row["wallet_id"] for row in mine} == {me.wallet_id}
+
+
+async def changes_nothing_of(connection: Any, other: Payer, me: Payer) -> None:
+    """What is another's is not found by the functions of people, nor is what only an operator may set."""
+    assert not await connection.fetch("SELECT * FROM own_keys($1, NULL, true, NULL, 100)", other.key_id)
+    assert not await connection.fetch("SELECT * FROM own_caps($1, now())", [other.wallet_id])
+    new_key = "SELECT own_create_key(gen_random_uuid(), $1, 9, '', '', 'x', '', NULL, NULL, NULL, true, NULL, NULL, NULL, '{}', '{}')"
+    new_intent = (
+        "SELECT own_create_intent(gen_random_uuid(), $1, 'stripe', 'USD', 1, NULL, '1 h', '1 s', false, 9)"
+    )
+    for statement, subject in (
+        ("SELECT own_revoke_key($1, NULL)", other.key_id),
+        ("SELECT own_rotate_key($1, NULL, 'h', 'x', 'p', '0')", other.key_id),
+        ("SELECT own_set_caps('wallet', $1, '{day}', '{1}')", other.wallet_id),
+        ("SELECT own_set_caps('key', $1, '{day}', '{1}')", other.key_id),
+        (new_intent, other.wallet_id),
+        ("SELECT own_set_auto_topup($1, true, 1, 1, '1 h')", other.wallet_id),
+        ("SELECT own_forget_method($1)", other.wallet_id),
+        ("SELECT own_set_caps('user', $1, '{day}', '{1}')", me.user_id),
+        (new_key, other.wallet_id),
+    ):
+        with pytest.raises(asyncpg.NoDataFoundError):
+            async with connection.transaction():
+                await connection.fetchval(statement, subject)
 
 
 async def test_a_claim_wins_over_a_setting(settings: Settings, office: Office) -> None:

@@ -45,14 +45,16 @@ async def test_caps_set_while_calls_come_and_go_count_every_one(shop: Shop) -> N
             await shop.end(call, 10**5, worker=number % 3)
 
     spending = [asyncio.create_task(spend(number)) for number in range(12)]
-    for step in range(30):
-        for scope in SCOPES:
-            limits = {"day": 10**9 if step % 3 else None, "total": 10**12 if step % 2 else None}
-            await shop.caps.set_caps(scope, scope_id(caller, scope), limits)
-        if step % 5 == 0:
-            zone = ("Asia/Tokyo", "America/Lima")[step % 2]
-            await shop.caps.set_clock(caller.user_id, timezone=zone, week_starts=1 + step % 7)
-    done.set()
+    try:
+        for step in range(30):
+            for scope in SCOPES:
+                limits = {"day": 10**9 if step % 3 else None, "total": 10**12 if step % 2 else None}
+                await shop.caps.set_caps(scope, scope_id(caller, scope), limits)
+            if step % 5 == 0:
+                zone = ("Asia/Tokyo", "America/Lima")[step % 2]
+                await shop.caps.set_clock(caller.user_id, timezone=zone, week_starts=1 + step % 7)
+    finally:
+        done.set()  # else they spend for ever, and a failure looks like a hang
     await asyncio.gather(*spending)
     await shop.workers[0].holds.cool(caller.user_id)
     await shop.counts_hold(caller)

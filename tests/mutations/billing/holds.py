@@ -57,7 +57,7 @@ MUTATIONS = (
         "billing/holds/lua/release.lua",
         "if not state[1] or ARGV[3] == '' or",
         "state[1] = state[1] or '0'\nif ARGV[3] == '' or",
-        "tests/stateful/test_books.py",
+        "tests/billing/holds/test_holds.py",
     ),
     Mutation(
         "a stale snapshot fills nothing, by the state machine",

@@ -43,7 +43,7 @@ MUTATIONS = (
         "billing/identity/caller_cache.py",
         "        if known is None or known.until <= time.monotonic():",
         "        if known is None:",
-        "tests/faults/test_revocation.py",
+        "tests/unit/identity/test_caller_cache.py",
     ),
     Mutation(
         "a capped key manages nothing",

@@ -22,7 +22,7 @@ MUTATIONS = (
         "proxy/cache_drops.py",
         "        await self._keys.forget(key_id)\n",
         "",
-        "tests/proxy/call/test_bad_input.py",
+        "tests/proxy/identity/test_key_changes.py",
     ),
     Mutation(
         "the proxy logs in as its role",

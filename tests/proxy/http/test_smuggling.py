@@ -205,6 +205,12 @@ class Shapes:
 
     def understood(self) -> Iterator[tuple[str, bytes, list[str]]]:
         """Shapes that have one meaning, and what the provider is to be asked because of them."""
+        yield from self._with_a_second_call()
+        yield from self._with_a_call_in_the_body()
+        yield from self._with_nothing_read_after()
+
+    def _with_a_second_call(self) -> Iterator[tuple[str, bytes, list[str]]]:
+        """Both are calls."""
         call = self.head(LENGTH) + BODY
         second = self.second
         yield "two calls", call + second, ["hi", "smuggled"]
@@ -227,12 +233,12 @@ class Shapes:
         yield (
             "method override",
             self.head(LENGTH + b"X-HTTP-Method-Override: GET\r\n") + BODY + second,
-            [
-                "hi",
-                "smuggled",
-            ],
+            ["hi", "smuggled"],
         )
-        # The second call is the first one's body.
+
+    def _with_a_call_in_the_body(self) -> Iterator[tuple[str, bytes, list[str]]]:
+        """The second call is the first one's body."""
+        second = self.second
         hidden = b"Connection: close\r\nContent-Length: %d\r\n" % len(second)
         for method in (b"GET", b"HEAD", b"OPTIONS", b"DELETE"):
             yield (
@@ -240,6 +246,9 @@ class Shapes:
                 (self.head(hidden, line=method + b" /healthz HTTP/1.1") + second),
                 [],
             )
+
+    def _with_nothing_read_after(self) -> Iterator[tuple[str, bytes, list[str]]]:
+        second = self.second
         # An absolute target names only a path here.
         absolute = LINE.replace(b" /", b" http://evil.example:1/")
         yield "absolute target", self.head(LENGTH + b"Connection: close\r\n", line=absolute) + BODY, ["hi"]

@@ -99,6 +99,25 @@ async def test_many_sign_in_at_once_as_one(
         assert await connection.fetchval("SELECT count(*) FROM wallets") == 1
 
 
+async def test_a_wallet_that_another_sign_in_makes_is_waited_for(office: Office) -> None:
+    """Of somebody known, who has none: the second one sees no wallet yet, and must not make its own."""
+    await office.wallets.create_user("eve@example.com", subject="eve")
+    sign_in = "SELECT wallet_id FROM sign_in('eve', NULL, NULL, 'NGN', $1, $2)"
+    async with office.database.connection() as first, office.database.connection() as second:
+        transaction = first.transaction()
+        await transaction.start()
+        made = await first.fetchval(sign_in, uuid4(), uuid4())
+        waiting = asyncio.create_task(second.fetchval(sign_in, uuid4(), uuid4()))
+        async with asyncio.timeout(30):
+            while not waiting.done() and not await first.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            ):
+                await asyncio.sleep(0.01)
+        await transaction.commit()
+        assert await waiting == made
+        assert await first.fetchval("SELECT count(*) FROM wallets") == 1
+
+
 async def test_an_address_is_nobodys_proof(
     proxy: Running, session: aiohttp.ClientSession, office: Office
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import jwt
@@ -31,6 +32,50 @@ _EXCLUDED = (
     # What is well-formed may still be refused: a moment in the past, a key of somebody else, an empty wallet.
     "positive_data_acceptance",
 )
+
+
+def forbid_what_is_not_documented(document: dict[str, Any]) -> None:
+    """Clients shall bear with members that come later; here one that is not documented is a leak."""
+    open_ended = {
+        "ChatCompletion",
+        "ChatCompletionWithCost",
+        "Completion",
+        "Embeddings",
+        "Response",
+        "WalletAnswer",  # one of others
+        "ErrorObject",  # the provider's own pass through
+        "Document",
+    }
+    shapes = {item.answer for item in (*ENDPOINTS, *operator.ADMIN) if item.answer is not None}
+    _, answers = write_answers((ErrorJson, *shapes))
+    for name in answers.keys() - open_ended:
+        document["components"]["schemas"][name]["additionalProperties"] = False
+
+
+def command_of(
+    document: Path, url: str, paths: str, bearer: str, seed: int, minutes: float | None
+) -> list[str]:
+    """What runs Schemathesis over the document, on what is under these paths."""
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        "run",
+        str(document),
+        f"--url={url}",
+        f"--include-path-regex=^/{'(v1|api)' if paths == 'v1' else paths}/",
+        "--exclude-path-regex=/(events|ws)$",  # they have no end: tests/proxy/live/test_feed.py
+        "--checks=all",
+        f"--exclude-checks={','.join(_EXCLUDED)}",
+        f"--header=Authorization: Bearer {bearer}",
+        f"--max-examples={_EXAMPLES if minutes is None else 1000}",
+        "--request-timeout=20",
+        "--continue-on-failure",
+        "--generation-database=none",
+        f"--seed={seed}",
+        "--no-color",
+    ]
+    if minutes is not None:
+        command.append(f"--max-time={int(minutes * 60)}")
+    return command
 
 
 @pytest.mark.parametrize("paths", ["v1", "admin"])
@@ -61,46 +106,15 @@ async def test_schemathesis(
                 assert response.headers["x-request-id"]
                 document = await response.json()
         assert document["openapi"] == "3.1.0"
-        # Clients shall bear with members that come later; here one that is not documented is a leak.
-        open_ended = {
-            "ChatCompletion",
-            "ChatCompletionWithCost",
-            "Completion",
-            "Embeddings",
-            "Response",
-            "WalletAnswer",  # one of others
-            "ErrorObject",  # the provider's own pass through
-            "Document",
-        }
-        shapes = {item.answer for item in (*ENDPOINTS, *operator.ADMIN) if item.answer is not None}
-        _, answers = write_answers((ErrorJson, *shapes))
-        for name in answers.keys() - open_ended:
-            document["components"]["schemas"][name]["additionalProperties"] = False
+        forbid_what_is_not_documented(document)
         path = tmp_path / "openapi.json"
         path.write_text(json.dumps(document))
         (wallet,) = await office.wallets.find_wallets()
         await office.wallets.credit(wallet.id, 1_000 * NANO, reason="test")
         await office.cool(wallet.id)
         seed = random.randrange(2**32)
-        command = [
-            str(Path(sys.executable).with_name("schemathesis")),
-            "run",
-            str(path),
-            f"--url={url}",
-            f"--include-path-regex=^/{'(v1|api)' if paths == 'v1' else paths}/",
-            "--exclude-path-regex=/(events|ws)$",  # they have no end: tests/proxy/live/test_feed.py
-            "--checks=all",
-            f"--exclude-checks={','.join(_EXCLUDED)}",
-            f"--header=Authorization: Bearer {token if paths == 'v1' else ADMIN}",
-            f"--max-examples={_EXAMPLES if minutes is None else 1000}",
-            "--request-timeout=20",
-            "--continue-on-failure",
-            "--generation-database=none",
-            f"--seed={seed}",
-            "--no-color",
-        ]
-        if minutes is not None:
-            command.append(f"--max-time={int(minutes * 60)}")
+        bearer = token if paths == "v1" else ADMIN
+        command = command_of(path, url, paths, bearer, seed, minutes)
         done = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, cwd=tmp_path, check=False
         )

@@ -297,6 +297,19 @@ def lines_of(log: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+async def wait_for_calls(url: str, count: int, *, workers: int = 3) -> None:
+    """Wait until scrapes show so many calls, whichever worker is hit; they never go back."""
+    seen, same = 0.0, 0
+    async with asyncio.timeout(60):
+        while same < 8:
+            samples = await scrape(url)
+            calls = value(samples, "tuma_calls_total")
+            assert calls >= seen
+            seen = calls
+            same = same + 1 if calls == count and value(samples, "tuma_workers") == workers else 0
+            await asyncio.sleep(0.05)
+
+
 async def pids_of(office: Office) -> set[int]:
     async with office.database.connection() as connection:
         rows = await connection.fetch(
@@ -315,20 +328,7 @@ async def test_three_workers_show_one_sum_through_a_kill_and_change_their_level_
     async with serving(settings, log, TUMA_ADMIN__TOKEN=token) as url:
         for _ in range(12):  # a connection each: on whichever worker takes it
             assert await post(url, payer.secret, HELLO) == 200
-
-        async def until(count: int, *, workers: int = 3) -> None:
-            """Wait until scrapes show so many calls, whichever worker is hit; they never go back."""
-            seen, same = 0.0, 0
-            async with asyncio.timeout(60):
-                while same < 8:
-                    samples = await scrape(url)
-                    calls = value(samples, "tuma_calls_total")
-                    assert calls >= seen
-                    seen = calls
-                    same = same + 1 if calls == count and value(samples, "tuma_workers") == workers else 0
-                    await asyncio.sleep(0.05)
-
-        await until(12)
+        await wait_for_calls(url, 12)
         assert lines_of(log, "request.completed") == []  # the level is error
         async with aiohttp.ClientSession() as session:
             async with session.put(
@@ -346,10 +346,10 @@ async def test_three_workers_show_one_sum_through_a_kill_and_change_their_level_
         async with asyncio.timeout(60):
             while value(await scrape(url), "tuma_worker_restarts_total") != 1:
                 await asyncio.sleep(0.1)
-        await until(12)
+        await wait_for_calls(url, 12)
         for _ in range(6):
             assert await post(url, payer.secret, HELLO) == 200
-        await until(18)
+        await wait_for_calls(url, 18)
         async with asyncio.timeout(60):  # the replacement, too, logs what is below its own setting
             while True:
                 await scrape(url)

@@ -69,6 +69,23 @@ async def test_a_refresh_puts_the_next_look_up_off(monkeypatch: pytest.MonkeyPat
     assert books.single == 1
 
 
+async def test_nobody_is_believed_for_longer_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody told of a change and no refresh came: they fail while Postgres is away, and there is none of who is unknown."""
+    now_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr("billing.identity.caller_cache.time", clock)
+    books, cache = _Books(revoked=_caller()), _cache(ttl_s=0.5)
+    assert await books.find(cache, "revoked") is not None
+    assert await books.find(cache, "new") is None
+    books.callers = {"new": _caller()}
+    now_s = 0.49
+    assert await books.find(cache, "revoked") is not None
+    assert await books.find(cache, "new") is None
+    now_s = 0.5
+    assert await books.find(cache, "revoked") is None
+    assert await books.find(cache, "new") is not None
+
+
 async def test_who_is_gone_is_looked_up_alone_and_refused() -> None:
     books, cache = _Books(a=_caller()), _cache()
     assert await books.find(cache, "a") is not None
