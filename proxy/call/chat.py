@@ -5,6 +5,7 @@ settle (Postgres) → release (Redis).
 """
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from billing.errors import (
 )
 from billing.holds.admission import Room
 from billing.identity.caller import Caller
+from billing.pricing.estimate import PROMPT_MOST
 from billing.pricing.lazily import is_covered
 from billing.pricing.quote import Quote
 from billing.pricing.quoting import quote_ask
@@ -119,7 +121,11 @@ async def quote_for(
             fields, ask.model, ask.work, owner=caller.user_id, wanted=lambda: still_there(request)
         )
 
-    predicted = ask.predicted
+    async def count_predicted() -> int:
+        if ask.predicted is None:
+            return 0
+        # All of it is billed at the price of output, so the provider's count is taken at the upper end of its band.
+        return math.ceil((await count_of({"prompt": ask.predicted})).tokens * PROMPT_MOST)
 
     return await quote_ask(
         services.upstream.output_of(ask),
@@ -131,7 +137,7 @@ async def quote_for(
         fx=services.fx,
         settings=services.settings.holds,
         extras=services.upstream.extras_of(ask),
-        beside_tokens=0 if predicted is None else (await count_of({"prompt": predicted})).tokens,
+        beside_tokens=await count_predicted(),
     )
 
 

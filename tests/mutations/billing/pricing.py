@@ -111,7 +111,7 @@ MUTATIONS = (
     Mutation(
         "a rejected prediction is held for",
         "proxy/call/chat.py",
-        '        beside_tokens=0 if predicted is None else (await count_of({"prompt": predicted})).tokens,',
+        "        beside_tokens=await count_predicted(),",
         "        beside_tokens=0,",
         "tests/proxy/call/test_bounds.py::test_rejected_predictions_are_held_for",
     ),
