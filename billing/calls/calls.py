@@ -159,7 +159,7 @@ class Calls:
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
-        self.quota.admit(call_id)
+        self.quota.admit(call_id, caller.user_id)
         taken_nanousd = 0
         self._arriving += 1
         try:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from billing.errors import ProviderUnavailableError
 from billing.pricing.cost import Usage
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
 
@@ -20,7 +21,6 @@ class OpenRouterUpstream(Upstream):
     """OpenRouter. Closing the connection cancels most of its providers' billing; ``/generation`` knows what was billed."""
 
     keeps_bills: ClassVar[bool] = True
-    knows_account: ClassVar[bool] = True
     bills_by_price_book: ClassVar[bool] = False  # it routes to providers at prices of their own
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "abort"
 
@@ -80,14 +80,33 @@ class OpenRouterUpstream(Upstream):
         Raises:
             ProviderUnavailableError: it cannot be asked now.
         """
-        key = await self._key()
-        remaining = _number(key.get("limit_remaining"))  # null: this key has no limit; may be below zero
-        left = [] if remaining is None else [remaining]
+        left = _left_of_key(await self._key())
         account = await self._credits()
         if account is not None:
-            bought = _amount(account, "total_credits", path="/credits")
-            left.append(bought - _amount(account, "total_usage", path="/credits"))
+            left.append(_left_of_account(account))
         return min(left, default=None)
+
+    async def find_standing(self, subject: Subject) -> Standing:
+        """Return how our key (``/key``) or our money (its limit and ``/credits``) stands.
+
+        A positive balance may still refuse one request that is too large for it, or too many at once:
+        https://openrouter.ai/docs/api_reference/limits. Credits that our key may not know are unknown.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        status, answer = await self.get_record("/key")
+        if status in _NOT_OURS_TO_KNOW:
+            return "refused"
+        left = _left_of_key(_data_of(status, answer, path="/key"))
+        if subject == "key":
+            return "served"
+        if any(amount <= 0 for amount in left):
+            return "refused"
+        account = await self._credits()
+        if account is None:
+            return "unknown"
+        return "refused" if _left_of_account(account) <= 0 else "served"
 
     async def find_activity(self) -> list[Activity] | None:
         """Return what was billed per UTC day and model, in USD; None where we may not know.
@@ -114,20 +133,31 @@ class OpenRouterUpstream(Upstream):
 
     async def _key(self) -> Mapping[str, object]:
         status, answer = await self.get_record("/key")
-        data = answer.get("data") if isinstance(answer, Mapping) else None
-        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
-            raise ProviderUnavailableError(f"the provider's /key answered {status}")
-        return data
+        return _data_of(status, answer, path="/key")
 
     async def _credits(self) -> Mapping[str, object] | None:
         """Return the account's credits; None if our key is none that may know."""
         status, answer = await self.get_record("/credits", account=True)
         if status in _NOT_OURS_TO_KNOW:
             return None
-        data = answer.get("data") if isinstance(answer, Mapping) else None
-        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
-            raise ProviderUnavailableError(f"the provider's /credits answered {status}")
-        return data
+        return _data_of(status, answer, path="/credits")
+
+
+def _data_of(status: int, answer: object, *, path: str) -> Mapping[str, object]:
+    data = answer.get("data") if isinstance(answer, Mapping) else None
+    if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
+        raise ProviderUnavailableError(f"the provider's {path} answered {status}")
+    return data
+
+
+def _left_of_key(key: Mapping[str, object]) -> list[Decimal]:
+    remaining = _number(key.get("limit_remaining"))  # null: this key has no limit; may be below zero
+    return [] if remaining is None else [remaining]
+
+
+def _left_of_account(account: Mapping[str, object]) -> Decimal:
+    bought = _amount(account, "total_credits", path="/credits")
+    return bought - _amount(account, "total_usage", path="/credits")
 
 
 def _amount(data: Mapping[str, object], name: str, *, path: str) -> Decimal:

@@ -155,7 +155,6 @@ class SharedAccount:
     """The provider as a house sees it whose account others use, too; other keys used 5 USD before us and then more."""
 
     keeps_bills = False
-    knows_account = True
 
     def __init__(self, office: Office) -> None:
         self.upstream = office.upstream

@@ -1,0 +1,2 @@
+-- Calls that the provider refuses with words about our account, though not all are: when the last of several in a row was, and its words.
+ALTER TABLE provider_quota ADD COLUMN refused_at timestamptz, ADD COLUMN refused_reason text;
