@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal, Protocol
 
+from billing.errors import ProviderUnavailableError
 from billing.pricing.cost import Usage
 from billing.provider.refusals import Standing, Subject
 
@@ -51,11 +52,10 @@ class Provider(Protocol):
             ProviderUnavailableError: it cannot be asked now.
         """
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
         """Return what the provider has billed in total, by each of its own sums; empty when it has no such answer.
 
-        Raises:
-            ProviderUnavailableError: it cannot be asked now.
+        A sum that cannot be asked for now stands there as the error that says why.
         """
 
     async def find_left_usd(self) -> Decimal | None:

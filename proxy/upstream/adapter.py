@@ -135,7 +135,7 @@ class Upstream:
         """Return the provider's record of an answer; this kind of provider has none."""
         raise ProviderUnavailableError(f"{self._settings.kind} keeps no record per answer ({generation_id})")
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
         """Return what the provider billed in total; this kind of provider does not say."""
         return {}
 

@@ -62,16 +62,19 @@ class OpenRouterUpstream(Upstream):
         )
         return Bill(generation_id, cost_usd, usage)
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
-        """Return what this key used, and what the whole account did where we may know that; in USD.
-
-        Raises:
-            ProviderUnavailableError: it cannot be asked now.
-        """
-        totals: dict[Source, Decimal] = {"key": _amount(await self._key(), "usage", path="/key")}
-        account = await self._credits()
-        if account is not None:
-            totals["credits"] = _amount(account, "total_usage", path="/credits")
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
+        """Return what this key used, and what the whole account did where we may know that; in USD, or why not now."""
+        totals: dict[Source, Decimal | ProviderUnavailableError] = {}
+        try:
+            totals["key"] = _amount(await self._key(), "usage", path="/key")
+        except ProviderUnavailableError as error:
+            totals["key"] = error
+        try:
+            account = await self._credits()
+            if account is not None:
+                totals["credits"] = _amount(account, "total_usage", path="/credits")
+        except ProviderUnavailableError as error:
+            totals["credits"] = error
         return totals
 
     async def find_left_usd(self) -> Decimal | None:

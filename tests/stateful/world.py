@@ -70,7 +70,7 @@ class LittleProvider:
     async def find_left_usd(self) -> Decimal | None:
         return LEFT_USD
 
-    async def find_standing(self, subject: Subject) -> Standing:
+    async def find_standing(self, _: Subject) -> Standing:
         return "served"
 
     async def find_activity(self) -> list[Activity] | None:

@@ -6,7 +6,7 @@ What providers send is published: OpenRouter's limits (https://openrouter.ai/doc
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from billing.provider.refusals import CALLERS_MIN, Standing
+from billing.provider.refusals import CALLERS_MIN, Standing, Subject
 from config.settings import QuotaSettings, Settings, UpstreamSettings
 from proxy.http.errors import (
     ProxyError,
@@ -24,7 +24,9 @@ from proxy.http.errors import (
     UpstreamRefusesUsError,
     upstream_error,
 )
+from proxy.upstream.adapter import Upstream
 from proxy.upstream.openai import OpenAIUpstream
+from proxy.upstream.openrouter import OpenRouterUpstream
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.proxy.upstream.test_provider_quota import MODEL, call, ready, until_served, with_quota
@@ -180,12 +182,13 @@ async def test_an_account_whose_record_says_that_it_is_empty_is_believed(
 
 
 @asynccontextmanager
-async def models_that_answer(status: int, body: Any) -> AsyncIterator[str]:
-    async def models(_: web.Request) -> web.Response:
+async def records_that_answer(said: Mapping[str, tuple[int, Any]]) -> AsyncIterator[str]:
+    async def record(request: web.Request) -> web.Response:
+        status, body = said[request.match_info["name"]]
         return web.json_response(body, status=status)
 
     app = web.Application()
-    app.router.add_get("/v1/models", models)
+    app.router.add_get("/v1/{name}", record)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -194,6 +197,18 @@ async def models_that_answer(status: int, body: Any) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
         await runner.cleanup()
+
+
+async def standing_of(
+    kind: type[Upstream], said: Mapping[str, tuple[int, Any]], subject: Subject
+) -> Standing:
+    async with records_that_answer(said) as base_url:
+        upstream = kind(UpstreamSettings(base_url=base_url, api_key=SecretStr("sk-x")))
+        await upstream.start()
+        try:
+            return await upstream.find_standing(subject)
+        finally:
+            await upstream.close()
 
 
 @pytest.mark.parametrize(
@@ -207,13 +222,33 @@ async def models_that_answer(status: int, body: Any) -> AsyncIterator[str]:
     ],
 )
 async def test_what_the_list_of_models_tells_of_our_key(status: int, body: Any, standing: Standing) -> None:
-    async with models_that_answer(status, body) as base_url:
-        upstream = OpenAIUpstream(
-            UpstreamSettings(kind="openai", base_url=base_url, api_key=SecretStr("sk-x"))
-        )
-        await upstream.start()
-        try:
-            assert await upstream.find_standing("key") == standing
-            assert await upstream.find_standing("money") == "unknown"
-        finally:
-            await upstream.close()
+    assert await standing_of(OpenAIUpstream, {"models": (status, body)}, "key") == standing
+    assert await standing_of(OpenAIUpstream, {}, "money") == "unknown"
+
+
+NO_LIMIT = (200, {"data": {"limit_remaining": None, "usage": 5}})
+LIMIT_USED = (200, {"data": {"limit_remaining": -0.01, "usage": 5}})
+NOT_FOR_THIS_KEY = (403, {"error": {"code": 403, "message": "Only management keys"}})
+
+
+def credits_of(bought: float, used: float) -> tuple[int, Any]:
+    return 200, {"data": {"total_credits": bought, "total_usage": used}}
+
+
+@pytest.mark.parametrize(
+    ("key", "account", "of_key", "of_money"),
+    [
+        ((401, {"error": {"code": 401}}), credits_of(9, 1), "refused", "refused"),
+        (NO_LIMIT, credits_of(9, 1), "served", "served"),
+        (NO_LIMIT, credits_of(9, 9), "served", "refused"),
+        (NO_LIMIT, NOT_FOR_THIS_KEY, "served", "unknown"),
+        (LIMIT_USED, NOT_FOR_THIS_KEY, "served", "refused"),
+        (LIMIT_USED, credits_of(9, 1), "served", "refused"),
+    ],
+)
+async def test_what_openrouters_records_tell(
+    key: tuple[int, Any], account: tuple[int, Any], of_key: Standing, of_money: Standing
+) -> None:
+    said = {"key": key, "credits": account}
+    assert await standing_of(OpenRouterUpstream, said, "key") == of_key
+    assert await standing_of(OpenRouterUpstream, said, "money") == of_money
