@@ -496,6 +496,9 @@ class QuotaSettings(_Section):
         5.0  # no calls after the provider refused our key or account; doubled while it goes on
     )
     pause_max_s: Positive = 60.0
+    refusals_s: Positive = (
+        60.0  # for so long a call's refusal counts beside those of other callers and models
+    )
 
 
 class ReconcileSettings(_Section):

@@ -176,7 +176,7 @@ class Calls:
     async def _admit(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
     ) -> LiveCall:
-        self.quota.admit(call_id)
+        self.quota.admit(call_id, caller.user_id)
         taken_nanousd = 0
         self._arriving += 1
         try:

@@ -46,6 +46,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "list_prices",
         "note_generations",
         "note_keys_used",
+        "note_refusals",
         "open_batch",
         "pause_provider",
         "read_feeds",

@@ -21,6 +21,7 @@ from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
 from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
 from billing.provider.records import Bill
+from billing.provider.refusals import Refusal
 from billing.tasks import wait_until_done
 from proxy.http.errors import (
     ProxyError,
@@ -153,10 +154,20 @@ class Answer:
         self.services.quota.served(self.call.call_id)
 
     def refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
-        """Return the error for a provider's refusal; if it is us that it refuses, others may be spared the same."""
+        """Return the error for a provider's refusal; if it is our account that it refuses, others may be spared the same."""
         error = upstream_error(status, body, headers, redact=self.services.upstream.redact)
         if isinstance(error, UpstreamRefusesUsError):
-            self.services.quota.refused(self.call.call_id, error.reason)
+            call = self.call
+            self.services.quota.refused(
+                Refusal(
+                    call.call_id,
+                    call.caller.user_id,
+                    call.model,
+                    error.subject,
+                    error.reason,
+                    is_empty=error.is_empty,
+                )
+            )
         return error
 
     def refusal_inside(self, code: str | None, body: bytes) -> ProxyError:

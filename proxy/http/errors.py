@@ -5,7 +5,7 @@
     - AmbiguousRequestError: two servers could read its head differently; the connection is closed
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
-  - UpstreamRefusesUsError: the provider refuses *us* (401, 402 for its key)
+  - UpstreamRefusesUsError: the provider refuses a call with words about our key or account
 """
 
 import json
@@ -19,6 +19,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from billing import errors as billing
+from billing.provider.refusals import Subject
 
 
 class ErrorObjectJson(TypedDict):
@@ -105,17 +106,21 @@ class UpstreamBusyError(ProxyError):
 
 
 class UpstreamRefusesUsError(ProxyError):
-    """The provider refuses our key or our account: ours to mend, not the caller's.
+    """The provider refuses a call with words about our key or our account: ours to mend, if it is meant for all.
 
     Args:
         reason: the provider's own, for the operator alone.
+        subject: whether it speaks of our key or of our money.
+        is_empty: it says by a code that the account is empty.
     """
 
     retry_after_s = 5
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, subject: Subject, is_empty: bool = False) -> None:
         super().__init__("The provider does not serve us now; the operator has been told.")
         self.reason = reason
+        self.subject: Subject = subject
+        self.is_empty = is_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,19 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
 _REASON_LENGTH_MAX = 200
+# OpenAI's codes of an account without money, which come with 429 and mostly with the type that they had all before:
+# https://help.openai.com/en/articles/6614457, https://developers.openai.com/docs/guides/error-codes
+_EMPTY = {
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+    "project_spend_limit_exceeded",
+}
+# OpenRouter's `error.metadata.limit_source` of a limit that is ours, and of calls that are only too many at once:
+# https://openrouter.ai/docs/api_reference/limits
+_LIMIT_PREFIX = "openrouter_"
+_IN_FLIGHT = "openrouter_in_flight_budget"
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _HTTP_CODES = {
     404: "not_found",
@@ -246,7 +264,8 @@ def upstream_error(
 ) -> ProxyError:
     """Turn a provider's refusal into ours.
 
-    4xx for the caller's own input passes through, moderation's 403 included; 401 and 402 are about our account.
+    4xx for the caller's own input passes through, moderation's and guardrails' 403 included; 401, 402, a limit of our
+    account and a code of an empty account speak of us, whoever they are meant for.
 
     Args:
         status: the provider's.
@@ -255,21 +274,35 @@ def upstream_error(
         redact: takes our own key out, should the provider show it.
     """
     error = _parse_error(body, redact)
+    reason = f"{status}: {error['message'][:_REASON_LENGTH_MAX]}"
+    limit = _limit_source(error)
+    if error["code"] in _EMPTY or error["type"] in _EMPTY:
+        return UpstreamRefusesUsError(reason, subject="money", is_empty=True)
+    if status == HTTPStatus.TOO_MANY_REQUESTS or limit == _IN_FLIGHT:
+        return UpstreamBusyError(
+            "The provider limits requests; try again.",
+            retry_after=_whole_seconds(headers.get("retry-after")),
+        )
     match status:
-        case 401 | 402:
-            return UpstreamRefusesUsError(f"{status}: {error['message'][:_REASON_LENGTH_MAX]}")
+        case 401:
+            return UpstreamRefusesUsError(reason, subject="key")
+        case 402:
+            return UpstreamRefusesUsError(reason, subject="money")
+        case 403 if limit.startswith(_LIMIT_PREFIX):
+            return UpstreamRefusesUsError(reason, subject="money")
         case 408 | 504:
             return UpstreamTimeoutError("The provider did not answer in time.")
-        case 429:
-            return UpstreamBusyError(
-                "The provider limits requests; try again.",
-                retry_after=_whole_seconds(headers.get("retry-after")),
-            )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)
         case _:
             # A redirect, too: it is never followed, as it would take our key elsewhere.
             return UpstreamError(f"The provider failed with status {status}.")
+
+
+def _limit_source(error: ErrorObjectJson) -> str:
+    metadata = cast("Mapping[str, object]", error).get("metadata")
+    source = metadata.get("limit_source") if isinstance(metadata, dict) else None
+    return source if isinstance(source, str) else ""
 
 
 def _whole_seconds(value: str | None) -> str | None:

@@ -15,6 +15,7 @@ from billing.errors import ProviderUnavailableError
 from billing.pricing.extras import CACHED_WRITE_1H
 from billing.pricing.quote import Output, Quote
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
 from proxy.http.errors import BadRequestError
@@ -24,6 +25,7 @@ from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 _RECORD_TIMEOUT_S = 10.0
+_NARROW = "missing scopes"
 
 
 class Upstream:
@@ -34,7 +36,6 @@ class Upstream:
     """
 
     keeps_bills: ClassVar[bool] = False
-    knows_account: ClassVar[bool] = False
     bills_by_price_book: ClassVar[bool] = True
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "drain"
     completion_tokens_default: ClassVar[int] = COMPLETION_TOKENS  # 0: this provider has none of its own
@@ -179,13 +180,29 @@ class Upstream:
         """Return the provider's record of an answer; this kind of provider has none."""
         raise ProviderUnavailableError(f"{self._settings.kind} keeps no record per answer ({generation_id})")
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
         """Return what the provider billed in total; this kind of provider does not say."""
         return {}
 
     async def find_left_usd(self) -> Decimal | None:
         """Return how much more the provider lets us consume; this kind of provider does not say."""
         return None
+
+    async def find_standing(self, subject: Subject) -> Standing:
+        """Return how our account stands by its record; of money this kind of provider does not say.
+
+        Of our key its list of models tells: where that is refused, so are calls. That it is shown proves nothing, as some
+        servers show it to everybody; nor does a key that was made without the right to see it, which OpenAI refuses with
+        words of missing scopes.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        if subject == "money":
+            return "unknown"
+        status, answer = await self.get_record("/models")
+        is_narrow = _NARROW in json.dumps(answer, default=str).lower()
+        return "refused" if status == 401 and not is_narrow else "unknown"  # noqa: PLR2004 - HTTP
 
     async def find_activity(self) -> list[Activity] | None:
         """Return what it billed per day and model; this kind of provider does not say."""

@@ -11,6 +11,7 @@ from billing.errors import ProviderUnavailableError
 from billing.pricing.cost import Usage
 from billing.pricing.quote import Quote
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
 
@@ -23,7 +24,6 @@ class OpenRouterUpstream(Upstream):
     """OpenRouter. Closing the connection cancels most of its providers' billing; ``/generation`` knows what was billed."""
 
     keeps_bills: ClassVar[bool] = True
-    knows_account: ClassVar[bool] = True
     bills_by_price_book: ClassVar[bool] = False  # it routes to providers at prices of their own
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "abort"
     completion_tokens_default: ClassVar[int] = 0
@@ -76,16 +76,19 @@ class OpenRouterUpstream(Upstream):
         own_key_usd = _own_key_usd(data, cost_usd)
         return Bill(generation_id, _fee_usd(data, cost_usd) + own_key_usd, usage, own_key_usd)
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
-        """Return what this key used, and what the whole account did where we may know that; in USD.
-
-        Raises:
-            ProviderUnavailableError: it cannot be asked now.
-        """
-        totals: dict[Source, Decimal] = {"key": _amount(await self._key(), "usage", path="/key")}
-        account = await self._credits()
-        if account is not None:
-            totals["credits"] = _amount(account, "total_usage", path="/credits")
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
+        """Return what this key used, and what the whole account did where we may know that; in USD, or why not now."""
+        totals: dict[Source, Decimal | ProviderUnavailableError] = {}
+        try:
+            totals["key"] = _amount(await self._key(), "usage", path="/key")
+        except ProviderUnavailableError as error:
+            totals["key"] = error
+        try:
+            account = await self._credits()
+            if account is not None:
+                totals["credits"] = _amount(account, "total_usage", path="/credits")
+        except ProviderUnavailableError as error:
+            totals["credits"] = error
         return totals
 
     async def find_left_usd(self) -> Decimal | None:
@@ -94,14 +97,33 @@ class OpenRouterUpstream(Upstream):
         Raises:
             ProviderUnavailableError: it cannot be asked now.
         """
-        key = await self._key()
-        remaining = _number(key.get("limit_remaining"))  # null: this key has no limit; may be below zero
-        left = [] if remaining is None else [remaining]
+        left = _left_of_key(await self._key())
         account = await self._credits()
         if account is not None:
-            bought = _amount(account, "total_credits", path="/credits")
-            left.append(bought - _amount(account, "total_usage", path="/credits"))
+            left.append(_left_of_account(account))
         return min(left, default=None)
+
+    async def find_standing(self, subject: Subject) -> Standing:
+        """Return how our key (``/key``) or our money (its limit and ``/credits``) stands.
+
+        A positive balance may still refuse one request that is too large for it, or too many at once:
+        https://openrouter.ai/docs/api_reference/limits. Credits that our key may not know are unknown.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        status, answer = await self.get_record("/key")
+        if status in _NOT_OURS_TO_KNOW:
+            return "refused"
+        left = _left_of_key(_data_of(status, answer, path="/key"))
+        if subject == "key":
+            return "served"
+        if any(amount <= 0 for amount in left):
+            return "refused"
+        account = await self._credits()
+        if account is None:
+            return "unknown"
+        return "refused" if _left_of_account(account) <= 0 else "served"
 
     async def find_activity(self) -> list[Activity] | None:
         """Return what was billed per UTC day and model, in USD; None where we may not know.
@@ -128,20 +150,31 @@ class OpenRouterUpstream(Upstream):
 
     async def _key(self) -> Mapping[str, object]:
         status, answer = await self.get_record("/key")
-        data = answer.get("data") if isinstance(answer, Mapping) else None
-        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
-            raise ProviderUnavailableError(f"the provider's /key answered {status}")
-        return data
+        return _data_of(status, answer, path="/key")
 
     async def _credits(self) -> Mapping[str, object] | None:
         """Return the account's credits; None if our key is none that may know."""
         status, answer = await self.get_record("/credits", account=True)
         if status in _NOT_OURS_TO_KNOW:
             return None
-        data = answer.get("data") if isinstance(answer, Mapping) else None
-        if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
-            raise ProviderUnavailableError(f"the provider's /credits answered {status}")
-        return data
+        return _data_of(status, answer, path="/credits")
+
+
+def _data_of(status: int, answer: object, *, path: str) -> Mapping[str, object]:
+    data = answer.get("data") if isinstance(answer, Mapping) else None
+    if status != 200 or not isinstance(data, Mapping):  # noqa: PLR2004 - HTTP
+        raise ProviderUnavailableError(f"the provider's {path} answered {status}")
+    return data
+
+
+def _left_of_key(key: Mapping[str, object]) -> list[Decimal]:
+    remaining = _number(key.get("limit_remaining"))  # null: this key has no limit; may be below zero
+    return [] if remaining is None else [remaining]
+
+
+def _left_of_account(account: Mapping[str, object]) -> Decimal:
+    bought = _amount(account, "total_credits", path="/credits")
+    return bought - _amount(account, "total_usage", path="/credits")
 
 
 def _bounded_provider(asked: object, quote: Quote) -> dict[str, Any]:

@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "nothing is booked that a record which is away might explain",
+        "billing/books/reconcile.py",
+        ' or away.keys() - {"credits"}:',
+        ":",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "the account's total does not stand in for the key's",
+        "billing/books/totals.py",
+        '    if "key" in away:\n        raise ProviderUnavailableError(away["key"])\n',
+        "",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "a reconciliation says which record did not answer",
+        "billing/books/reconcile.py",
+        '            away["activity"] = str(error)\n',
+        "",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
         "a day whose usage is wrong is not proved",
         "billing/books/proved_days.py",
         "    if differences:\n",

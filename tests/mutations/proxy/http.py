@@ -4,6 +4,20 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "an empty account is no rate limit",
+        "proxy/http/errors.py",
+        '    if error["code"] in _EMPTY or error["type"] in _EMPTY:',
+        "    if False:",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
+        "too much at once is not our account",
+        "proxy/http/errors.py",
+        " or limit == _IN_FLIGHT:",
+        ":",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
         "a provider's words are not logged",
         "proxy/http/errors.py",
         'super().__init__(f"The provider refused the request with status {status}.")',

@@ -4,6 +4,20 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a key without the right to see the models is not refused",
+        "proxy/upstream/adapter.py",
+        "status == 401 and not is_narrow",
+        "status == 401",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
+        "a record of an empty account is read",
+        "proxy/upstream/openrouter.py",
+        'return "refused" if _left_of_account(account) <= 0 else "served"',
+        'return "served"',
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
         "what comes unasked passes for no answer",
         "proxy/upstream/client.py",
         "            self.drop()  # nothing was asked: what comes now must not pass for the next call's answer",
