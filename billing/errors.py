@@ -28,6 +28,7 @@
     - FeedFullError
     - JwksUnavailableError
     - AlertNotTakenError
+    - WorkerStalledError: this worker stood still, and a call of its is nobody's any more
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
 
@@ -135,6 +136,10 @@ class PostgresUnavailableError(UnavailableError):
 
 class RedisUnavailableError(UnavailableError):
     """Redis, which admits, cannot be reached or does not answer in time."""
+
+
+class WorkerStalledError(UnavailableError):
+    """This worker stood still for so long that its call was ended without it: nothing of the answer is passed on."""
 
 
 class FxUnavailableError(UnavailableError):

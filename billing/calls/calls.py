@@ -13,7 +13,6 @@ What can interrupt a call, and what then becomes of its money:
 import asyncio
 import contextlib
 import time
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -40,12 +39,11 @@ from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
 from billing.meters import Meters, Metric
-from billing.money import AMOUNT_MAX_NANO, ATTO_DECIMALS, NANO_DECIMALS
+from billing.money import AMOUNT_MAX_NANO
 from billing.postgres.database import Database
 from billing.postgres.group_commit import Batcher
 from billing.pricing.quote import Quote
 from billing.provider.quota import Quota
-from billing.provider.records import Bill
 from billing.tasks import TrackedTasks, wait_until_done
 from config.settings import Settings
 
@@ -257,6 +255,7 @@ class Calls:
             self._endings.start(self._drop_later(hold), name=f"drop {call_id}")
             raise
         call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates, taken_nanousd)
+        self.leases.begin(call)
         self._live[call_id] = call
         self._turns.began(caller.wallet_id)
         return call
@@ -455,19 +454,14 @@ class Calls:
             # Postgres refuses these figures for good: people look at the call, its hold stays, and all others go on.
             ending = in_review(ending)
             settlement = await self._settles.submit(ending)
-        if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
-            await self._correct_late(ending, ending.provider_cost_nanousd)
+        if not settlement.won and ending.state == "settled" and ending.accuracy == "exact":
+            await self._correct_late(ending)
         return settlement
 
-    async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
+    async def _correct_late(self, ending: Ending) -> None:
         """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
-        cost_usd = Decimal(ending.cost_nanousd).scaleb(-NANO_DECIMALS)
-        if ending.exact_attousd is not None:
-            cost_usd = Decimal(ending.exact_attousd).scaleb(-ATTO_DECIMALS)
-        own_usd = Decimal(ending.cost_nanousd - provider_cost_nanousd).scaleb(-NANO_DECIMALS)
-        bill = Bill(ending.generation_id or "", cost_usd, ending.usage, own_usd)
         try:
-            await self._corrections.correct(ending.call_id, bill, late_settlement=True)
+            await self._corrections.correct_late(ending)
         except TumaError as error:
             _log.warning("correction.left_to_reconciliation", call_id=str(ending.call_id), error=str(error))
 

@@ -43,6 +43,8 @@ class LiveCall:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Task[Settlement | None] | None = None
     ending: Ending | None = None
+    epoch: int = 0  # of the worker's leases, in which it was last known to be this worker's own
+    is_lost: bool = False  # the sweeper ended it, as this worker stood still
     stages: Stages = field(default_factory=Stages)
     on_ended: Callable[[], None] | None = None  # once it is settled and released
 

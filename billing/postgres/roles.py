@@ -37,6 +37,7 @@ _TRIES = 5
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "proxy": (
         "extend_batch",
+        "find_ended",
         "find_key",
         "find_owner",
         "has_functions",

@@ -16,7 +16,14 @@ import aiohttp
 from billing.calls.assessment import Evidence, assess
 from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement
-from billing.errors import InsufficientFundsError, ProviderUnavailableError, TumaError, WalletFrozenError
+from billing.errors import (
+    InsufficientFundsError,
+    ProviderUnavailableError,
+    TumaError,
+    UnavailableError,
+    WalletFrozenError,
+    WorkerStalledError,
+)
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
 from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
@@ -180,17 +187,38 @@ class Answer:
 
         Raises:
             InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: it could not be opened; the house pays.
+            WorkerStalledError: it is not this worker's own any more; the house pays.
         """
         self.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
         try:
             await self.services.calls.confirm_open(self.call)
+            await self.confirm_own()
             self.begun = True
+        except WorkerStalledError:
+            self.house = True
+            raise
         except TumaError as error:
             self.house = True
             self.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
             raise
         finally:
             self.call.stages.mark("open")
+
+    async def confirm_own(self) -> None:
+        """Make sure that the call is still this worker's own before anything of it is passed on; asks only after a standstill.
+
+        Raises:
+            WorkerStalledError: the sweeper ended it; what is learned of its cost becomes a correction.
+            PostgresUnavailableError: nobody can tell.
+        """
+        leases = self.services.calls.leases
+        if leases.is_own(self.call):
+            return
+        try:
+            await leases.confirm_own(self.call)
+        except UnavailableError as error:
+            self.outcome = "worker_stalled" if isinstance(error, WorkerStalledError) else "ledger_away"
+            raise
 
     async def note_id(self, generation_id: str | None) -> None:
         """Note the provider's id of the answer, once; an id that no record could be asked for by is none.

@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from billing.calls.outcome import Settlement
+from billing.errors import UnavailableError
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
 from proxy.call.answer import Answer
@@ -103,6 +104,8 @@ class _StreamRelay:
             return await self._broken(
                 UpstreamError(f"The provider's answer broke off: {type(error).__name__}.")
             )
+        except UnavailableError as error:
+            return await self._broken(error)
         except TimeoutError:
             self._answer.outcome = "upstream_timeout"
             return await self._broken(
@@ -132,6 +135,8 @@ class _StreamRelay:
                 if self._client is None:
                     self._refuse_early_error()
                     self._client = await self._begin()
+                else:
+                    await answer.confirm_own()
                 await self.watch.write(self._client, passed)
             if meter.done:
                 continue
@@ -145,6 +150,7 @@ class _StreamRelay:
         if rest:
             self._refuse_early_error()
             self._client = self._client or await self._begin()
+            await answer.confirm_own()
             await self.watch.write(self._client, rest)
         answer.complete = True
         return True
@@ -204,8 +210,10 @@ class _StreamRelay:
         await self._finish(self._cost_event(settlement) + self._meter.done_event)
         return self._client
 
-    async def _broken(self, error: UpstreamError | UpstreamTimeoutError) -> web.StreamResponse:
-        """The provider failed: as an HTTP error while nothing was sent, else as an event."""
+    async def _broken(
+        self, error: UpstreamError | UpstreamTimeoutError | UnavailableError
+    ) -> web.StreamResponse:
+        """The provider failed, or the call is not ours any more: as an HTTP error while nothing was sent, else as an event."""
         if self._client is None:
             raise error
         await self._write_on(self._meter.error_event(error_object(error)))

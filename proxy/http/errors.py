@@ -156,6 +156,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.RefusalError: Shape(400, "invalid_request_error", None),
     UpstreamError: Shape(502, "api_error", "upstream_error"),
     billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
+    billing.WorkerStalledError: Shape(503, "api_error", "server_stalled"),
     billing.PaymentsUnavailableError: Shape(503, "api_error", "payment_provider_unavailable"),
     billing.OverloadedError: Shape(503, "api_error", "overloaded"),
     billing.FeedFullError: Shape(503, "api_error", "feed_full"),

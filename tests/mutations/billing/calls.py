@@ -4,6 +4,48 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a late figure by the price book is a correction, too",
+        "billing/calls/calls.py",
+        'ending.state == "settled" and ending.accuracy == "exact":',
+        "ending.provider_cost_nanousd is not None:",
+        "tests/faults/test_standstill.py",
+    ),
+    Mutation(
+        "a late settlement of a refused call is the house's",
+        "billing/calls/corrections.py",
+        "            if ending.house_nanousd:\n",
+        "            if False:\n",
+        "tests/billing/calls/test_corrections.py",
+    ),
+    Mutation(
+        "a lease that is renewed afterwards hides no standstill",
+        "billing/calls/leases.py",
+        "            self._epoch += 1\n",
+        "",
+        "tests/proxy/call/test_standstill.py",
+    ),
+    Mutation(
+        "the lease of one kind is enough",
+        "billing/calls/leases.py",
+        "            if renewed:\n",
+        "            if False:\n",
+        "tests/proxy/call/test_standstill.py",
+    ),
+    Mutation(
+        "the hold of a lost call is not put back",
+        "billing/calls/leases.py",
+        "            if call.call_id in self._live and not call.is_lost:",
+        "            if call.call_id in self._live:",
+        "tests/proxy/call/test_standstill.py",
+    ),
+    Mutation(
+        "a call that was ended is nobody's",
+        "billing/calls/leases.py",
+        "            call.is_lost = call.call_id in ended",
+        "            call.is_lost = False",
+        "tests/proxy/call/test_standstill.py tests/faults/test_standstill.py",
+    ),
+    Mutation(
         "an answer's first byte hurries its call's row",
         "billing/calls/calls.py",
         "        self._opens.hurry(call.opened)\n        if not await",
@@ -91,7 +133,7 @@ MUTATIONS = (
     Mutation(
         "a late exact figure is a correction",
         "billing/calls/calls.py",
-        "            await self._correct_late(ending, ending.provider_cost_nanousd)",
+        "            await self._correct_late(ending)",
         "            pass",
         "tests/stateful/test_books.py",
     ),

@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a stream that is not one's own any more passes nothing on",
+        "proxy/call/stream.py",
+        "                    await answer.confirm_own()\n                await self.watch",
+        "                    pass\n                await self.watch",
+        "tests/proxy/call/test_standstill.py",
+    ),
+    Mutation(
+        "an answer that is not one's own any more does not begin",
+        "proxy/call/answer.py",
+        "            await self.confirm_own()\n            self.begun = True",
+        "            self.begun = True",
+        "tests/faults/test_standstill.py",
+    ),
+    Mutation(
+        "who is told that nothing is answered pays nothing",
+        "proxy/call/answer.py",
+        "        except WorkerStalledError:\n            self.house = True\n",
+        "        except WorkerStalledError:\n",
+        "tests/faults/test_standstill.py",
+    ),
+    Mutation(
         "a call ends whose answer is too large",
         "proxy/call/answer.py",
         "if self.complete or self.response is None or self.meter is None:",
