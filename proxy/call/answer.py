@@ -18,7 +18,6 @@ from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement
 from billing.errors import (
     InsufficientFundsError,
-    ProviderUnavailableError,
     TumaError,
     UnavailableError,
     WalletFrozenError,
@@ -27,9 +26,9 @@ from billing.errors import (
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
 from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
-from billing.provider.records import Bill
 from billing.provider.refusals import Refusal
 from billing.tasks import wait_until_done
+from proxy.call.bill import wait_for_bill
 from proxy.http.errors import (
     ProxyError,
     UpstreamError,
@@ -48,8 +47,6 @@ _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
 _PEEK_BYTES_MAX = 64 * 1024
 _BYTES_PER_TOKEN = 4  # of usual text, until it is counted
-_BILL_PAUSE_FIRST_S = 0.05
-_BILL_PAUSE_MAX_S = 2.0
 _FAILURES = frozenset(("upstream_error", "upstream_timeout", "upstream_refused"))
 _REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
@@ -281,8 +278,8 @@ class Answer:
     def _reported(self) -> Evidence | None:
         """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
         if self.response is None or self._failed_status:
-            silent = self._may_have_been_billed()  # then what the prompt probably cost is counted first
-            return None if silent else Evidence(generation_id=self.call.generation_id)
+            # Of one that may be billed the prompt is counted first.
+            return None if self._may_have_been_billed() else Evidence(generation_id=self.call.generation_id)
         if not self.complete:
             return None
         evidence = self._from_answer()
@@ -317,9 +314,8 @@ class Answer:
     def _read(self, said: Mapping[str, Any]) -> UsageReading:
         has_output = self.ask.output.choices > 0
         reading = read_usage(said, has_output=has_output)
-        if reading.usage.prompt_tokens or not reading.usage.completion_tokens:
-            return reading
-        return with_prompt(reading, self.known_prompt_tokens())
+        told = reading.usage.prompt_tokens or not reading.usage.completion_tokens
+        return reading if told else with_prompt(reading, self.known_prompt_tokens())
 
     def _lacks_a_count(self) -> bool:
         """Tell whether the provider left the prompt out of its usage, and nobody has counted it yet."""
@@ -334,9 +330,8 @@ class Answer:
         if not self.services.upstream.reports_cost:
             return None
         cost = read_cost(said)
-        if cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage):
-            return None
-        return cost
+        is_none = cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage)
+        return None if is_none else cost
 
     async def _conclude(self) -> Settlement | None:
         try:
@@ -421,7 +416,8 @@ class Answer:
             return await self._nothing_seen()
         generation_id = self.call.generation_id
         if generation_id is not None and self.services.upstream.keeps_bills:
-            bill = await self._wait_for_bill(generation_id)
+            upstream, wait_s = self.services.upstream, self.services.settings.upstream.generation_wait_s
+            bill = await wait_for_bill(upstream, generation_id, wait_s)
             if bill is not None:
                 return Evidence.of(bill)
         evidence = self._from_answer()
@@ -435,7 +431,7 @@ class Answer:
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
 
     async def _nothing_seen(self) -> Evidence:
-        """Return what is known of a call that was not answered: it costs nothing, or the house pays what it probably cost."""
+        """Return what is known of a call that was not answered: it costs nothing, or the house pays an estimate."""
         if not self._may_have_been_billed():
             return Evidence(generation_id=self.call.generation_id)
         self.house = True
@@ -444,11 +440,7 @@ class Answer:
         return Evidence(generation_id=self.call.generation_id, usage=usage, counted=True)
 
     def _may_have_been_billed(self) -> bool:
-        """Tell whether the provider may have made and billed a whole answer that it never sent, of which no record will tell.
-
-        A provider that keeps records shows it in its totals; of another the books have an estimate: the prompt, and as much output
-        as an estimate expects.
-        """
+        """Tell whether the provider may have billed a whole answer that it never sent, of which no record will tell."""
         return self._fell_silent and not self.ask.stream and not self.services.upstream.keeps_bills
 
     def _failed(self) -> bool:
@@ -488,20 +480,6 @@ class Answer:
     def count_text(self, text: str) -> int:
         """Count tokens of the answer as its model does, or close to it."""
         return self.services.counter.count_text(self.ask.model, text)
-
-    async def _wait_for_bill(self, generation_id: str) -> Bill | None:
-        """Ask for the record until it is there; the provider writes it some time after the answer's end."""
-        deadline = time.monotonic() + self.services.settings.upstream.generation_wait_s
-        pause_s = _BILL_PAUSE_FIRST_S
-        while True:
-            with contextlib.suppress(ProviderUnavailableError):
-                bill = await self.services.upstream.find_bill(generation_id)
-                if bill is not None:
-                    return bill
-            if time.monotonic() + pause_s > deadline:
-                return None
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _BILL_PAUSE_MAX_S)
 
     def _end(self, evidence: Evidence) -> asyncio.Task[Settlement | None]:
         ending = assess(

@@ -160,8 +160,8 @@ MUTATIONS = (
     Mutation(
         "a cost of zero is no price",
         "proxy/call/answer.py",
-        "if cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage):",
-        "if False:",
+        "is_none = cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage)",
+        "is_none = False",
         "tests/proxy/call/test_odd_answers.py",
     ),
     Mutation(
