@@ -24,9 +24,11 @@
     - ProviderUnavailableError
     - ProviderQuotaError
     - PaymentsUnavailableError
+    - OverloadedError
     - FeedFullError
     - JwksUnavailableError
     - AlertNotTakenError
+    - WorkerStalledError: this worker stood still, and a call of its is nobody's any more
   * BrokenInvariantError: the books would stop being right; nothing was written
 """
 
@@ -103,6 +105,10 @@ class ModelNotFoundError(RefusalError):
     """The model is unknown or has no price: refused, never free."""
 
 
+class PriceMissingError(RefusalError):
+    """A request asks for what is billed apart from tokens, and the price book has no price for it."""
+
+
 class InputError(RefusalError):
     """A value given to a command or a form is unusable."""
 
@@ -132,6 +138,10 @@ class RedisUnavailableError(UnavailableError):
     """Redis, which admits, cannot be reached or does not answer in time."""
 
 
+class WorkerStalledError(UnavailableError):
+    """This worker stood still for so long that its call was ended without it: nothing of the answer is passed on."""
+
+
 class FxUnavailableError(UnavailableError):
     """There is no exchange rate for the wallet's currency."""
 
@@ -154,6 +164,10 @@ class ProviderQuotaError(UnavailableError):
 
 class PaymentsUnavailableError(UnavailableError):
     """A payment provider does not answer now, or not as it should: nothing is known, so it is asked again."""
+
+
+class OverloadedError(UnavailableError):
+    """A worker has as much to do as it can do at once."""
 
 
 class FeedFullError(UnavailableError):

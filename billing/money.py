@@ -19,6 +19,7 @@ ATTO_PER_NANO = 10**9
 NANO_DECIMALS = 9
 ATTO_DECIMALS = 18
 AMOUNT_MAX_NANO = 2**62  # a bound on every single amount; bigint holds twice that
+SUM_MAX_NANO = 2**63 - 1  # a bound on what a wallet may hold and owe together: bigint's own
 
 _AMOUNT = re.compile(r"(-?)([0-9]{1,20})(?:\.([0-9]{1,20}))?", re.ASCII)
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from config.settings import Settings
+from config.settings import SECRET_MIN, Settings, SettingsError
 
 HIDDEN = "[hidden]"
 _LENGTH_MIN = 6  # a shorter one would hide half of every line
@@ -53,6 +53,27 @@ def find_secrets(settings: Settings) -> set[str]:
             found.add(value)
             found.update(_passwords(value))
     return found
+
+
+def require_long_secrets(settings: Settings) -> None:
+    """Refuse secrets of our own that can be guessed; the payment providers' and the upstream's keys are theirs.
+
+    Raises:
+        SettingsError: one is shorter than ``SECRET_MIN`` characters; the message names it.
+    """
+    own = {
+        "TUMA_AUTH__KEY_PEPPER": settings.auth.key_pepper,
+        "TUMA_AUTH__JWT_SECRET": settings.auth.jwt_secret,
+        "TUMA_ADMIN__TOKEN": settings.admin.token,
+        "TUMA_METRICS__TOKEN": settings.metrics.token,
+        "TUMA_STRIPE__WEBHOOK_SECRET": settings.stripe.webhook_secret,
+        "TUMA_FLUTTERWAVE__WEBHOOK_SECRET": settings.flutterwave.webhook_secret,
+    }
+    short = [name for name, value in own.items() if 0 < len(value.get_secret_value()) < SECRET_MIN]
+    if short:
+        raise SettingsError(
+            f"{', '.join(short)}: shorter than {SECRET_MIN} characters, so that it could be guessed; give it a long random value"
+        )
 
 
 def _values(section: BaseModel) -> Iterator[str]:

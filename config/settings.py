@@ -128,15 +128,22 @@ class UpstreamSettings(_Section):
     management_key: SecretStr = SecretStr(
         ""
     )  # OpenRouter's, for /credits and /activity; else the api_key is tried
+    trust_cost: bool = False  # kind openai: take a gateway's own `usage.cost` before the price book
     on_client_gone: Literal["abort", "drain"] | None = None  # None: abort for openrouter, drain for openai
     connect_timeout_s: Positive = 10.0
     first_byte_timeout_s: Positive = 300.0
-    idle_timeout_s: Positive = 120.0  # between two reads of a stream
+    idle_timeout_s: Positive = 120.0  # between two reads of a stream, after its first byte
+    end_wait_s: Positive = (
+        2.0  # how long an answer that said all, or sent [DONE] without usage, may stay open
+    )
     drain_timeout_s: Positive = 600.0  # how long an answer is read on for a client that left
     generation_wait_s: Positive = 15.0  # how long /generation is asked for an exact figure before estimating
     answer_bytes: Count = 64 * 1024 * 1024  # a plain answer larger than this is refused
-    event_bytes: Count = 4 * 1024 * 1024  # one event of a stream
+    event_bytes: Count = 32 * 1024 * 1024  # one event of a stream; a picture is one
     connections_max: Count = 20_000  # at once; further calls wait for one, as long as for a first byte
+    # Members of a request that no table here has; `pass` is for servers that bill nothing but tokens.
+    unknown_members: Literal["refuse", "pass"] = "refuse"
+    extra_members: tuple[str, ...] = ()  # a JSON array: members that this provider has, and bills nothing for
 
     @field_validator("base_url")
     @classmethod
@@ -354,6 +361,14 @@ class LimitSettings(_Section):
     connections_per_address: Bound = 0  # per worker and client address; 0: none, as behind a load balancer
     body_bytes: Count = 16 * 1024 * 1024
     body_timeout_s: Positive = 30.0
+    form_bytes: Count = 256 * 1024  # a body that is no call: a key, a cap, a top-up
+    look_bytes: Count = 16 * 1024  # before a larger body is read, the wallet is looked at
+    user_bodies_bytes: Count = 64 * 1024 * 1024  # of a user, per worker, while they are being read
+    bodies_bytes: Count = 512 * 1024 * 1024  # of everybody, per worker
+    json_nodes: Count = (
+        400_000  # numbers and texts of a body; docs/security.md says what else weighs how much
+    )
+    json_depth: Count = 100
     write_timeout_s: Positive = 60.0  # a client that takes no byte for so long is gone
     keepalive_timeout_s: Positive = 75.0
     lingering_s: Positive = (
@@ -366,8 +381,10 @@ class LimitSettings(_Section):
         0  # all keys of a user together, unless the user has limits of their own; 0: none
     )
     user_tokens_per_min: Bound = 0
-    user_calls_in_flight: Bound = 0
+    user_calls_in_flight: Bound = 100
     auth_failures_per_min: Bound = 60  # with keys that are not valid, per client address; 0: no limit
+    webhook_failures_per_min: Bound = 60  # webhooks that are not signed, per client address; 0: no limit
+    user_writes_per_min: Bound = 120  # changes of a user's keys, caps and top-ups; 0: no limit
     usage_days: Count = 400  # that GET /v1/usage sums at once
     usage_rows: Count = 2_000  # that it answers at most, as JSON
     usage_csv_rows: Count = 50_000  # and as CSV
@@ -408,8 +425,17 @@ class HoldSettings(_Section):
     renew_s: Positive = 4.0
     note_s: Positive = 1.0  # how often the ids of new answers are written to Postgres, beside Redis
     mirror_ttl_s: Positive = 600.0  # a wallet's mirror is rebuilt from Postgres at least so often
-    stream_default_tokens: Count = 1_024  # output bound of a stream that names none; the hold grows
-    plain_default_tokens: Count = 4_096  # output bound of a plain call that names none
+    # What a stream that names no bound counts in windows of tokens per minute until it has ended.
+    stream_default_tokens: Count = 1_024
+    plain_default_tokens: Count = (
+        4_096  # the same of a plain call; of a model whose maximum nobody says, the bound
+    )
+    sensible_tokens: Count = (
+        4_096  # where the wallet pays for less than the model's maximum, less than this waits its turn
+    )
+    least_tokens: Count = 64  # a wallet that pays for less output than this is refused
+    turn_wait_s: Annotated[float, Field(ge=0)] = 10.0  # for other calls of the same wallet to end
+    turn_waiters: Count = 64  # calls of a wallet that wait so, in a worker
     extend_at_percent: Annotated[int, Field(gt=0, le=100)] = 80
     expected_tokens: Count = 256  # a usual answer, for what an estimate expects
     counted_texts: Count = 10_000  # long texts of which the number of tokens is remembered
@@ -448,6 +474,7 @@ class FeedSettings(_Section):
     forget_s: Positive = 60.0  # how often older events are removed
     watchers: Count = 10_000  # per worker
     watchers_per_caller: Count = 50  # per worker and key, or user who signed in
+    watchers_per_user: Count = 100  # per worker, with all their keys
     queue_events: Count = 256  # waiting for one watcher; one more, and the watcher is dropped
     page_events: Count = 200  # of one wallet, read at once
     wallets: Count = 100  # read at once
@@ -469,6 +496,9 @@ class QuotaSettings(_Section):
         5.0  # no calls after the provider refused our key or account; doubled while it goes on
     )
     pause_max_s: Positive = 60.0
+    refusals_s: Positive = (
+        60.0  # for so long a call's refusal counts beside those of other callers and models
+    )
 
 
 class ReconcileSettings(_Section):

@@ -12,7 +12,10 @@ from aiohttp import web
 from billing.errors import TumaError
 from config.secrets import Redactor
 from config.settings import LimitSettings, Settings
+from proxy.call.door import DOOR, Door
 from proxy.endpoints import ENDPOINTS
+from proxy.http.body import leaves_much_unread
+from proxy.http.body_budget import BODIES, BodyBudget
 from proxy.http.cors import Cors
 from proxy.http.errors import error_response, http_error_response, shape_of
 from proxy.http.fast_answer import HEADS, Heads
@@ -25,6 +28,7 @@ from proxy.openapi.document import DOCUMENT, make_document
 from proxy.operator.endpoints import ADMIN
 from proxy.operator.guard import guard_admin
 from proxy.public.health import DRAINING
+from proxy.public.webhooks import BURSTS, RefusalBursts
 from proxy.services.account import ACCOUNT
 from proxy.services.call import CALL
 from proxy.services.operator import OPERATOR
@@ -56,6 +60,9 @@ def init_app(settings: Settings, slot: WorkerSlot | None = None) -> web.Applicat
         client_max_size=settings.limits.body_bytes, middlewares=[tell_requests, answer_errors, guard_admin]
     )
     app[RATES] = RateMemory()
+    app[BODIES] = BodyBudget(settings.limits)
+    app[DOOR] = Door(settings.limits)
+    app[BURSTS] = RefusalBursts()
     app[LIMITS] = settings.limits
     app[USUAL] = usual = UsualHeaders(settings.http)
     app[CORS] = cors = Cors(settings.cors)
@@ -100,7 +107,12 @@ async def _finish_head(request: web.Request, response: web.StreamResponse) -> No
     app = request.app
     app[USUAL].add_to(response.headers)
     app[CORS].add_to(request, response)
-    if app[DRAINING].is_set() or not facts_of(request).head_checked or ends_connection(request):
+    if (
+        app[DRAINING].is_set()
+        or not facts_of(request).head_checked
+        or ends_connection(request)
+        or leaves_much_unread(request)
+    ):
         response.force_close()
         if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
             response.headers["Connection"] = "close"

@@ -16,7 +16,7 @@ from billing.calls.sweeper import Sweeper
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.fx.book import FxBook
 from billing.holds.holds import Holds
-from billing.identity.auth_failures import AuthFailures
+from billing.identity.auth_failures import AuthFailures, UserWrites
 from billing.identity.keys import Keys
 from billing.identity.sign_ins import People
 from billing.ids import new_id
@@ -45,6 +45,7 @@ from billing.reports.call_view import OwnCalls
 from billing.reports.statement import Statements
 from billing.reports.usage import UsageBook
 from billing.tasks import TrackedTasks
+from billing.threads import FairThreads
 from billing.wallets.caps import Caps
 from billing.wallets.feed import Feeds
 from billing.wallets.wallets import Wallets
@@ -56,6 +57,7 @@ from proxy.live.watchers import Watchers
 from proxy.outbound.alert_webhook import make_messenger
 from proxy.outbound.fx_sources import make_sources
 from proxy.payments.providers import make_payment_apis
+from proxy.protocol.members import Policy
 from proxy.routines import make_routines
 from proxy.services.account import AccountServices
 from proxy.services.call import CallServices
@@ -158,6 +160,7 @@ def _make_runtime(
     pipe = make_redis(settings.redis, meters)
     holds = Holds(pipe, settings.holds, Ledger(database, worker_id=worker_id).read_mirror, meters)
     upstream = make_upstream(settings)
+    threads = FairThreads(name="large bodies")
     quota = Quota(database, upstream, worker_id=worker_id, settings=settings.quota)
     calls = Calls(
         database,
@@ -184,7 +187,8 @@ def _make_runtime(
         prices=PriceBook(database),
         fx=FxBook(database, settings.fx),
         fx_sources=make_sources(settings.fx),
-        counter=TokenCounter(remembered=settings.holds.counted_texts),
+        counter=TokenCounter(threads, remembered=settings.holds.counted_texts),
+        threads=threads,
         upstream=upstream,
         sweeper=Sweeper(keeper, holds, upstream, settings.sweep, meters),
         alerts=Alerts(keeper, settings, make_messenger(settings.alerts)),
@@ -197,6 +201,7 @@ def _make_runtime(
 
 
 def _for_calls(runtime: Runtime) -> CallServices:
+    upstream = runtime.settings.upstream
     return CallServices(
         settings=runtime.settings,
         calls=runtime.calls,
@@ -204,8 +209,10 @@ def _for_calls(runtime: Runtime) -> CallServices:
         prices=runtime.prices,
         fx=runtime.fx,
         counter=runtime.counter,
+        threads=runtime.threads,
         upstream=runtime.upstream,
         conclusions=runtime.conclusions,
+        policy=Policy(upstream.unknown_members, frozenset(upstream.extra_members)),
     )
 
 
@@ -225,6 +232,7 @@ def _for_accounts(runtime: Runtime, drops: CacheDrops, late: Late) -> AccountSer
         status_checks=StatusChecks(runtime.payments, runtime.pipe, runtime.settings.payments),
         watchers=runtime.watchers,
         tasks=runtime.tasks,
+        writes=UserWrites(runtime.pipe, per_min=runtime.settings.limits.user_writes_per_min),
         cool_user=drops.cool_user,
     )
 
@@ -261,6 +269,12 @@ def _for_the_public(runtime: Runtime) -> PublicServices:
         prices=runtime.prices,
         payments=runtime.payments,
         metrics=runtime.metrics,
+        unsigned=AuthFailures(
+            runtime.pipe,
+            per_min=runtime.settings.limits.webhook_failures_per_min,
+            kind="h",
+            what="webhooks with signatures",
+        ),
     )
 
 

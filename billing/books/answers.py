@@ -39,13 +39,15 @@ class QuotaJson(TypedDict):
 
 
 class RunJson(TypedDict):
-    """A reconciliation; ``drift_usd``: the provider's total less ours, USD."""
+    """A reconciliation; ``drift_usd``: the provider's total less ours, USD; ``away``: its records that did not answer."""
 
     id: Id
     started_at: Moment
     ended_at: Moment | None
     calls_checked: int | None
     drift_usd: Amount | None
+    complete: bool
+    away: list[str]
 
 
 class NotedDifferenceJson(TypedDict):
@@ -81,11 +83,16 @@ class DifferenceJson(TypedDict):
 
 
 class ReconciliationJson(TypedDict):
-    """What a reconciliation found; ``drift_usd``: the provider's total less ours, USD. ``report`` says it in words."""
+    """What a reconciliation found; ``drift_usd``: the provider's total less ours, USD. ``report`` says it in words.
+
+    ``away`` names the provider's records that did not answer, and with which nothing was compared: then it is not complete.
+    """
 
     drift_usd: Amount | None
     differences: list[DifferenceJson]
     calls_checked: int
     days_checked: int
     calls_in_flight: int
+    complete: bool
+    away: list[str]
     report: str

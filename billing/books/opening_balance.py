@@ -1,5 +1,6 @@
 """What the provider had billed before our first call: the zero from which I8 counts."""
 
+from billing.errors import ProviderUnavailableError
 from billing.money import attousd_from_decimal, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Provider
@@ -20,6 +21,8 @@ async def record_openings(database: Database, provider: Provider) -> None:
         if consumed and not known:
             return  # too late to tell our own usage from what was before
         for source, total_usd in (await provider.find_totals_usd()).items():
+            if isinstance(total_usd, ProviderUnavailableError):
+                raise total_usd
             if source not in known:
                 await connection.execute(
                     "INSERT INTO provider_openings (source, total_nanousd) VALUES ($1, $2) ON CONFLICT (source) DO NOTHING",

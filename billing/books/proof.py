@@ -27,6 +27,8 @@ WHERE tx_id >= $1 OR ($1::uuid > '00000000-0000-0000-0000-000000000000' AND tx_i
 GROUP BY tx_id, currency HAVING sum(amount_nano) <> 0 LIMIT 20
 """
 # posted = what its entries sum to: in proved days, posted late into them, and since.
+_SHADOW = "SELECT coalesce(sum(amount_nanousd), 0) FROM shadow_usd_ledger WHERE kind <> 'opening'"
+_OWN_KEYS = "SELECT coalesce(sum(amount_nanousd), 0) FROM shadow_usd_ledger WHERE kind = 'own_key'"
 _WALLETS_OFF = """
 SELECT w.id, w.currency, w.posted_nano, coalesce(v.amount_nano, 0) + coalesce(e.total, 0) AS entries
 FROM wallets w
@@ -121,6 +123,7 @@ class _Snapshot:
     settled_nanousd: int
     shadow_nanousd: int
     quota_nanousd: int
+    own_key_nanousd: int
     cost_nanousd: int
     payments: list[Any]
     held_off: list[Any]
@@ -207,10 +210,9 @@ class Books:
                     " WHERE t.kind = 'house_loss' AND t.call_id IS NULL AND e.account = 'provider_cost' AND t.id >= $1",
                     cut,
                 ),
-                shadow_nanousd=await total(
-                    "SELECT coalesce(sum(amount_nanousd), 0) FROM shadow_usd_ledger WHERE kind <> 'opening'"
-                ),
+                shadow_nanousd=await total(_SHADOW),
                 quota_nanousd=await total("SELECT sum(spent_nanousd) FROM quota_slabs"),
+                own_key_nanousd=await total(_OWN_KEYS),
                 cost_nanousd=proved.cost_nanousd
                 + await total(
                     "SELECT coalesce(-sum(amount_nano), 0) FROM journal_entry WHERE account = 'provider_cost' AND tx_id >= $1",
@@ -231,7 +233,7 @@ class Books:
                     _CAPS_SAMPLE,
                 ),
                 wallets=await fetch(
-                    "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"
+                    "SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano FROM wallets"
                 ),
                 usage_off=await compare_usage(connection, cut, LAST_ID),
             )
@@ -308,7 +310,7 @@ class Books:
             return {}
         async with self._database.connection() as connection:
             found = await connection.fetch(
-                "SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano"
+                "SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano"
                 " FROM wallets WHERE id = ANY ($1)",
                 [row["id"] for row in rows],
             )
@@ -361,11 +363,19 @@ def _check_states(snapshot: _Snapshot) -> Check:
 
 
 def _check_usd(snapshot: _Snapshot) -> Check:
-    sums = (snapshot.settled_nanousd, snapshot.shadow_nanousd, snapshot.cost_nanousd, snapshot.quota_nanousd)
-    texts = [format_usd(value) for value in sums]
+    """I4: what calls cost is what the shadow ledger says was billed: to our account, of whose quota it was taken, or to our own keys."""
+    own = snapshot.own_key_nanousd
+    sums = (
+        snapshot.settled_nanousd,
+        snapshot.shadow_nanousd,
+        snapshot.cost_nanousd,
+        snapshot.quota_nanousd + own,
+    )
+    texts = [format_usd(value) for value in (*sums[:3], snapshot.quota_nanousd)]
     return Check(
         len(set(sums)) == 1,
-        f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD, quota {texts[3]} USD",
+        f"calls {texts[0]} USD, shadow ledger {texts[1]} USD, provider cost {texts[2]} USD, quota {texts[3]} USD"
+        + (f", own keys {format_usd(own)} USD" if own else ""),
     )
 
 

@@ -62,6 +62,8 @@ async def describe_reconciliations(database: Database) -> ReconciliationsJson:
                 "ended_at": None if row["ended_at"] is None else row["ended_at"].isoformat(),
                 "calls_checked": row["calls_checked"],
                 "drift_usd": None if row["drift_nanousd"] is None else format_usd(row["drift_nanousd"]),
+                "complete": row["ended_at"] is not None and not row["away"],
+                "away": row["away"],
             }
             for row in runs
         ],

@@ -4,6 +4,9 @@ Our cost follows the provider's bill always; the wallet is corrected downward al
 an estimate. What the provider billed beyond all calls (an answer of which no byte ever came back) is the house's loss,
 booked when nothing is in flight.
 
+A record of the provider's that does not answer stops no other: the run goes on with those that do, says which did not, and
+is not complete. Nothing that the missing one could explain is called a difference, or booked.
+
 What can interrupt it: every correction is a transaction of its own, and idempotent; a run that dies is repeated by the
 next. One runs at a time among all processes, by an advisory lock, since two would book the same loss twice.
 """
@@ -12,14 +15,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
 
-from billing.books.answers import DifferenceJson, ReconciliationJson
+from billing.books.reconciliation_report import Difference, Report
 from billing.books.totals import Totals, compare_totals
 from billing.calls.assessment import Evidence
 from billing.calls.corrections import Corrections
@@ -27,7 +30,7 @@ from billing.calls.ledger import Ledger
 from billing.calls.sweeper import assess_row
 from billing.errors import ProviderUnavailableError
 from billing.ids import new_id
-from billing.money import attousd_from_decimal, format_usd, nanousd_from_attousd
+from billing.money import AMOUNT_MAX_NANO, NANO, attousd_from_decimal, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Provider
 from config.settings import ReconcileSettings
@@ -39,100 +42,6 @@ _TOGETHER = 8
 _QUIET_PAUSE_S = 0.5
 _ACTIVITY_DAYS = 30  # how far back /activity reaches
 _log = structlog.get_logger("tuma.reconcile")
-
-_WORDS = {
-    "estimated": "charged by an estimate",
-    "changed": "billed otherwise than the answer had said",
-    "void_but_billed": "void, yet billed",
-    "in_review": "in review, and known to the provider after all",
-    "unknown_to_provider": "not known to the provider",
-    "billed_without_an_answer": "billed without an answer that reached us",
-    "answered_after_all": "booked as a loss before its call was settled; taken back",
-    "billed_less_than_settled": "billed less in total than we settled",
-    "billed_beyond_calls_in_flight": "billed more in total than settled and running calls explain",
-    "account_used_elsewhere": "billed to the account by other keys than ours, or credited to it",
-    "day_and_model": "another sum for a day and model",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One difference found; nano-dollars.
-
-    Args:
-        tx_id: the posting that repaired it.
-        note: where it lies, if that is no call.
-        known: an earlier run reported the same.
-    """
-
-    call_id: UUID | None
-    cause: str
-    ours_nanousd: int
-    provider_nanousd: int | None
-    tx_id: UUID | None = None
-    note: str = ""
-    known: bool = False
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        """What makes it the same as another run's."""
-        return self.call_id, self.cause, self.ours_nanousd, self.provider_nanousd, self.note
-
-    def as_json(self) -> DifferenceJson:
-        """Return the contract's shape."""
-        return {
-            "call_id": None if self.call_id is None else str(self.call_id),
-            "cause": self.cause,
-            "ours_usd": format_usd(self.ours_nanousd),
-            "provider_usd": None if self.provider_nanousd is None else format_usd(self.provider_nanousd),
-            "corrected": self.tx_id is not None,
-            "note": self.note,
-            "known": self.known,
-        }
-
-    def __str__(self) -> str:
-        theirs = "nothing" if self.provider_nanousd is None else f"{format_usd(self.provider_nanousd)} USD"
-        where = f"call {self.call_id}" if self.call_id is not None else (self.note or "in total")
-        done = "; corrected" if self.tx_id is not None else "; known before" if self.known else ""
-        return f"{where}: {_WORDS[self.cause]}: ours {format_usd(self.ours_nanousd)} USD, the provider's {theirs}{done}"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run found. ``drift_nanousd``: the provider's total less ours, after corrections; None where it has no total."""
-
-    calls_checked: int
-    days_checked: int
-    differences: list[Difference] = field(default_factory=list)
-    drift_nanousd: int | None = None
-    live_calls: int = 0
-
-    def as_json(self) -> ReconciliationJson:
-        """Return the contract's shape, and the report in words."""
-        return {
-            "drift_usd": None if self.drift_nanousd is None else format_usd(self.drift_nanousd),
-            "differences": [item.as_json() for item in self.differences],
-            "calls_checked": self.calls_checked,
-            "days_checked": self.days_checked,
-            "calls_in_flight": self.live_calls,
-            "report": str(self),
-        }
-
-    def __str__(self) -> str:
-        corrected = sum(item.tx_id is not None for item in self.differences)
-        asked = f"Asked the provider about {self.calls_checked} calls and {self.days_checked} days: "
-        lines = [asked + f"{len(self.differences)} differences, {corrected} of them corrected."]
-        lines += [f"- {item}" for item in self.differences]
-        if self.drift_nanousd is None:
-            lines.append("The provider does not say what it billed in total.")
-        elif self.drift_nanousd == 0:
-            lines.append("In total our books and the provider's agree to the nano-dollar.")
-        else:
-            lines.append(
-                f"In total the provider's books differ from ours by {format_usd(self.drift_nanousd)} USD,"
-                f" with {self.live_calls} calls in flight."
-            )
-        return "\n".join(lines)
 
 
 class Reconciler:
@@ -158,7 +67,7 @@ class Reconciler:
             now: the time to go by for days that are over; the clock's, when None.
 
         Raises:
-            ProviderUnavailableError: the provider cannot be asked; what was corrected stays.
+            ProviderUnavailableError: none of the provider's records answers.
             PostgresUnavailableError: Postgres is away, or another run does not end.
         """
         async with self._alone():
@@ -172,8 +81,14 @@ class Reconciler:
         """
         report = await self.run()
         left = [item for item in report.differences if item.tx_id is None and not item.known]
-        log = _log.error if left else _log.info
-        log("reconciled", report=str(report), differences=len(report.differences), not_corrected=len(left))
+        log = _log.error if left else _log.warning if report.away else _log.info
+        log(
+            "reconciled",
+            report=str(report),
+            differences=len(report.differences),
+            not_corrected=len(left),
+            away=sorted(report.away),
+        )
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -192,27 +107,40 @@ class Reconciler:
         run_id = new_id()
         async with self._database.connection() as connection:
             await connection.execute("INSERT INTO reconciliation_runs (id) VALUES ($1)", run_id)
-        differences: list[Difference] = []
-        checked = 0
-        if self._provider.keeps_bills:
-            reviewed = await self._find_reviewed()
-            differences += [await self._review(row) for row in reviewed]
-            rows = await self._find_doubtful() + await self._find_sample()
-            checked += len(reviewed) + len(rows)
-            differences += await self._compare_all(rows)
-        days, off = await self._compare_days(today)
+        away: dict[str, str] = {}
+        differences, checked = await self._compare_calls(away)
+        days, off = await self._compare_days(today, away)
         news = [item for item in await self._recall(off) if not item.known]
-        if news and self._provider.keeps_bills:
+        if news and self._provider.keeps_bills and "bills" not in away:
             rows = await self._find_calls_of(news)
-            checked += len(rows)
-            differences += await self._compare_all(rows)
-            days, off = await self._compare_days(today)
-        totals, found = await self._compare_totals()
+            found, asked = await self._compare_all(rows, away)
+            differences += found
+            checked += asked
+            days, off = await self._compare_days(today, away)
+        totals, found = await self._compare_totals(away)
+        if {"key", "activity"} <= away.keys() and not checked:
+            raise ProviderUnavailableError(away["key"])  # nothing was compared with anything
         differences = await self._recall([*differences, *off, *found])
         drift = None if totals is None else totals.drift
-        report = Report(checked, days, differences, drift, totals.live if totals else 0)
+        report = Report(checked, days, differences, drift, totals.live if totals else 0, away)
         await self._record(run_id, report)
         return report
+
+    async def _compare_calls(self, away: dict[str, str]) -> tuple[list[Difference], int]:
+        """Compare the calls in review, the doubtful, and a sample; what differs, and how many were asked about."""
+        if not self._provider.keeps_bills:
+            return [], 0
+        differences: list[Difference] = []
+        reviewed = 0
+        try:
+            for row in await self._find_reviewed():
+                differences.append(await self._review(row))
+                reviewed += 1
+        except ProviderUnavailableError as error:
+            away["bills"] = str(error)
+        rows = await self._find_doubtful() + await self._find_sample()
+        found, asked = await self._compare_all(rows, away)
+        return differences + found, reviewed + asked
 
     async def _recall(self, differences: list[Difference]) -> list[Difference]:
         """Mark what an earlier run reported and could not repair either."""
@@ -246,8 +174,9 @@ class Reconciler:
         bill = await self._provider.find_bill(row["generation_id"])
         if bill is None:
             return Difference(row["id"], "unknown_to_provider", 0, None)
-        evidence = Evidence(generation_id=bill.generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
-        ending = assess_row(row, evidence, outcome="worker_lost")
+        ending = assess_row(row, Evidence.of(bill), outcome="worker_lost")
+        if ending.state == "review":
+            return Difference(row["id"], "beyond_reason", 0, None, note=f"{bill.cost_usd:.3E} USD")
         await self._ledger.settle_calls([ending])
         async with self._database.connection() as connection:
             await connection.execute("SELECT pg_notify('tuma', 'wallet:' || $1::uuid)", row["wallet_id"])
@@ -297,17 +226,32 @@ class Reconciler:
             )
         return rows
 
-    async def _compare_all(self, rows: list[Any]) -> list[Difference]:
-        found: list[Difference | None] = []
+    async def _compare_all(self, rows: list[Any], away: dict[str, str]) -> tuple[list[Difference], int]:
+        """Compare calls with their records until these do not answer; what differs, and how many were asked about."""
+        found: list[Difference] = []
+        asked = 0
         for start in range(0, len(rows), _TOGETHER):
-            found += await asyncio.gather(*(self._compare(row) for row in rows[start : start + _TOGETHER]))
-        return [item for item in found if item is not None]
+            if "bills" in away:
+                break
+            together = (self._compare(row) for row in rows[start : start + _TOGETHER])
+            for item in await asyncio.gather(*together, return_exceptions=True):
+                if isinstance(item, ProviderUnavailableError):
+                    away["bills"] = str(item)
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                asked += 1
+                if item is not None:
+                    found.append(item)
+        return found, asked
 
     async def _compare(self, row: Any) -> Difference | None:
         bill = await self._provider.find_bill(row["generation_id"])
         ours = row["cost_nanousd"]
         if bill is None:
             return Difference(row["id"], "unknown_to_provider", ours, None)
+        if bill.cost_usd * NANO > AMOUNT_MAX_NANO:
+            return Difference(row["id"], "beyond_reason", ours, None, note=f"{bill.cost_usd:.3E} USD")
         theirs = nanousd_from_attousd(attousd_from_decimal(bill.cost_usd))
         if theirs == ours and row["accuracy"] == "exact":
             return None
@@ -319,13 +263,17 @@ class Reconciler:
         )
         return Difference(row["id"], cause, ours, theirs, done.tx_id)
 
-    async def _compare_days(self, today: date) -> tuple[int, list[Difference]]:
+    async def _compare_days(self, today: date, away: dict[str, str]) -> tuple[int, list[Difference]]:
         """Compare each day that is over, model by model; how many days, and what differs.
 
         A call belongs to the day on which it arrived here, at the provider to that on which it arrived there; so one
         that crosses midnight in between shows on two days with opposite signs.
         """
-        activity = await self._provider.find_activity()
+        try:
+            activity = await self._provider.find_activity()
+        except ProviderUnavailableError as error:
+            away["activity"] = str(error)
+            return 0, []
         if activity is None:
             return 0, []
         theirs = {
@@ -341,7 +289,8 @@ class Reconciler:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """
-                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model, sum(cost_nanousd)::bigint AS cost
+                SELECT (uuid_moment(id) AT TIME ZONE 'UTC')::date AS day, model,
+                       sum(least(provider_cost_nanousd, cost_nanousd))::bigint AS cost
                 FROM calls WHERE state = 'settled' AND id >= uuid_floor($1) AND id < uuid_floor($2) GROUP BY 1, 2
                 """,
                 begin,
@@ -357,13 +306,26 @@ class Reconciler:
         ]
         return len(days), off
 
-    async def _compare_totals(self) -> tuple[Totals | None, list[Difference]]:
-        """Compare the totals, and book what no call explains as the house's loss if nothing is in flight."""
-        totals = await compare_totals(self._database, self._provider)
+    async def _look_at_totals(self, away: dict[str, str]) -> Totals | None:
+        try:
+            totals = await compare_totals(self._database, self._provider)
+        except ProviderUnavailableError as error:
+            away["key"] = str(error)
+            return None
+        if totals is not None:
+            away.update(totals.away)
+        return totals
+
+    async def _compare_totals(self, away: dict[str, str]) -> tuple[Totals | None, list[Difference]]:
+        """Compare the totals, and book what no call explains as the house's loss if nothing is in flight.
+
+        Nothing is booked, or called a difference, while a record is away that might explain it by a call.
+        """
+        totals = await self._look_at_totals(away)
         if totals is None:
             return None, []
         found = _elsewhere(totals)
-        if totals.agree and totals.drift == 0:
+        if (totals.agree and totals.drift == 0) or away.keys() - {"credits"}:
             return totals, found
         if not totals.is_quiet:
             if not totals.agree:
@@ -371,23 +333,27 @@ class Reconciler:
                 found.append(Difference(None, cause, totals.after, totals.billed[totals.source]))
             return totals, found
         await asyncio.sleep(_QUIET_PAUSE_S)
-        again = await compare_totals(self._database, self._provider)
+        again = await self._look_at_totals(away)
         if again is None or not again.is_quiet or again.drift != totals.drift:
             return again, found  # not quiet after all: the next run tells
+        found += await self._book(totals)
+        return await self._look_at_totals(away), found
+
+    async def _book(self, totals: Totals) -> list[Difference]:
+        """Book what the totals differ by while all is quiet, or take back what was booked too much."""
         billed = totals.billed[totals.source]
         if totals.drift > 0:
             tx_id = await self._book_loss(totals.drift)
-            found.append(Difference(None, "billed_without_an_answer", totals.after, billed, tx_id))
-        else:
-            # A loss that was booked without a call, and whose call was settled since, would count twice.
-            twice = min(-totals.drift, await self._booked_without_call())
-            if twice:
-                tx_id = await self._book_loss(-twice)
-                found.append(Difference(None, "answered_after_all", totals.after, billed, tx_id))
-            if twice < -totals.drift:
-                found.append(Difference(None, "billed_less_than_settled", totals.after - twice, billed))
-        again = await compare_totals(self._database, self._provider)
-        return again, found
+            return [Difference(None, "billed_without_an_answer", totals.after, billed, tx_id)]
+        found = []
+        # A loss that was booked without a call, and whose call was settled since, would count twice.
+        twice = min(-totals.drift, await self._booked_without_call())
+        if twice:
+            tx_id = await self._book_loss(-twice)
+            found.append(Difference(None, "answered_after_all", totals.after, billed, tx_id))
+        if twice < -totals.drift:
+            found.append(Difference(None, "billed_less_than_settled", totals.after - twice, billed))
+        return found
 
     async def _booked_without_call(self) -> int:
         async with self._database.connection() as connection:
@@ -431,11 +397,12 @@ class Reconciler:
                 ],
             )
             await connection.execute(
-                "UPDATE reconciliation_runs SET ended_at = now(), calls_checked = $2, drift_nanousd = $3,"
+                "UPDATE reconciliation_runs SET ended_at = now(), calls_checked = $2, drift_nanousd = $3, away = $4,"
                 " our_total_nanousd = (SELECT sum(spent_nanousd) FROM quota_slabs) WHERE id = $1",
                 run_id,
                 report.calls_checked,
                 report.drift_nanousd,
+                sorted(report.away),
             )
 
 

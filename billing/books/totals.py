@@ -1,6 +1,6 @@
 """Our provider cost beside the provider's own totals, with what calls in flight explain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from billing.errors import ProviderUnavailableError
@@ -22,6 +22,7 @@ class Totals:
         after: what we had settled afterwards.
         held: for calls in flight then.
         live: how many of these there were.
+        away: which of the provider's sums did not answer, and what came instead.
     """
 
     billed: dict[Source, int]
@@ -29,6 +30,7 @@ class Totals:
     after: int
     held: int
     live: int
+    away: dict[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -60,28 +62,38 @@ class Totals:
 async def compare_totals(database: Database, provider: Provider) -> Totals | None:
     """Compare once; None where the provider has no total.
 
+    A total of the whole account never stands in for one of our key that does not answer: others may use the account, too.
+
     Raises:
-        ProviderUnavailableError: it cannot be asked, or what it had billed before our first call was never recorded.
+        ProviderUnavailableError: our key's total cannot be asked for, or what it had billed before our first call was never recorded.
         PostgresUnavailableError: Postgres is away.
     """
     before = await _look(database)
-    totals = await provider.find_totals_usd()
-    if not totals:
+    said = await provider.find_totals_usd()
+    if not said:
         return None
+    away: dict[str, str] = {
+        source: str(total) for source, total in said.items() if isinstance(total, ProviderUnavailableError)
+    }
+    if "key" in away:
+        raise ProviderUnavailableError(away["key"])
     after = await _look(database)
     async with database.connection() as connection:
         rows = await connection.fetch("SELECT source, total_nanousd FROM provider_openings")
     openings = {row["source"]: row["total_nanousd"] for row in rows}
     billed: dict[Source, int] = {
         source: nanousd_from_attousd(attousd_from_decimal(total)) - openings[source]
-        for source, total in totals.items()
-        if source in openings
+        for source, total in said.items()
+        if source in openings and not isinstance(total, ProviderUnavailableError)
     }
     if not billed:
+        for total in said.values():
+            if isinstance(total, ProviderUnavailableError):
+                raise total
         raise ProviderUnavailableError(
             "what the provider had billed before our first call was never recorded"
         )
-    return Totals(billed, int(before["cost"]), int(after["cost"]), int(after["held"]), after["live"])
+    return Totals(billed, int(before["cost"]), int(after["cost"]), int(after["held"]), after["live"], away)
 
 
 async def _look(database: Database) -> Any:

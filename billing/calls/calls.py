@@ -13,18 +13,18 @@ What can interrupt a call, and what then becomes of its money:
 import asyncio
 import contextlib
 import time
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import structlog
 
-from billing.calls.assessment import ending_as_note
+from billing.calls.assessment import ending_as_note, in_review
 from billing.calls.corrections import Corrections
 from billing.calls.leases import Leases
 from billing.calls.ledger import Extension, Ledger, Opening
-from billing.calls.live_call import LiveCall
+from billing.calls.live_call import LiveCall, hold_of, opening_of
 from billing.calls.outcome import Ending, Settlement, on_the_house
+from billing.calls.turns import Turns
 from billing.errors import (
     BrokenInvariantError,
     CapExceededError,
@@ -34,17 +34,16 @@ from billing.errors import (
     TumaError,
     WalletFrozenError,
 )
+from billing.holds.admission import Room
 from billing.holds.hold import Hold
 from billing.holds.holds import Holds
 from billing.identity.caller import Caller
-from billing.limits import RateState
 from billing.meters import Meters, Metric
-from billing.money import ATTO_DECIMALS, NANO_DECIMALS
+from billing.money import AMOUNT_MAX_NANO
 from billing.postgres.database import Database
 from billing.postgres.group_commit import Batcher
 from billing.pricing.quote import Quote
 from billing.provider.quota import Quota
-from billing.provider.records import Bill
 from billing.tasks import TrackedTasks, wait_until_done
 from config.settings import Settings
 
@@ -116,6 +115,7 @@ class Calls:
             keeper or database, charge_estimates_upward=settings.reconcile.charge_estimates_upward
         )
         self._live: dict[UUID, LiveCall] = {}
+        self._turns = Turns(settings.holds)
         # Who is about to be opened, and who is about to be settled: batches wait for them.
         self._arriving = 0
         self._leaving: set[UUID] = set()
@@ -153,20 +153,35 @@ class Calls:
     ) -> LiveCall:
         """Set the quoted amount aside, or refuse.
 
+        Where the request named no bound on its output, and the wallet or a cap does not cover what the model can give, the call
+        is quoted anew at what is left; if that is little, it first waits for other calls of the wallet to end.
+
         Raises:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: see ``Holds.reserve``.
             ProviderQuotaError: the provider's quota does not cover it, or the provider refuses us.
             RedisUnavailableError: Redis is away.
             PostgresUnavailableError: Postgres has been away for longer than a call may wait, or too much waits for it.
         """
-        self.quota.admit(call_id)
+        _require_an_amount(quote)
+        hold = hold_of(caller, quote, call_id)
+        return await self._turns.admit(
+            quote,
+            caller.wallet_id,
+            attempt=lambda wanted: self._admit(caller, wanted, call_id=call_id, model=model, stream=stream),
+            find_room=lambda: self.holds.left(hold),
+        )
+
+    async def _admit(
+        self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool
+    ) -> LiveCall:
+        self.quota.admit(call_id, caller.user_id)
         taken_nanousd = 0
         self._arriving += 1
         try:
             await self._wait_for_postgres()
             if not self.quota.covers(quote.hold_nanousd):
                 # No slab is leased, and no quota called used up, for a call that its wallet cannot bear anyway.
-                await self.holds.check(_hold_of(caller, quote, call_id))
+                await self.holds.check(hold_of(caller, quote, call_id))
             taken_nanousd = await self.quota.take(quote.hold_nanousd)
             call = await self._reserve(
                 caller, quote, call_id=call_id, model=model, stream=stream, taken_nanousd=taken_nanousd
@@ -180,8 +195,8 @@ class Calls:
         self._arriving -= 1
         return call
 
-    async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> RateState:
-        """Return or raise what ``reserve`` would just now, but hold, write and count nothing.
+    async def look(self, caller: Caller, quote: Quote, *, call_id: UUID) -> Quote:
+        """Return what ``reserve`` would hold just now, or raise what it would; hold, write and count nothing, and wait for nobody.
 
         Of the provider's quota only what is known here is looked at: no slab is leased to find out.
 
@@ -189,14 +204,50 @@ class Calls:
             InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError, ProviderQuotaError: as ``reserve``.
             RedisUnavailableError, PostgresUnavailableError: nobody can tell, and a call would be refused, too.
         """
+        _require_an_amount(quote)
         self.quota.look(quote.hold_nanousd)
         await self._wait_for_postgres()
-        return await self.holds.look(_hold_of(caller, quote, call_id))
+        hold = hold_of(caller, quote, call_id)
+        try:
+            await self.holds.look(hold)
+        except (InsufficientFundsError, CapExceededError):
+            smaller = self._turns.fit(quote, await self.holds.left(hold)) if quote.open_ended else None
+            if smaller is None:
+                raise
+            await self.holds.look(hold_of(caller, smaller, call_id))
+            return smaller
+        return quote
+
+    async def find_room(self, caller: Caller, *, call_id: UUID) -> Room:
+        """Return what a call of this caller could take just now; nothing is held or counted.
+
+        Raises:
+            InsufficientFundsError, CapExceededError, WalletFrozenError, RateLimitError: whatever it asks for, it would be
+                refused.
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        least = Hold(
+            call_id=call_id,
+            user_id=caller.user_id,
+            wallet_id=caller.wallet_id,
+            key_id=caller.key_id,
+            amount_nano=1,
+            tokens=0,
+            limits=caller.limits,
+            amount_nanousd=1,
+            user_limits=caller.user_limits,
+            currency=caller.currency,
+            place=caller.place,
+        )
+        try:
+            return await self.holds.check(least)
+        except InsufficientFundsError:
+            raise InsufficientFundsError("The wallet is empty: top up.") from None
 
     async def _reserve(
         self, caller: Caller, quote: Quote, *, call_id: UUID, model: str, stream: bool, taken_nanousd: int
     ) -> LiveCall:
-        hold = _hold_of(caller, quote, call_id)
+        hold = hold_of(caller, quote, call_id)
         try:
             rates = await self.holds.reserve(hold)
         except (RedisUnavailableError, PostgresUnavailableError, asyncio.CancelledError):
@@ -204,7 +255,9 @@ class Calls:
             self._endings.start(self._drop_later(hold), name=f"drop {call_id}")
             raise
         call = LiveCall(call_id, caller, model, stream, quote, hold, quote.hold_nanousd, rates, taken_nanousd)
+        self.leases.begin(call)
         self._live[call_id] = call
+        self._turns.began(caller.wallet_id)
         return call
 
     async def _drop_later(self, hold: Hold) -> None:
@@ -229,7 +282,7 @@ class Calls:
         # While the provider thinks there is time to wait for company; one that answers at once would be kept waiting.
         patience_ms = min(self._batch.open_delay_ms, self._thinks_s * 1000 - _COMMIT_MS)
         call.opened = self._opens.submit(
-            _opening(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
+            opening_of(call, hold_nano=call.hold.amount_nano, hold_nanousd=call.hold_nanousd),
             patience_ms=patience_ms if patience_ms > 0 else None,
         )
 
@@ -273,6 +326,8 @@ class Calls:
     async def _extend(self, call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> bool:
         if hold_nano <= call.hold.amount_nano:
             return True
+        if max(hold_nano, hold_nanousd) > AMOUNT_MAX_NANO:
+            return False
         async with call.turn:
             try:
                 call.quota_nanousd += await self.quota.take(hold_nanousd - call.hold_nanousd)
@@ -305,6 +360,7 @@ class Calls:
         return call.ended
 
     def _tell_end(self, call: LiveCall, ending: Ending) -> None:
+        self._turns.ended(call.caller.wallet_id)
         self._count(call, ending)
         if call.on_ended is not None:
             call.on_ended()
@@ -341,7 +397,8 @@ class Calls:
             self._live.pop(call.call_id, None)
             self._leaving.discard(call.call_id)
             self._settles.reconsider()
-            spent_nanousd = 0 if settlement is None else ending.cost_nanousd
+            ended = settlement is not None and settlement.state != "review"
+            spent_nanousd = ending.cost_nanousd if ended else 0
             self.quota.give_back(call.quota_nanousd, spent_nanousd=spent_nanousd)
             self.quota.ended(call.call_id)
         if settlement is None:  # nothing was ever open in Postgres: all of the hold goes back
@@ -381,25 +438,30 @@ class Calls:
             if ending.cost_nanousd == 0:
                 return None
             # Postgres refused the call, yet the provider billed it: our cost, on nobody's wallet.
-            await self._opens.submit(_opening(call, hold_nano=0, hold_nanousd=0))
+            await self._opens.submit(opening_of(call, hold_nano=0, hold_nanousd=0))
             ending = on_the_house(ending)
+        if ending.state == "review":
+            _log.error("call.beyond_reason", call_id=str(call.call_id), generation_id=ending.generation_id)
         self._leaving.discard(call.call_id)
         answer = self._settles.submit(ending)
         if not await wait_until_done(answer, self._batch.settle_wait_s):
             await self.leases.note(call, settlement=ending_as_note(ending))
-        settlement = await answer
-        if not settlement.won and ending.provider_cost_nanousd is not None and not ending.house_nanousd:
-            await self._correct_late(ending, ending.provider_cost_nanousd)
+        try:
+            settlement = await answer
+        except BrokenInvariantError:
+            if ending.state == "review":
+                raise
+            # Postgres refuses these figures for good: people look at the call, its hold stays, and all others go on.
+            ending = in_review(ending)
+            settlement = await self._settles.submit(ending)
+        if not settlement.won and ending.state == "settled" and ending.accuracy == "exact":
+            await self._correct_late(ending)
         return settlement
 
-    async def _correct_late(self, ending: Ending, provider_cost_nanousd: int) -> None:
+    async def _correct_late(self, ending: Ending) -> None:
         """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
-        cost_usd = Decimal(provider_cost_nanousd).scaleb(-NANO_DECIMALS)
-        if ending.exact_attousd is not None:
-            cost_usd = Decimal(ending.exact_attousd).scaleb(-ATTO_DECIMALS)
-        bill = Bill(ending.generation_id or "", cost_usd, ending.usage)
         try:
-            await self._corrections.correct(ending.call_id, bill, late_settlement=True)
+            await self._corrections.correct_late(ending)
         except TumaError as error:
             _log.warning("correction.left_to_reconciliation", call_id=str(ending.call_id), error=str(error))
 
@@ -422,32 +484,7 @@ def _was_refused(call: LiveCall) -> bool:
     return opened is not None and opened.done() and not opened.cancelled() and opened.result() != _OPENED
 
 
-def _hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
-    return Hold(
-        call_id=call_id,
-        user_id=caller.user_id,
-        wallet_id=caller.wallet_id,
-        key_id=caller.key_id,
-        amount_nano=quote.hold_nano,
-        tokens=quote.prompt.tokens + quote.completion_tokens,
-        limits=caller.limits,
-        amount_nanousd=quote.hold_nanousd,
-        user_limits=caller.user_limits,
-        currency=caller.currency,
-        place=caller.place,
-    )
-
-
-def _opening(call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> Opening:
-    return Opening(
-        call_id=call.call_id,
-        user_id=call.caller.user_id,
-        wallet_id=call.caller.wallet_id,
-        key_id=call.caller.key_id,
-        model=call.model,
-        stream=call.stream,
-        price_id=call.quote.price.id,
-        fx_quote_id=call.quote.fx.id,
-        hold_nano=hold_nano,
-        hold_nanousd=hold_nanousd,
-    )
+def _require_an_amount(quote: Quote) -> None:
+    """Refuse what no wallet can hold, and no store can keep."""
+    if max(quote.hold_nano, quote.hold_nanousd) > AMOUNT_MAX_NANO:
+        raise InsufficientFundsError("The call could cost more than any wallet can hold.")

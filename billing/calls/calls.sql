@@ -12,3 +12,8 @@ $$;
 CREATE OR REPLACE FUNCTION sign_off_worker(p_id uuid) RETURNS void LANGUAGE sql AS $$
     UPDATE workers SET stopped_at = now() WHERE id = p_id
 $$;
+
+-- Which of these calls have been ended, by whomever. One in review is still to be ended.
+CREATE OR REPLACE FUNCTION find_ended(p_ids uuid[]) RETURNS SETOF uuid LANGUAGE sql STABLE AS $$
+    SELECT c.id FROM calls c WHERE c.id = ANY (p_ids) AND c.state IN ('settled', 'void')
+$$;

@@ -1,16 +1,18 @@
 """Repairing ended calls: corrections towards the provider's figure, and refunds. Nothing posted is ever rewritten."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from billing.calls.outcome import Ending
 from billing.errors import BrokenInvariantError, InputError, NotFoundError
 from billing.fx.quote import FxQuote
 from billing.ids import new_id
-from billing.money import attousd_from_decimal, nanousd_from_attousd
+from billing.money import AMOUNT_MAX_NANO, attousd_from_decimal, format_usd, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Bill
 
@@ -52,7 +54,7 @@ class Corrections:
         self._database = database
         self._upward = charge_estimates_upward
 
-    async def correct(self, call_id: UUID, bill: Bill, *, late_settlement: bool = False) -> Adjustment:
+    async def correct(self, call_id: UUID, bill: Bill) -> Adjustment:
         """Bring a call to what the provider says it billed: our cost always, the wallet by the policy.
 
         What the wallet does not pay is the house's loss. Repeating it posts nothing.
@@ -60,42 +62,107 @@ class Corrections:
         Args:
             call_id: which call.
             bill: the provider's figure.
-            late_settlement: the call's own worker reports it, after the sweeper took it for dead: what the sweeper
-                posted, a void included, was an estimate then.
+
+        Raises:
+            NotFoundError: there is no such call.
+            InputError: the figure is beyond what any amount can be.
+            BrokenInvariantError: it is still live, or kept changing.
+        """
+        memo = f"the provider billed {bill.cost_usd:f} USD for {bill.generation_id}"
+        exact = attousd_from_decimal(bill.cost_usd)
+        cost_nanousd = nanousd_from_attousd(exact)
+
+        def decide(row: Any, before: Figures) -> Figures:
+            charge = _quote(row).charge(exact)
+            if max(cost_nanousd, charge.charge_nano) > AMOUNT_MAX_NANO:
+                raise InputError(f"a bill of {bill.cost_usd:.3E} USD is beyond what any amount can be")
+            return self._corrected(
+                before,
+                cost_nanousd=cost_nanousd,
+                billed_nanousd=cost_nanousd - nanousd_from_attousd(attousd_from_decimal(bill.own_key_usd)),
+                charge_nano=charge.charge_nano,
+                spread_nano=charge.spread_nano,
+                estimate=row["state"] == "settled" and before.accuracy == "estimated",
+            )
+
+        return await self._correct(call_id, decide, memo=memo, generation=bill.generation_id)
+
+    async def correct_late(self, ending: Ending) -> Adjustment:
+        """Bring a call to what its own worker knows exactly, after the sweeper took that for dead.
+
+        What the sweeper posted, a void included, was an estimate then. Of a call whose client was told that it is not
+        answered the wallet pays nothing: the house does.
+
+        Args:
+            ending: exact, by the provider's figure or by usage at the price book.
 
         Raises:
             NotFoundError: there is no such call.
             BrokenInvariantError: it is still live, or kept changing.
         """
+        by_provider = ending.provider_cost_nanousd is not None
+        billed_nanousd = ending.cost_nanousd  # less what was billed to a key of our own
+        if ending.provider_cost_nanousd is not None:
+            billed_nanousd = ending.provider_cost_nanousd
+
+        def decide(_: Any, before: Figures) -> Figures:
+            if ending.house_nanousd:
+                after = Figures(ending.cost_nanousd, billed_nanousd, 0, 0, ending.house_nanousd, "exact")
+            else:
+                # As it was charged by the worker: the same call, settled twice as its answer was lost, differs in nothing.
+                after = self._corrected(
+                    before,
+                    cost_nanousd=ending.cost_nanousd,
+                    billed_nanousd=billed_nanousd,
+                    charge_nano=ending.charge_nano,
+                    spread_nano=ending.spread_nano,
+                    estimate=True,
+                )
+            keeps = (
+                before.provider_cost_nanousd == after.cost_nanousd
+            )  # the sweeper had the provider's figure
+            return after if by_provider or keeps else replace(after, provider_cost_nanousd=None)
+
+        source = "the provider billed" if by_provider else "by the price book it cost"
+        memo = f"{source} {format_usd(ending.cost_nanousd)} USD, as its own worker learned late"
+        return await self._correct(ending.call_id, decide, memo=memo, generation=ending.generation_id)
+
+    async def _correct(
+        self, call_id: UUID, decide: Callable[[Any, Figures], Figures], *, memo: str, generation: str | None
+    ) -> Adjustment:
         for _ in range(_TRIES):
             row = await self._read(call_id)
             before = _figures(row)
-            estimate = late_settlement or (row["state"] == "settled" and before.accuracy == "estimated")
-            after = self._corrected(before, bill, _quote(row), estimate=estimate)
+            after = decide(row, before)
             # Of the call as it stands: the same figures may come again after others.
             key = f"correction:{call_id}:#{row['adjustments']}:{after.cost_nanousd}:{after.charge_nano}"
-            memo = f"the provider billed {bill.cost_usd:f} USD for {bill.generation_id}"
             done = await self._adjust(
-                call_id, before, after, kind="correction", memo=memo, key=key, generation=bill.generation_id
+                call_id, before, after, kind="correction", memo=memo, key=key, generation=generation
             )
             if done is not None:
                 return done
         raise BrokenInvariantError(f"call {call_id} kept changing while it was corrected")
 
-    def _corrected(self, before: Figures, bill: Bill, fx: FxQuote, *, estimate: bool) -> Figures:
-        exact = attousd_from_decimal(bill.cost_usd)
-        cost_nanousd = nanousd_from_attousd(exact)
-        charge = fx.charge(exact)
-        lower = charge.charge_nano < before.charge_nano
-        higher = charge.charge_nano > before.charge_nano and estimate and self._upward
+    def _corrected(
+        self,
+        before: Figures,
+        *,
+        cost_nanousd: int,
+        billed_nanousd: int,
+        charge_nano: int,
+        spread_nano: int,
+        estimate: bool,
+    ) -> Figures:
+        lower = charge_nano < before.charge_nano
+        higher = charge_nano > before.charge_nano and estimate and self._upward
         # Down always, though the house bears a part: a wallet never pays more than its call cost.
         if lower or (higher and before.house_nanousd == 0):
-            return Figures(cost_nanousd, cost_nanousd, charge.charge_nano, charge.spread_nano, 0, "exact")
+            return Figures(cost_nanousd, billed_nanousd, charge_nano, spread_nano, 0, "exact")
         # The wallet pays what it paid; the house pays the difference, or is relieved of it.
         paid_nanousd = before.cost_nanousd - before.house_nanousd
         house_nanousd = max(cost_nanousd - paid_nanousd, 0)
         return Figures(
-            cost_nanousd, cost_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
+            cost_nanousd, billed_nanousd, before.charge_nano, before.spread_nano, house_nanousd, "exact"
         )
 
     async def refund(

@@ -15,6 +15,7 @@ DECLARE
     first record;
     owner uuid;
     under boolean; -- caps
+    billed bigint; -- more than before, to our account: what is beyond it went to a key of our own
 BEGIN
     PERFORM set_config('tuma.usage_kept', 'yes', true);
     SELECT c.wallet_id INTO owner FROM calls c WHERE c.id = p_call;
@@ -54,10 +55,14 @@ BEGIN
     ) AS e (seq, account, wallet, currency, amount)
     WHERE e.amount <> 0
     HAVING count(*) > 0;
-    IF p_cost <> call.cost_nanousd THEN
-        INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, calls, memo)
-        VALUES (p_tx, 'correction', p_cost - call.cost_nanousd, 1, p_memo);
-    END IF;
+    billed := least(p_provider_cost, p_cost) - least(call.provider_cost_nanousd, call.cost_nanousd);
+    INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, calls, memo)
+    SELECT r.id, r.kind, r.amount, 1, p_memo
+    FROM (VALUES
+        (p_tx, 'correction', billed),
+        (gen_random_uuid(), 'own_key', p_cost - call.cost_nanousd - billed)
+    ) AS r (id, kind, amount)
+    WHERE r.amount <> 0;
     PERFORM add_usage(ARRAY[p_call], -1);
     UPDATE calls c SET state = CASE WHEN p_cost > 0 OR p_charge > 0 THEN 'settled' ELSE c.state END,
            cost_nanousd = p_cost, provider_cost_nanousd = p_provider_cost, charge_nano = p_charge, spread_nano = p_spread,

@@ -2,9 +2,16 @@
 
 A worker that dies leaves its calls to the sweeper, which goes by what was noted here: in Redis beside the hold, and of answers
 that last in Postgres, too.
+
+A worker that only stood still (its event loop, its process or its machine) does not know that it was taken for dead. The sweeper
+touches a call only when both leases have run out, the worker's in Postgres and the hold's in Redis; so a worker that finds both
+overdue begins a new epoch, in which it asks of every older call whether it is still its own before anything more is passed on.
+As long as one of them was renewed in time, nothing is asked.
 """
 
 import asyncio
+import contextlib
+import math
 import time
 from collections.abc import Mapping
 from uuid import UUID
@@ -13,7 +20,7 @@ import structlog
 
 from billing.calls.ledger import Ledger
 from billing.calls.live_call import LiveCall
-from billing.errors import PostgresUnavailableError, RedisUnavailableError
+from billing.errors import PostgresUnavailableError, RedisUnavailableError, WorkerStalledError
 from billing.holds.holds import Holds
 from billing.postgres.database import Database
 from billing.tasks import TrackedTasks, wait_until_done
@@ -21,6 +28,13 @@ from config.settings import Settings
 
 _log = structlog.get_logger("tuma.calls")
 _RENEW_TOGETHER = 100
+# A clock that goes on while the machine is suspended, where there is one.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def read_clock_s() -> float:
+    """Return the seconds by which leases run out here."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Leases:
@@ -56,6 +70,12 @@ class Leases:
         self._renew_s = settings.holds.renew_s
         self._note_s = settings.holds.note_s
         self._worker_lease_s = settings.sweep.worker_lease_s
+        self._hold_lease_s = settings.holds.lease_s
+        self._epoch = 0
+        self._until_s = (
+            math.inf
+        )  # until then one of the leases holds; before the worker is registered it has none
+        self._asking: asyncio.Task[None] | None = None
         self._open_wait_s = settings.batch.open_wait_s
 
     async def register_worker(self, *, host: str, pid: int) -> None:
@@ -64,6 +84,7 @@ class Leases:
         Raises:
             PostgresUnavailableError: Postgres is away.
         """
+        sent_s = read_clock_s()
         async with self._database.connection() as connection:
             await connection.execute(
                 "SELECT register_worker($1, $2, $3, make_interval(secs => $4))",
@@ -72,6 +93,64 @@ class Leases:
                 pid,
                 self._worker_lease_s,
             )
+        self._until_s = sent_s + self._worker_lease_s
+
+    # Whether a call is still this worker's own
+
+    def begin(self, call: LiveCall) -> None:
+        """Take a call up: it is this worker's own as of now."""
+        self._notice_standstill()
+        call.epoch = self._epoch
+
+    def is_own(self, call: LiveCall) -> bool:
+        """Whether nobody can have ended the call meanwhile; without a round trip."""
+        return call.epoch == self._epoch and read_clock_s() < self._until_s
+
+    def _notice_standstill(self) -> None:
+        if read_clock_s() >= self._until_s:
+            _log.warning("worker.stood_still", overdue_s=round(read_clock_s() - self._until_s, 3))
+            self._epoch += 1
+            self._until_s = (
+                read_clock_s() + self._hold_lease_s
+            )  # calls that begin now have holds of their own
+
+    async def confirm_own(self, call: LiveCall) -> None:
+        """Make sure that the call is still this worker's own; a question to Postgres, if the worker stood still.
+
+        Raises:
+            WorkerStalledError: somebody else ended it.
+            PostgresUnavailableError: nobody can tell.
+        """
+        self._notice_standstill()
+        while call.epoch != self._epoch and not call.is_lost and call.call_id in self._live:
+            if self._asking is None or self._asking.done():
+                self._asking = self._tasks.start(self._ask_whose(), name="ask whose calls these are")
+            if not await wait_until_done(self._asking, self._open_wait_s):
+                raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
+            self._asking.result()
+            self._notice_standstill()  # meanwhile, again
+        if call.is_lost:
+            raise WorkerStalledError("This server stood still for too long to answer this call; try again.")
+
+    async def _ask_whose(self) -> None:
+        """Ask of all calls of earlier epochs, once the worker's lease keeps the sweeper off them again.
+
+        Raises:
+            PostgresUnavailableError: nobody can tell.
+        """
+        epoch = self._epoch
+        await self._renew_lease()
+        calls = [call for call in self._live.values() if call.epoch != epoch]
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT id FROM find_ended($1) AS ended (id)", [call.call_id for call in calls]
+            )
+        ended = {row["id"] for row in rows}
+        for call in calls:
+            call.epoch = epoch
+            call.is_lost = call.call_id in ended
+        if ended:
+            _log.error("calls.lost", calls=len(ended))
 
     async def note(self, call: LiveCall, **notes: str) -> None:
         """Note what the sweeper would need, should this worker die now: the generation id, progress.
@@ -110,7 +189,7 @@ class Leases:
 
     async def _renew(self, call: LiveCall, *, exact: bool = True) -> None:
         async with call.turn:
-            if call.call_id in self._live:
+            if call.call_id in self._live and not call.is_lost:
                 if call.progress is not None and call.generation_id is not None:
                     call.notes.update(call.progress(exact))
                 await self._holds.renew(call.hold, call.notes)
@@ -119,11 +198,22 @@ class Leases:
         """Renew the worker's lease and its calls' leases until cancelled."""
         while True:
             started = time.monotonic()
-            await asyncio.gather(self._renew_worker(), self._renew_calls())
+            self._notice_standstill()
+            if any(call.epoch != self._epoch for call in self._live.values()):
+                with contextlib.suppress(PostgresUnavailableError):
+                    await self._ask_whose()  # first, lest the hold of a call that was ended be put back
+            sent_s = read_clock_s()
+            _, renewed = await asyncio.gather(self._renew_worker(), self._renew_calls())
+            if renewed:
+                self._last_until(sent_s + self._hold_lease_s)
             await asyncio.sleep(max(self._renew_s - (time.monotonic() - started), 0.1))
 
-    async def _renew_calls(self) -> None:
-        calls = list(self._live.values())
+    def _last_until(self, until_s: float) -> None:
+        self._until_s = until_s if self._until_s == math.inf else max(self._until_s, until_s)
+
+    async def _renew_calls(self) -> bool:
+        """Renew the leases of all calls; tell whether all of them were."""
+        calls, whole = list(self._live.values()), True
         for start in range(0, len(calls), _RENEW_TOGETHER):
             together = calls[start : start + _RENEW_TOGETHER]
             found = await asyncio.gather(*(self._renew(call) for call in together), return_exceptions=True)
@@ -132,9 +222,11 @@ class Leases:
                 if not isinstance(error, RedisUnavailableError):
                     raise error
             if errors:
+                whole = False
                 _log.warning("leases.not_renewed", calls=len(errors), error=str(errors[0]))
             if len(errors) == len(together):
-                return  # all of Redis is away, not a shard of a cluster
+                break  # all of Redis is away, not a shard of a cluster
+        return whole
 
     async def run_notes(self) -> None:
         """Write the ids of answers that last to Postgres, too, until cancelled."""
@@ -165,14 +257,22 @@ class Leases:
 
     async def _renew_worker(self) -> None:
         try:
-            async with self._database.connection() as connection:
-                await connection.execute(
-                    "SELECT renew_worker($1, make_interval(secs => $2))",
-                    self._worker_id,
-                    self._worker_lease_s,
-                )
+            await self._renew_lease()
         except PostgresUnavailableError as error:
             _log.warning("worker.lease_not_renewed", error=str(error))
+
+    async def _renew_lease(self) -> None:
+        """Renew the worker's lease in Postgres.
+
+        Raises:
+            PostgresUnavailableError: whether it was renewed is unknown.
+        """
+        sent_s = read_clock_s()  # the lease begins after this, so it lasts at least so long
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "SELECT renew_worker($1, make_interval(secs => $2))", self._worker_id, self._worker_lease_s
+            )
+        self._last_until(sent_s + self._worker_lease_s)
 
     async def sign_off_worker(self) -> None:
         """Give up the worker's lease: the sweeper takes what is left of its calls."""

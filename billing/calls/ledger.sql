@@ -152,7 +152,7 @@ BEGIN
 END $$;
 
 -- End calls, once each, whoever tries. p_state: 'settled', 'void', or 'review' (the hold stays). p_house is the part of
--- the cost that the wallet does not pay. p_exact names the calls that have more to tell than every call, in the three after
+-- the cost that the wallet does not pay. Where p_provider_cost is less than p_cost, the rest was billed to a key of our own. p_exact names the calls that have more to tell than every call, in the three after
 -- it. Returns for every id whether this attempt won, and how the call stands now. It also counts what was spent of each
 -- worker's slab, keeps every window that the calls lie in, sums what was used, and lists what is late.
 CREATE OR REPLACE FUNCTION settle_batch(
@@ -201,7 +201,8 @@ BEGIN
         FROM ends e
         WHERE c.id = e.id AND c.id = ANY (p_id) AND c.id BETWEEN low AND high
           AND (c.state = 'open' OR (c.state = 'review' AND e.state <> 'review'))
-        RETURNING c.id, c.wallet_id, c.worker_id, c.currency, c.state, c.hold_nano, e.cost, e.charge, e.spread, e.house, e.source,
+        RETURNING c.id, c.wallet_id, c.worker_id, c.currency, c.state, c.hold_nano, e.cost, least(e.provider_cost, e.cost) AS billed,
+                  e.charge, e.spread, e.house, e.source,
                   e.prompt, e.completion, e.cached_read, e.cached_write, e.reasoning, e.first_byte_ms, e.duration_ms
     ), moved AS (
         UPDATE wallets w SET held_nano = w.held_nano - m.held, posted_nano = w.posted_nano - m.charge
@@ -239,11 +240,13 @@ BEGIN
         RETURNING tx_id, currency, amount_nano
     ), consumed AS (
         INSERT INTO shadow_usd_ledger (id, kind, amount_nanousd, calls)
-        SELECT p_batch, 'settlement', sum(n.cost)::bigint, count(*)::integer FROM ended n WHERE n.state = 'settled'
+        SELECT p_batch, 'settlement', sum(n.billed)::bigint, count(*)::integer FROM ended n WHERE n.state = 'settled'
         HAVING count(*) > 0
+        UNION ALL
+        SELECT n.id, 'own_key', n.cost - n.billed, 1 FROM ended n WHERE n.state = 'settled' AND n.cost > n.billed
     ), spent AS (
         INSERT INTO quota_slabs (worker_id, spent_nanousd)
-        SELECT n.worker_id, sum(n.cost)::bigint FROM ended n WHERE n.state = 'settled' AND n.cost > 0 GROUP BY n.worker_id
+        SELECT n.worker_id, sum(n.billed)::bigint FROM ended n WHERE n.state = 'settled' AND n.cost > 0 GROUP BY n.worker_id
         ON CONFLICT (worker_id) DO UPDATE SET spent_nanousd = quota_slabs.spent_nanousd + excluded.spent_nanousd
     )
     SELECT coalesce((SELECT array_agg(n.id) FROM ended n), '{}'),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from billing.calls.ledger import Opening
 from billing.calls.outcome import Ending, Settlement
 from billing.holds.hold import Hold
 from billing.identity.caller import Caller
@@ -42,6 +43,8 @@ class LiveCall:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Task[Settlement | None] | None = None
     ending: Ending | None = None
+    epoch: int = 0  # of the worker's leases, in which it was last known to be this worker's own
+    is_lost: bool = False  # the sweeper ended it, as this worker stood still
     stages: Stages = field(default_factory=Stages)
     on_ended: Callable[[], None] | None = None  # once it is settled and released
 
@@ -56,3 +59,36 @@ class LiveCall:
     def generation_id(self) -> str | None:
         """The provider's id of the answer, once known."""
         return self.notes.get("generation_id")
+
+
+def hold_of(caller: Caller, quote: Quote, call_id: UUID) -> Hold:
+    """Return what must be set aside for a quote."""
+    return Hold(
+        call_id=call_id,
+        user_id=caller.user_id,
+        wallet_id=caller.wallet_id,
+        key_id=caller.key_id,
+        amount_nano=quote.hold_nano,
+        tokens=quote.window_tokens or quote.prompt.tokens + quote.completion_tokens,
+        limits=caller.limits,
+        amount_nanousd=quote.hold_nanousd,
+        user_limits=caller.user_limits,
+        currency=caller.currency,
+        place=caller.place,
+    )
+
+
+def opening_of(call: LiveCall, *, hold_nano: int, hold_nanousd: int) -> Opening:
+    """Return the row that opens a call in Postgres."""
+    return Opening(
+        call_id=call.call_id,
+        user_id=call.caller.user_id,
+        wallet_id=call.caller.wallet_id,
+        key_id=call.caller.key_id,
+        model=call.model,
+        stream=call.stream,
+        price_id=call.quote.price.id,
+        fx_quote_id=call.quote.fx.id,
+        hold_nano=hold_nano,
+        hold_nanousd=hold_nanousd,
+    )

@@ -22,8 +22,9 @@ class Ending:
     Args:
         outcome: in a word, for people: ``completed``, ``client_gone``, ``upstream_error``, ….
         house_nanousd: the part of the cost that the wallet does not pay.
-        provider_cost_nanousd: what the provider says it billed; None when it said nothing.
-        exact_attousd: the same, where it is finer than nano-dollars, for who wants to follow the charge; else None.
+        provider_cost_nanousd: what the provider says it billed to our account, which is less than the cost where a key of our own
+            at another provider was used; None when it said nothing.
+        exact_attousd: the cost as it says it, where it is finer than nano-dollars, for who wants to follow the charge; else None.
     """
 
     call_id: UUID

@@ -22,9 +22,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import structlog
 
-from billing.calls.assessment import Evidence, assess, ending_from_note
+from billing.calls.assessment import Evidence, assess, ending_from_note, in_review
 from billing.calls.ledger import Ledger
 from billing.calls.outcome import Ending, Settlement
 from billing.errors import ProviderUnavailableError, RedisUnavailableError, TumaError
@@ -171,7 +172,16 @@ class Sweeper:
         if ending is None or (ending.state == "review" and row["state"] == "review"):
             counts.waiting += 1
             return
-        settlement = (await self._ledger.settle_calls([ending]))[0]
+        try:
+            settlement = (await self._ledger.settle_calls([ending]))[0]
+        except asyncpg.DataError as error:
+            # It does not fit the books: people look at it, and the others are swept.
+            if row["state"] == "review":
+                counts.waiting += 1
+                return
+            _log.error("sweep.refused", call_id=str(ending.call_id), error=str(error))
+            ending = in_review(ending)
+            settlement = (await self._ledger.settle_calls([ending]))[0]
         if not settlement.won:
             return
         self._count(ending, counts)
@@ -203,8 +213,7 @@ class Sweeper:
             _log.warning("sweep.provider_away", call_id=str(row["id"]), error=str(error))
             return None
         if bill is not None:
-            evidence = Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
-            return assess_row(row, evidence, outcome="worker_lost")
+            return assess_row(row, Evidence.of(bill), outcome="worker_lost")
         self._put_off(row["id"])
         if (datetime.now(UTC) - minted_at(row["id"])).total_seconds() < self._settings.review_after_s:
             return None

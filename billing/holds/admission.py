@@ -24,6 +24,21 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a call of this caller could take just now, at most.
+
+    Args:
+        nano: of the wallet, and of its caps and the key's, in nano units of its currency.
+        nanousd: of the user's caps; None where there are none.
+        tokens: of the windows of tokens.
+    """
+
+    nano: int
+    nanousd: int | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Rate:
     """One window as a call would find it; ``used_us`` and ``after_us`` of a minute."""
 
@@ -90,6 +105,29 @@ def _verdict(
         if cap.left < amount:
             return ["cap_exceeded", 0, *(str(part).encode() for part in cap)]
     return ["granted", 0]
+
+
+def room_of(mirror: Mapping[str, str], windows: Sequence[Window], hold: "Hold", *, now_us: int) -> Room:
+    """Return what there is room for.
+
+    Args:
+        mirror: as for ``judge``, which has granted.
+        windows: as there.
+        hold: of the caller; its amounts do not count.
+        now_us: Redis's time.
+    """
+    user = str(hold.user_id)
+    caps = list(_caps(mirror, hold))
+    return Room(
+        nano=min(
+            [int(mirror[f"available:{hold.wallet_id}"]), *(cap.left for cap in caps if cap.scope != user)]
+        ),
+        nanousd=min((cap.left for cap in caps if cap.scope == user), default=None),
+        tokens=min(
+            _rate(window.tokens_us, limits.tokens_per_min, 0, now_us).left
+            for window, (_, limits) in zip(windows, hold.limiters, strict=True)
+        ),
+    )
 
 
 def _rate(arrival_us: int, per_min: int, cost: int, now_us: int) -> _Rate:

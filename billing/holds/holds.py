@@ -32,7 +32,7 @@ from billing.errors import (
     RedisUnavailableError,
     WalletFrozenError,
 )
-from billing.holds.admission import is_warm, judge, window_of
+from billing.holds.admission import Room, is_warm, judge, room_of, window_of
 from billing.holds.hold import SHARDS, ExpiredLease, Hold, _member, _mirror_keys, _prefix
 from billing.ids import minted_at
 from billing.limits import Limits, RateState
@@ -144,8 +144,11 @@ class Holds:
             mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
         return self._judge_by(mirror, windows, hold, now_us=now_us)
 
-    async def check(self, hold: Hold) -> None:
+    async def check(self, hold: Hold) -> Room:
         """Raise what ``reserve`` would just now, as surely as it: a cold mirror is filled first, and nothing is held.
+
+        Returns:
+            what there would have been room for.
 
         ``look`` judges by what Postgres said a moment ago; money that came, or a call that ended, meanwhile is not in that.
 
@@ -159,12 +162,23 @@ class Holds:
             now_us, mirror, windows = await self._read(hold)
             if is_warm(mirror, hold):
                 self._judge_by(mirror, windows, hold, now_us=now_us)
-                return
+                return room_of(mirror, [window_of(window) for window in windows], hold, now_us=now_us)
             if await self._pipe.call(self._claim_cold, keys, args):
                 await self._fill_mirror(hold)
             else:
                 await asyncio.sleep(_FILL_PAUSE_S)
         raise RedisUnavailableError("the wallet's mirror could not be filled")
+
+    async def left(self, hold: Hold) -> Room:
+        """Return what there is room for just now; a cold mirror is read from Postgres. The hold's amounts do not count.
+
+        Raises:
+            RedisUnavailableError, PostgresUnavailableError: nobody can tell.
+        """
+        now_us, mirror, windows = await self._read(hold)
+        if not is_warm(mirror, hold):
+            mirror = await self._read_mirror(hold.user_id, minted_at(hold.call_id))
+        return room_of(mirror, [window_of(window) for window in windows], hold, now_us=now_us)
 
     async def _read(self, hold: Hold) -> tuple[int, Mapping[str, str], list[Any]]:
         """Return Redis's time in microseconds, the mirror as it is, and the windows of the limiters."""

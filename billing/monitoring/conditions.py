@@ -51,7 +51,9 @@ async def find_conditions(connection: Any, settings: Settings) -> list[Condition
 
 async def _look_at_provider(connection: Any, settings: Settings) -> list[Condition]:
     row = await connection.fetchrow(
-        "SELECT low, left_nanousd, paused_until > now() AS paused, pause_reason FROM provider_quota"
+        "SELECT low, left_nanousd, paused_until > now() AS paused, pause_reason, refused_reason,"
+        " refused_at > now() - make_interval(secs => $1) AS refused FROM provider_quota",
+        settings.quota.refusals_s,
     )
     found = []
     if row["low"]:
@@ -71,6 +73,15 @@ async def _look_at_provider(connection: Any, settings: Settings) -> list[Conditi
                 "critical",
                 "The provider refuses our key or account; no calls are sent.",
                 {"reason": row["pause_reason"]},
+            )
+        )
+    elif row["refused"]:
+        found.append(
+            Condition(
+                "provider_refuses_calls",
+                "critical",
+                "The provider refuses call after call with words about our key or account; nobody else is stopped.",
+                {"reason": row["refused_reason"]},
             )
         )
     return found

@@ -31,7 +31,11 @@ OBSERVED = (
         "The provider's total less ours, by the last reconciliation that could tell.",
         nano=True,
     ),
-    Metric("tuma_reconciled_age_seconds", "gauge", "Time since a reconciliation ended."),
+    Metric(
+        "tuma_reconciled_age_seconds",
+        "gauge",
+        "Time since a reconciliation with all of the provider's records ended.",
+    ),
     Metric(
         "tuma_fx_age_seconds",
         "gauge",
@@ -57,7 +61,7 @@ _HELD = "SELECT currency, sum(held_nano) FROM wallets WHERE held_nano > 0 GROUP 
 _QUOTA = "SELECT left_nanousd, low, coalesce(paused_until > now(), false) AS paused FROM provider_quota"
 _RUN = (
     "SELECT drift_nanousd, extract(epoch FROM now() - ended_at)::double precision AS age_s FROM reconciliation_runs"
-    " WHERE ended_at IS NOT NULL ORDER BY id DESC LIMIT 1"
+    " WHERE ended_at IS NOT NULL AND away = '{}' ORDER BY id DESC LIMIT 1"
 )
 _FX = (
     "SELECT currency, extract(epoch FROM clock_timestamp() - confirmed_at)::double precision AS age_s,"

@@ -37,14 +37,17 @@ _TRIES = 5
 FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "proxy": (
         "extend_batch",
+        "find_ended",
         "find_key",
         "find_owner",
         "has_functions",
         "lease_quota",
         "list_fx_quotes",
+        "list_price_extras",
         "list_prices",
         "note_generations",
         "note_keys_used",
+        "note_refusals",
         "open_batch",
         "pause_provider",
         "read_feeds",

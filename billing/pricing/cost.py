@@ -4,11 +4,9 @@ Token classes are parts of each other, as providers report them: cached tokens a
 part of the completion's. A class with a price of its own takes its tokens out of the class that contains it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 from uuid import UUID
 
 from billing.errors import InputError
@@ -56,7 +54,8 @@ class Price:
     """A model's price, in USD per single token, image or request.
 
     ``None`` means: cached tokens and audio as the prompt, reasoning as the completion. A reasoning price of zero means
-    the same, as OpenRouter lists it for models that do not price reasoning apart.
+    the same, as OpenRouter lists it for models that do not price reasoning apart. ``extras`` are prices of what is billed
+    beside tokens, by unit (``billing/pricing/extras.py``).
 
     Raises:
         InputError: a price is negative, not finite, or finer than 18 decimals.
@@ -74,6 +73,7 @@ class Price:
     request_usd: Decimal = Decimal(0)
     completion_tokens_max: int | None = None
     context_tokens: int | None = None
+    extras: Mapping[str, Decimal] = field(default_factory=dict)
     rates: Rates = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,62 +115,6 @@ class Usage:
     reasoning_tokens: int = 0
     images: int = 0
     audio_tokens: int = 0
-
-
-def usage_from_openai(usage: Mapping[str, Any]) -> Usage:
-    """Read a ``usage`` object: chat completions' names, or the Responses API's and embeddings'. Never raises.
-
-    What is missing or is no sensible count is taken as zero; a part is never larger than its whole.
-    """
-    prompt = _count(usage, "prompt_tokens", "input_tokens")
-    completion = _count(usage, "completion_tokens", "output_tokens")
-    prompt_details = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    completion_details = _details(usage, "completion_tokens_details", "output_tokens_details")
-    cached_read = min(_count(prompt_details, "cached_tokens"), prompt)
-    cached_write = min(_count(prompt_details, "cache_write_tokens"), prompt - cached_read)
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_read_tokens=cached_read,
-        cached_write_tokens=cached_write,
-        reasoning_tokens=min(_count(completion_details, "reasoning_tokens"), completion),
-        audio_tokens=min(_count(prompt_details, "audio_tokens"), prompt - cached_read - cached_write),
-    )
-
-
-def _count(fields: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        value = fields.get(name)
-        if type(value) is int and 0 <= value <= TOKENS_MAX:
-            return value
-        if isinstance(value, Decimal | float) and _is_whole(value):
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return min(value, TOKENS_MAX)
-    return 0
-
-
-def _is_whole(value: Decimal | float) -> bool:
-    """Tell whether it is a sensible count; an int made of 1E+99999999 would fill the memory."""
-    finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
-    return finite and 0 <= value <= TOKENS_MAX and value == int(value)
-
-
-def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, Mapping):
-            return value
-    return {}
-
-
-def reported_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:
-    """Return the provider's own figure, ``usage.cost`` in USD as OpenRouter sends it; None where there is none."""
-    cost = usage.get("cost")
-    if isinstance(cost, bool) or not isinstance(cost, int | float | Decimal):
-        return None
-    exact = cost if isinstance(cost, Decimal) else Decimal(repr(cost))
-    return exact if exact.is_finite() and 0 <= exact < TOKENS_MAX else None
 
 
 def cost_attousd(price: Price, usage: Usage) -> int:

@@ -61,7 +61,7 @@ def estimate_call(
     )
     bounds = [
         output.bound(
-            default_tokens=price.completion_tokens_max or price.context_tokens or default_tokens,
+            unknown_max=price.context_tokens or default_tokens,
             model_max=price.completion_tokens_max,
         )
         for price in prices

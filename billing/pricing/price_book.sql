@@ -10,3 +10,10 @@ LANGUAGE sql STABLE AS $$
            p.cached_read_usd, p.cached_write_usd, p.reasoning_usd, p.image_usd, p.audio_usd, p.request_usd
     FROM models m JOIN model_prices p ON p.model_id = m.id AND p.valid_to IS NULL ORDER BY m.id
 $$;
+
+-- Prices of now for what is billed beside tokens; of models that have some.
+CREATE OR REPLACE FUNCTION list_price_extras()
+RETURNS TABLE (price_id uuid, extras jsonb)
+LANGUAGE sql STABLE AS $$
+    SELECT p.id, p.extras FROM model_prices p WHERE p.valid_to IS NULL AND p.extras <> '{}'
+$$;

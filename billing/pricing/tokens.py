@@ -4,15 +4,13 @@ The count is for the quote, and for answers whose provider reports nothing; see 
 Nothing is fetched at run time. Pure but for reading the vocabularies once.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -23,6 +21,8 @@ from typing import Any
 import tiktoken
 
 from billing.errors import BrokenInvariantError
+from billing.pricing.images import image_tokens_max
+from billing.threads import FairThreads, Work, finish
 
 # Published vocabularies, under the names and with the hashes of tiktoken's own cache (tiktoken_ext/openai_public.py).
 _VOCABULARIES = {
@@ -88,14 +88,13 @@ _PER_MESSAGE = 3  # OpenAI cookbook, "How to count tokens with tiktoken"
 _PER_NAME = 1
 _PRIMING = 3
 _PER_TOOLS = 16
-_IMAGE_TOKENS = {"low": 85, "high": 1_445, "auto": 1_445}  # OpenAI's vision guide: 85 + 8 tiles of 170
 _AUDIO_BYTES_PER_TOKEN = 200  # 10 tokens a second (OpenAI), at the 16 kbit/s of dense speech
-_FILE_BYTES_PER_TOKEN = 3
 _UNKNOWN_PART_TOKENS = 1_445
 _DEPTH_MAX = 40
 _TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 _IMAGES = ("image_url", "input_image", "image")
-_VIDEOS = ("video_url", "input_video")
+# A file may be compressed, and grow when it is read; a video's tokens are by its length; an address leads anywhere.
+_UNMEASURED = ("video_url", "input_video", "file", "input_file", "input_audio", "audio_url")
 # Items of the Responses API that are no messages.
 _ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
 
@@ -114,27 +113,42 @@ class EncodingChoice:
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """A prompt, counted upward: tokens, with images, audio and files at their figures; and how many images."""
+    """A prompt, counted upward: tokens, with images and audio at their bounds; and how many images.
+
+    ``open_ended``: there is something in it that cannot be measured (a file, a video, what an address leads to), and that may
+    fill the model's context.
+
+    Args:
+        bound: it was not counted: ``tokens`` is as many as counting can come to.
+    """
 
     tokens: int
     images: int = 0
+    open_ended: bool = False
+    bound: bool = False
 
 
 class TokenCounter:
     """Counts tokens; large prompts off the event loop.
 
     Args:
+        threads: where that is done, in turn; None for one of its own.
         offload_bytes: a request at least so large is counted in a thread (tiktoken releases the GIL).
-        threads: how many at once.
         remembered: long texts of which the count is remembered: a conversation comes again with each of its turns.
     """
 
-    def __init__(self, *, offload_bytes: int = 32_768, threads: int = 1, remembered: int = 10_000) -> None:
+    def __init__(
+        self,
+        threads: FairThreads | None = None,
+        *,
+        offload_bytes: int = 32_768,
+        remembered: int = 10_000,
+    ) -> None:
         self._remembered_max = remembered
         self._remembered: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self._remembering = threading.Lock()
         self._offload_bytes = offload_bytes
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._threads = threads or FairThreads(name="tokens")
         self._encodings: dict[str, tiktoken.Encoding] = {}
         self._loading = threading.Lock()
 
@@ -144,7 +158,7 @@ class TokenCounter:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     @staticmethod
     def encoding_for(model: str) -> EncodingChoice:
@@ -154,25 +168,59 @@ class TokenCounter:
     def count_text(self, model: str, text: str) -> int:
         """Count the tokens of a text for a model, raised by its family's safety factor."""
         choice = _choose(model)
-        return choice.raised(self._count(choice.name, text))
+        return choice.raised(finish(self._count(choice.name, text)))
 
     def count_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
         """Count a request's prompt. Never raises: what is odd is counted as the JSON that it is."""
-        choice = _choose(model)
-        tally = _Tally()
-        for text in tally.texts_of(ask):
-            tally.tokens += self._count(choice.name, text)
-        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images)
+        return finish(self._counting(ask, model))
 
-    async def count_prompt_async(self, ask: Mapping[str, Any], model: str, body_bytes: int) -> PromptCount:
-        """Count a prompt, in a thread when the request is large."""
-        if body_bytes < self._offload_bytes:
+    async def count_prompt_async(
+        self,
+        ask: Mapping[str, Any],
+        model: str,
+        work: int,
+        *,
+        owner: Hashable = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> PromptCount:
+        """Count a prompt, in a thread when that is much work.
+
+        Args:
+            ask: the request's members.
+            model: that shall answer.
+            work: the bytes to go over, or as many as take as long.
+            owner: whose turn it takes.
+            wanted: see ``FairThreads.run``.
+        """
+        if work < self._offload_bytes:
             return self.count_prompt(ask, model)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.count_prompt, ask, model)
+        return await self._threads.run(owner, self._counting(ask, model), wanted=wanted)
 
-    def _count(self, name: str, text: str) -> int:
+    def bound_prompt(self, ask: Mapping[str, Any], model: str) -> PromptCount:
+        """Return how many tokens counting a prompt can come to, without counting it: a byte is at most one token.
+
+        A text has about four times fewer, so this is for a wallet that does not feel the difference.
+        """
+        choice = _choose(model)
+        tally = _Tally(model)
+        for text in tally.texts_of(ask):
+            tally.tokens += _most_tokens(text)
+        return PromptCount(
+            choice.raised(tally.tokens) + tally.fixed_tokens, tally.images, tally.open_ended, bound=True
+        )
+
+    def _counting(self, ask: Mapping[str, Any], model: str) -> Work[PromptCount]:
+        """Count a prompt in steps, none of which takes long."""
+        choice = _choose(model)
+        tally = _Tally(model)
+        for text in tally.texts_of(ask):
+            tally.tokens += yield from self._count(choice.name, text)
+            yield
+        return PromptCount(choice.raised(tally.tokens) + tally.fixed_tokens, tally.images, tally.open_ended)
+
+    def _count(self, name: str, text: str) -> Work[int]:
         if len(text) > _TEXT_CHARS_MAX:
-            return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+            return _tokens_of_bytes(text)
         if len(text) < _REMEMBERED_CHARS_MIN:
             return len(self._encoding(name).encode_ordinary(text))
         # By its digest: no prompt is kept, and one that comes again costs a hundredth of counting it.
@@ -183,7 +231,10 @@ class TokenCounter:
                 self._remembered.move_to_end(key)
                 return known
         encoding = self._encoding(name)
-        tokens = sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
+        tokens = 0
+        for piece in _pieces(text):
+            tokens += len(encoding.encode_ordinary(piece))
+            yield
         with self._remembering:
             self._remembered[key] = tokens
             if len(self._remembered) > self._remembered_max:
@@ -222,6 +273,17 @@ def _load_encoding(name: str) -> tiktoken.Encoding:
     )
 
 
+def _tokens_of_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND + 1
+
+
+def _most_tokens(text: str) -> int:
+    """Return as many tokens as ``_count`` can come to: the vocabularies are of bytes."""
+    if len(text) > _TEXT_CHARS_MAX:
+        return _tokens_of_bytes(text)
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def _pieces(text: str) -> Iterator[str]:
     if len(text) <= _PIECE_CHARS:
         yield text
@@ -233,10 +295,12 @@ def _pieces(text: str) -> Iterator[str]:
 class _Tally:
     """Walks a request and sums what costs tokens; ``texts_of`` yields what must be encoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self.tokens = 0
         self.fixed_tokens = 0
         self.images = 0
+        self.open_ended = False
 
     def texts_of(self, ask: Mapping[str, Any]) -> Iterator[str]:
         messages = ask.get("messages")
@@ -244,6 +308,8 @@ class _Tally:
             self.fixed_tokens += _PRIMING
             for message in messages:
                 yield from self._message(message)
+        if isinstance(ask.get("input"), str) or ask.get("instructions") is not None:
+            self.fixed_tokens += _PRIMING + 2 * _PER_MESSAGE  # the Responses API makes messages of these
         for name in ("prompt", "suffix", "input", "instructions"):
             if ask.get(name) is not None:
                 yield from self._content(ask[name])
@@ -293,17 +359,16 @@ class _Tally:
             image = part.get("image_url")
             detail = image.get("detail") if isinstance(image, Mapping) else part.get("detail")
             self.images += 1
-            self.fixed_tokens += _IMAGE_TOKENS.get(
-                detail if isinstance(detail, str) else "auto", _IMAGE_TOKENS["auto"]
-            )
-        elif kind == "input_audio":
+            bound = image_tokens_max(self._model, detail if isinstance(detail, str) else "auto")
+            self.fixed_tokens += _UNKNOWN_PART_TOKENS if bound is None else bound
+            self.open_ended |= bound is None
+        elif kind == "input_audio" and not _is_address(part):
             self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + 1
-        elif kind in _VIDEOS:
-            self.fixed_tokens += _payload_bytes(part) // _AUDIO_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
+        elif kind in _UNMEASURED:
+            self.fixed_tokens += _UNKNOWN_PART_TOKENS
+            self.open_ended = True
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
             yield part["refusal"]
-        elif kind in ("file", "input_file"):
-            self.fixed_tokens += _payload_bytes(part) // _FILE_BYTES_PER_TOKEN + _UNKNOWN_PART_TOKENS
         elif kind in _ITEMS:
             self.fixed_tokens += _PER_MESSAGE
             yield _as_json({name: value for name, value in part.items() if name != "output"})
@@ -317,6 +382,12 @@ class _Tally:
                 yield written
             else:
                 self.fixed_tokens += len(written.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN_BOUND
+
+
+def _is_address(part: Mapping[str, Any]) -> bool:
+    audio = part.get("input_audio")
+    data = audio.get("data") if isinstance(audio, Mapping) else None
+    return not isinstance(data, str) or data.startswith(("http:", "https:"))
 
 
 def _payload_bytes(part: object, depth: int = 0) -> int:

@@ -17,15 +17,16 @@ from uuid import UUID
 
 import structlog
 
-from billing.errors import PostgresUnavailableError, ProviderQuotaError, ProviderUnavailableError
+from billing.errors import PostgresUnavailableError, ProviderQuotaError
 from billing.money import attousd_from_decimal, format_usd, nanousd_from_attousd
 from billing.postgres.database import Database
 from billing.provider.records import Provider
+from billing.provider.refusals import Judge, Refusal
 from billing.tasks import TrackedTasks
 from config.settings import QuotaSettings
 
 _log = structlog.get_logger("tuma.quota")
-_STRIKES_MAX = 3  # refusals in a row that are meant for all, whatever the account's page says
+_ALARM_AT = 3  # calls refused in a row, for whomever it is meant
 _REFUSED_FOR_S = 0.5  # how long a refusal of the account is believed
 
 
@@ -64,8 +65,11 @@ class Quota:
         self._refused_until_s = 0.0
         self._pause: _Pause | None = None
         self._pauses = 0  # one after the other
-        self._strikes = 0  # refusals since a call was served
+        self._judge = Judge(provider, window_s=settings.refusals_s)
+        self._asking = False  # of one refusal at a time
+        self._told_s = -math.inf  # when operators were last told of calls that are refused without a pause
         self._trying: UUID | None = None  # the one call that finds out whether the provider serves us again
+        self._tried_by: UUID | None = None  # whose call did that last, in vain
         self._tasks = TrackedTasks()
 
     @property
@@ -136,8 +140,10 @@ class Quota:
 
     # The provider refuses us
 
-    def admit(self, call_id: UUID) -> None:
+    def admit(self, call_id: UUID, user_id: UUID) -> None:
         """Let a call pass, unless the provider refuses us; after a pause one call at a time finds out.
+
+        Whose call found out last leaves the next try to others for a while: what is refused may be theirs alone.
 
         Raises:
             ProviderQuotaError: nothing is sent now.
@@ -145,6 +151,8 @@ class Quota:
         if self._pause is None:
             return
         self._require_no_pause(self._pause)
+        if user_id == self._tried_by and time.monotonic() < self._pause.until_s + self._settings.pause_s:
+            raise _refuses_us(self._pause.reason, self._settings.pause_s)
         self._trying = call_id
 
     def _require_not_refused(self, need: int) -> None:
@@ -165,31 +173,40 @@ class Quota:
     def _require_no_pause(self, pause: _Pause) -> None:
         left_s = pause.until_s - time.monotonic()
         if left_s > 0 or self._trying is not None:
-            raise ProviderQuotaError(
-                f"The provider does not serve us now ({pause.reason}); the operator has been told.",
-                retry_after_s=max(1, math.ceil(left_s)),
-            )
+            raise _refuses_us(pause.reason, left_s)
 
-    def refused(self, call_id: UUID, reason: str) -> None:
-        """The provider refused our key or our account for a call (401, 402): find out whether it means all of them.
+    def refused(self, refusal: Refusal) -> None:
+        """The provider refused a call with words about our key or account: find out whether it means all of them."""
+        self._judge.note(refusal)
+        _log.warning("provider.refused_a_call", reason=refusal.reason, in_a_row=self._judge.in_a_row)
+        if self._trying == refusal.call_id:
+            self._tried_by = refusal.user_id
+        if not self._asking:
+            self._asking = True
+            self._tasks.start(self._look_into(refusal), name="ask about a refusal")
 
-        OpenRouter answers 402 also to one request that is too large for what is left.
-        """
-        self._strikes += 1
-        if self._trying == call_id or self._strikes >= _STRIKES_MAX or not self._provider.knows_account:
-            self.pause(reason)
-        else:
-            _log.error("provider.refused_a_call", reason=reason, strikes=self._strikes)
-            self._tasks.start(self._ask_account(reason), name="ask about a refusal")
-
-    async def _ask_account(self, reason: str) -> None:
+    async def _look_into(self, refusal: Refusal) -> None:
         try:
-            left_usd = await self._provider.find_left_usd()
-        except ProviderUnavailableError as error:
-            self.pause(f"{reason} ({error})")
-        else:
-            if left_usd is not None and left_usd <= 0:
-                self.pause(reason)
+            if await self._judge.is_for_all(refusal, paused=self._pause is not None):
+                self.pause(refusal.reason)
+            elif self._judge.in_a_row >= _ALARM_AT:
+                await self._tell_refusals(refusal.reason)
+        finally:
+            self._asking = False
+            if self._trying == refusal.call_id:
+                self._trying = None
+
+    async def _tell_refusals(self, reason: str) -> None:
+        """Tell operators of calls that are refused while nobody is served, though nobody else is stopped for it."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < self._settings.pause_s:
+            return
+        self._told_s = now_s
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute("SELECT note_refusals($1)", reason)
+        except PostgresUnavailableError as error:
+            _log.warning("refusals.not_told", error=str(error))
 
     def pause(self, reason: str) -> None:
         """Stop admitting; longer each time that the provider goes on refusing."""
@@ -214,14 +231,16 @@ class Quota:
     def served(self, call_id: UUID) -> None:
         """The provider accepted a call: if that one was to find out, it serves us again."""
         if self._pause is None:
-            self._strikes = 0
+            self._judge.served()
         elif self._trying == call_id:
             _log.warning("provider.serves_us_again")
-            self._pause, self._trying, self._pauses, self._strikes = None, None, 0, 0
+            self._pause, self._trying, self._tried_by, self._pauses = None, None, None, 0
+            self._judge.served()
+            self._tasks.start(self._judge.doubt(), name="ask about the account after a pause")
 
     def ended(self, call_id: UUID) -> None:
         """A call ended; if it was to find out whether the provider serves us and did not, the next one may."""
-        if self._trying == call_id:
+        if self._trying == call_id and not self._asking:
             self._trying = None
 
     # What the other workers and the provider say
@@ -337,6 +356,13 @@ async def return_slabs(database: Database, *, grace_s: float) -> int:
 
 def _nanousd(usd: Decimal) -> int:
     return nanousd_from_attousd(attousd_from_decimal(usd))
+
+
+def _refuses_us(reason: str, left_s: float) -> ProviderQuotaError:
+    return ProviderQuotaError(
+        f"The provider does not serve us now ({reason}); the operator has been told.",
+        retry_after_s=max(1, math.ceil(left_s)),
+    )
 
 
 def _used_up() -> ProviderQuotaError:

@@ -68,3 +68,8 @@ CREATE OR REPLACE FUNCTION pause_provider(p_pause interval, p_reason text) RETUR
     UPDATE provider_quota SET paused_until = now() + p_pause, pause_reason = p_reason;
     SELECT pg_notify('tuma', 'quota:')
 $$;
+
+-- Calls are refused with words about our account, and nobody is served in between: operators are told, nobody is stopped.
+CREATE OR REPLACE FUNCTION note_refusals(p_reason text) RETURNS void LANGUAGE sql AS $$
+    UPDATE provider_quota SET refused_at = now(), refused_reason = p_reason
+$$;

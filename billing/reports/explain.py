@@ -228,6 +228,9 @@ def _explain_result(call: CallFacts) -> Iterator[str]:
     if call.house is not None:
         if call.house.provider_cost_nanousd is not None:
             yield f"The provider billed {format_usd(call.house.provider_cost_nanousd)} USD (kept to {NANO_DECIMALS} decimals, up)."
+            own_nanousd = call.cost_nanousd - call.house.provider_cost_nanousd
+            if own_nanousd > 0:
+                yield f"{format_usd(own_nanousd)} USD are billed to a key of the house's own at the provider behind it."
         if call.house.house_nanousd:
             yield f"Of the cost the house bears {format_usd(call.house.house_nanousd)} USD."
     if call.accuracy is not None and call.state == "settled":

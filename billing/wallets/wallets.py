@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from billing.errors import InputError, NotFoundError
 from billing.ids import new_id, parse_id
-from billing.money import AMOUNT_MAX_NANO, format_amount, get_currency
+from billing.money import AMOUNT_MAX_NANO, SUM_MAX_NANO, format_amount, get_currency
 from billing.postgres.database import Database
 from billing.shapes import Amount, Id, Moment
 
@@ -119,6 +119,7 @@ class Credit:
 
 
 PAGE_MAX = 1_000
+_TOO_MUCH = f"a wallet's balance and overdraft are at most {format_amount(SUM_MAX_NANO)} together"
 _LIMIT_MAX = 2**40
 _USER = "id, email, subject, status, timezone, week_starts, requests_per_min, tokens_per_min, calls_in_flight, created_at"
 _WALLET = "id, user_id, currency, posted_nano, held_nano, overdraft_nano, status"
@@ -334,7 +335,7 @@ class Wallets:
                 "SELECT set_wallet($1, $2, $3, $4)", wallet_id, status, overdraft_nano, reason
             ):
                 raise NotFoundError(f"there is no wallet {wallet_id}")
-            return await _read(connection, wallet_id)
+            return _bounded(await _read(connection, wallet_id))
 
     async def credit(
         self, wallet_id: UUID, amount_nano: int, *, reason: str, key: str | None = None
@@ -368,11 +369,24 @@ class Wallets:
                     key or f"grant:{tx_id}",
                     digest,
                 )
-                return Credit(posted["tx_id"], await _read(connection, wallet_id))
+                return Credit(posted["tx_id"], _bounded(await _read(connection, wallet_id)))
         except asyncpg.NoDataFoundError:
             raise NotFoundError(f"there is no wallet {wallet_id}") from None
-        except (asyncpg.UniqueViolationError, asyncpg.NumericValueOutOfRangeError) as error:
+        except asyncpg.NumericValueOutOfRangeError:
+            raise InputError(_TOO_MUCH) from None
+        except asyncpg.UniqueViolationError as error:
             raise InputError(str(error)) from None
+
+
+def _bounded(wallet: Wallet) -> Wallet:
+    """Return a wallet as it would be; inside the transaction that changes it, so that what is too much is undone.
+
+    Raises:
+        InputError: what it holds and may owe is more than can be added up.
+    """
+    if wallet.posted_nano + wallet.overdraft_nano > SUM_MAX_NANO:
+        raise InputError(_TOO_MUCH)
+    return wallet
 
 
 async def _read(connection: Any, wallet_id: UUID) -> Wallet:

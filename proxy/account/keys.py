@@ -23,7 +23,8 @@ _PAGE = 100
 
 async def list_keys(request: web.Request) -> JsonAnswer[KeysJson]:
     """The keys that the caller may manage, by age; ``limit``, ``after`` and ``revoked=true`` in the query."""
-    services, _, owner = await enter_as_owner(request)
+    services, caller = await enter(request)
+    owner = owner_of(caller)
     limit = read_limit(request, most=_PAGE)
     after = read_query(request, "after")
     found = await services.keys.find_keys(

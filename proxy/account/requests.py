@@ -24,14 +24,17 @@ async def enter(request: web.Request) -> tuple[AccountServices, Caller]:
 
 
 async def enter_as_owner(request: web.Request) -> tuple[AccountServices, Caller, Owner]:
-    """Return the same for somebody who may manage keys and caps of the wallet that they come with.
+    """Return the same for somebody who may manage keys and caps of the wallet that they come with, and changes something.
 
     Raises:
         NotPermittedError: it is a key that may not.
+        RateLimitError: they change too much.
         RefusalError, UnavailableError: see ``authenticate``.
     """
     services, caller = await enter(request)
-    return services, caller, owner_of(caller)
+    owner = owner_of(caller)
+    await services.writes.count(caller.user_id)
+    return services, caller, owner
 
 
 def answer_secret(request: web.Request, body: _Body, status: int = 200) -> JsonAnswer[_Body]:

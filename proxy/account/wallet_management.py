@@ -49,11 +49,13 @@ async def _do(
     match form:
         case TopupAction():
             owner_of(caller)
+            await services.writes.count(caller.user_id)
             return await make_topup(request, services, caller, form)
         case TopupStatusAction():
             return await describe_topup(services, caller, parse_id(form.id, "top-up"))
         case CapAction():
             owner_of(caller)
+            await services.writes.count(caller.user_id)
             return await change_caps(request, services, caller, form)
         case CapsAction():
             return await describe_caps(services, caller)

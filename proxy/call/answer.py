@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -15,11 +16,19 @@ import aiohttp
 from billing.calls.assessment import Evidence, assess
 from billing.calls.live_call import LiveCall
 from billing.calls.outcome import Ending, Settlement
-from billing.errors import InsufficientFundsError, ProviderUnavailableError, TumaError, WalletFrozenError
+from billing.errors import (
+    InsufficientFundsError,
+    TumaError,
+    UnavailableError,
+    WalletFrozenError,
+    WorkerStalledError,
+)
 from billing.money import format_usd, nanousd_from_attousd
-from billing.pricing.cost import Usage, cost_attousd, reported_cost_usd, usage_from_openai
-from billing.provider.records import Bill
+from billing.pricing.cost import Usage, cost_attousd
+from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
+from billing.provider.refusals import Refusal
 from billing.tasks import wait_until_done
+from proxy.call.bill import wait_for_bill
 from proxy.http.errors import (
     ProxyError,
     UpstreamError,
@@ -27,6 +36,7 @@ from proxy.http.errors import (
     UpstreamTimeoutError,
     upstream_error,
 )
+from proxy.protocol.aggregate import is_stream
 from proxy.protocol.ask import Ask
 from proxy.protocol.meter import PlainAnswer, StreamMeter
 from proxy.protocol.sse import EventTooLargeError
@@ -35,8 +45,9 @@ from proxy.upstream.client import UpstreamResponse
 
 _ERROR_BYTES_MAX = 64 * 1024
 _ID_LENGTH_MAX = 256
-_BILL_PAUSE_FIRST_S = 0.05
-_BILL_PAUSE_MAX_S = 2.0
+_PEEK_BYTES_MAX = 64 * 1024
+_BYTES_PER_TOKEN = 4  # of usual text, until it is counted
+_FAILURES = frozenset(("upstream_error", "upstream_timeout", "upstream_refused"))
 _REFUSED_BY_WALLET = (InsufficientFundsError, WalletFrozenError)
 
 
@@ -62,7 +73,11 @@ class Answer:
         self.begun = False  # bytes of it may have reached the client
         self.complete = False  # the provider has said all it will say
         self.first_byte_ms: int | None = None
+        self._counted_prompt: int | None = None
+        self._counting = False
         self._failed_status = False
+        self._fell_silent = False  # it had the request, and what it made of it was waited for in vain
+        self._last_news: tuple[object, float] | None = None  # usage as it stood, and until when more may come
         self._conclusion: asyncio.Task[Settlement | None] | None = None
 
     async def send(self) -> None:
@@ -73,7 +88,7 @@ class Answer:
         """
         try:
             self.response = await self.services.upstream.send(
-                self.ask, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
+                self.ask, self.call.quote, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
             )
             if self.response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True
@@ -86,7 +101,10 @@ class Answer:
             raise
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
-            raise UpstreamTimeoutError("The provider did not answer in time.") from error
+            self._fell_silent = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            raise UpstreamTimeoutError(
+                "The provider did not answer in time.", may_be_billed=self._fell_silent
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             self.outcome = "upstream_error"
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
@@ -113,20 +131,47 @@ class Answer:
                     raise UpstreamError("The provider's answer is too large.")
         except TimeoutError as error:
             self.outcome = "upstream_timeout"
-            raise UpstreamTimeoutError("The provider stopped answering.") from error
+            self._fell_silent = True
+            raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
         return b"".join(pieces)
+
+    async def streams_anyway(self) -> bool:
+        """Tell whether what calls itself JSON, or a page, is a stream all the same.
+
+        Raises:
+            UpstreamError, UpstreamTimeoutError: it broke off.
+        """
+        assert self.response is not None
+        try:
+            return is_stream(await self.response.peek(_PEEK_BYTES_MAX))
+        except TimeoutError as error:
+            self.outcome = "upstream_timeout"
+            raise UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            self.outcome = "upstream_error"
+            raise UpstreamError(f"The provider's answer broke off: {type(error).__name__}.") from error
 
     def accept(self) -> None:
         """Take it that the provider serves us: what it sent is an answer, and not an error inside a 200."""
         self.services.quota.served(self.call.call_id)
 
     def refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ProxyError:
-        """Return the error for a provider's refusal; if it is us that it refuses, others may be spared the same."""
+        """Return the error for a provider's refusal; if it is our account that it refuses, others may be spared the same."""
         error = upstream_error(status, body, headers, redact=self.services.upstream.redact)
         if isinstance(error, UpstreamRefusesUsError):
-            self.services.quota.refused(self.call.call_id, error.reason)
+            call = self.call
+            self.services.quota.refused(
+                Refusal(
+                    call.call_id,
+                    call.caller.user_id,
+                    call.model,
+                    error.subject,
+                    error.reason,
+                    is_empty=error.is_empty,
+                )
+            )
         return error
 
     def refusal_inside(self, code: str | None, body: bytes) -> ProxyError:
@@ -139,17 +184,38 @@ class Answer:
 
         Raises:
             InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: it could not be opened; the house pays.
+            WorkerStalledError: it is not this worker's own any more; the house pays.
         """
         self.call.stages.mark("upstream")  # to its first byte, or of a plain answer to its last
         try:
             await self.services.calls.confirm_open(self.call)
+            await self.confirm_own()
             self.begun = True
+        except WorkerStalledError:
+            self.house = True
+            raise
         except TumaError as error:
             self.house = True
             self.outcome = "refused_by_ledger" if isinstance(error, _REFUSED_BY_WALLET) else "ledger_away"
             raise
         finally:
             self.call.stages.mark("open")
+
+    async def confirm_own(self) -> None:
+        """Make sure that the call is still this worker's own before anything of it is passed on; asks only after a standstill.
+
+        Raises:
+            WorkerStalledError: the sweeper ended it; what is learned of its cost becomes a correction.
+            PostgresUnavailableError: nobody can tell.
+        """
+        leases = self.services.calls.leases
+        if leases.is_own(self.call):
+            return
+        try:
+            await leases.confirm_own(self.call)
+        except UnavailableError as error:
+            self.outcome = "worker_stalled" if isinstance(error, WorkerStalledError) else "ledger_away"
+            raise
 
     async def note_id(self, generation_id: str | None) -> None:
         """Note the provider's id of the answer, once; an id that no record could be asked for by is none.
@@ -165,13 +231,13 @@ class Answer:
                 self.services.calls.leases.note_soon(self.call, generation_id=generation_id)
 
     def price_usage(self) -> Callable[[Mapping[str, Any]], str | None] | None:
-        """Return what makes ``usage.cost`` for a provider that sends none; None where its own figure must be asked for."""
+        """Return what makes ``usage.cost`` where the price book decides; None where the provider's own figure must be asked for."""
         return self._price_by_book if self.services.upstream.bills_by_price_book else None
 
     def _price_by_book(self, said: Mapping[str, Any]) -> str | None:
-        usage = usage_from_openai(said)
-        if usage == Usage():
-            return None  # it may be counted here, at the end
+        usage = self._read(said).usage
+        if usage == Usage() or self._cost_of(said, usage) is not None:
+            return None  # it may be counted here, at the end; or its own figure counts
         return format_usd(nanousd_from_attousd(cost_attousd(self.call.quote.price, usage)))
 
     def mark_first_byte(self) -> None:
@@ -185,7 +251,7 @@ class Answer:
     def conclude(self) -> asyncio.Task[Settlement | None]:
         """End the call, once; the task's result is its settlement. Wait for it with ``wait_until_done``."""
         if self._conclusion is None:
-            evidence = self._reported()
+            evidence = None if self._lacks_a_count() else self._reported()
             if evidence is not None:
                 self._conclusion = self._end(evidence)
                 # By then the provider's last bytes have come, and the connection can serve another call.
@@ -212,7 +278,8 @@ class Answer:
     def _reported(self) -> Evidence | None:
         """Return the evidence if nothing more need be asked: the provider named the cost, or nothing was answered."""
         if self.response is None or self._failed_status:
-            return Evidence()
+            # Of one that may be billed the prompt is counted first.
+            return None if self._may_have_been_billed() else Evidence(generation_id=self.call.generation_id)
         if not self.complete:
             return None
         evidence = self._from_answer()
@@ -225,22 +292,54 @@ class Answer:
     def _from_answer(self) -> Evidence:
         source = self.meter or self.plain
         said = source.usage if source is not None else None
-        billed_usd = reported_cost_usd(said) if said is not None else None
-        usage = usage_from_openai(said) if said is not None else None
-        if usage == Usage() and billed_usd is None and (self._count() or not self.ask.output.choices):
+        if said is None:
+            return Evidence(
+                generation_id=self.call.generation_id,
+                bills_by_price_book=self.services.upstream.bills_by_price_book,
+            )
+        reading = self._read(said)
+        cost = self._cost_of(said, reading.usage)
+        usage: Usage | None = reading.usage
+        if usage == Usage() and cost is None and (self._count() or not self.ask.output.choices):
             usage = None  # some servers send zeros where they did not count
         return Evidence(
             generation_id=self.call.generation_id,
-            billed_usd=billed_usd,
+            billed_usd=None if cost is None else cost.total_usd,
             usage=usage,
             bills_by_price_book=self.services.upstream.bills_by_price_book,
+            adds_up=reading.adds_up,
+            own_key_usd=Decimal(0) if cost is None else cost.own_key_usd,
         )
+
+    def _read(self, said: Mapping[str, Any]) -> UsageReading:
+        has_output = self.ask.output.choices > 0
+        reading = read_usage(said, has_output=has_output)
+        told = reading.usage.prompt_tokens or not reading.usage.completion_tokens
+        return reading if told else with_prompt(reading, self.known_prompt_tokens())
+
+    def _lacks_a_count(self) -> bool:
+        """Tell whether the provider left the prompt out of its usage, and nobody has counted it yet."""
+        if not self.call.quote.prompt.bound or self._counted_prompt is not None:
+            return False
+        source = self.meter or self.plain
+        usage = None if source is None or source.usage is None else read_usage(source.usage).usage
+        return usage is not None and not usage.prompt_tokens and usage.completion_tokens > 0
+
+    def _cost_of(self, said: Mapping[str, Any], usage: Usage) -> ReportedCost | None:
+        """Return the provider's own figure, where it is its bill. A zero for what has a price is none: its record knows."""
+        if not self.services.upstream.reports_cost:
+            return None
+        cost = read_cost(said)
+        is_none = cost is not None and not cost.total_usd and cost_attousd(self.call.quote.price, usage)
+        return None if is_none else cost
 
     async def _conclude(self) -> Settlement | None:
         try:
             await self._let_the_provider_end()
         finally:
             self._release_connection()  # before its records are asked: it bills until it notices
+        if self._lacks_a_count():
+            await self.count_prompt()
         evidence = self._reported() or await self._from_records()
         ended = self._end(evidence)
         await wait_until_done(ended)
@@ -254,11 +353,51 @@ class Answer:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError):
             async with asyncio.timeout(self.services.settings.upstream.drain_timeout_s):
                 while drain or self.call.generation_id is None:
-                    chunk = await self.response.read_some()
+                    chunk = await self.read_on()
                     if not chunk:
                         self.complete = True
                         break
                     await self.meter_chunk(chunk)
+
+    async def read_on(self) -> bytes:
+        """Return the next piece of a streamed answer; nothing when its provider has said all it will say.
+
+        Most close the body after ``[DONE]``. Some tell usage only after it; some go on with heartbeats, or with silence, once finish
+        and usage are told, and never end: for neither is waited longer than ``TUMA_UPSTREAM__END_WAIT_S``.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: it broke off.
+        """
+        assert self.response is not None
+        assert self.meter is not None
+        meter = self.meter
+        if meter.usage is None and not meter.done:
+            return await self.response.read_some()
+        if meter.done and meter.usage is not None:
+            return b""
+        return await self._read_last(self.response, meter)
+
+    async def _read_last(self, response: UpstreamResponse, meter: StreamMeter) -> bytes:
+        """Read on for a bounded time from the last news on; all bytes go on to the client, but for those after ``[DONE]``."""
+        wait_s = self.services.settings.upstream.end_wait_s
+        if self._last_news is None or self._last_news[0] != meter.usage:
+            self._last_news = meter.usage, time.monotonic() + wait_s
+        while True:
+            ends_s = self._last_news[1] - time.monotonic()
+            if ends_s <= 0:
+                if meter.done or meter.finished:
+                    meter.end()
+                    return b""
+                self._last_news = meter.usage, time.monotonic() + wait_s
+                continue
+            try:
+                async with asyncio.timeout(ends_s) as limit:
+                    return await response.read_some()
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                if meter.done:
+                    return b""  # it broke off after its end
+                if not limit.expired():
+                    raise
 
     async def meter_chunk(self, chunk: bytes) -> bytes:
         """Meter a piece of a streamed answer; return what goes on to the client.
@@ -273,44 +412,74 @@ class Answer:
 
     async def _from_records(self) -> Evidence:
         """Ask the provider's records; where they are silent, take its usage, else count."""
+        if self.response is None or self._failed_status:
+            return await self._nothing_seen()
         generation_id = self.call.generation_id
         if generation_id is not None and self.services.upstream.keeps_bills:
-            bill = await self._wait_for_bill(generation_id)
+            upstream, wait_s = self.services.upstream, self.services.settings.upstream.generation_wait_s
+            bill = await wait_for_bill(upstream, generation_id, wait_s)
             if bill is not None:
-                return Evidence(generation_id=generation_id, billed_usd=bill.cost_usd, usage=bill.usage)
+                return Evidence.of(bill)
         evidence = self._from_answer()
         if evidence.usage is not None:
             return evidence
         completion_tokens = self._count()
-        if generation_id is None and completion_tokens == 0 and self.ask.output.choices:
-            return (
-                Evidence()
-            )  # nothing was answered; where there is no output, the answer is the prompt's alone
-        usage = Usage(prompt_tokens=self.call.quote.prompt.tokens, completion_tokens=completion_tokens)
+        if completion_tokens == 0 and self.ask.output.choices and (generation_id is None or self._failed()):
+            # Nothing was answered, and no record says that it is billed. Where there is no output, the answer is the prompt's alone.
+            return await self._nothing_seen()
+        usage = Usage(prompt_tokens=await self.count_prompt(), completion_tokens=completion_tokens)
         return Evidence(generation_id=generation_id, usage=usage, counted=True)
+
+    async def _nothing_seen(self) -> Evidence:
+        """Return what is known of a call that was not answered: it costs nothing, or the house pays an estimate."""
+        if not self._may_have_been_billed():
+            return Evidence(generation_id=self.call.generation_id)
+        self.house = True
+        expected = self.services.settings.holds.expected_tokens * self.ask.output.choices
+        usage = Usage(await self.count_prompt(), min(expected, self.call.quote.completion_tokens))
+        return Evidence(generation_id=self.call.generation_id, usage=usage, counted=True)
+
+    def _may_have_been_billed(self) -> bool:
+        """Tell whether the provider may have billed a whole answer that it never sent, of which no record will tell."""
+        return self._fell_silent and not self.ask.stream and not self.services.upstream.keeps_bills
+
+    def _failed(self) -> bool:
+        """Tell whether the provider named an error, or broke off or fell silent; a client that hung up is none of these."""
+        source = self.meter or self.plain
+        return (source is not None and source.error is not None) or self.outcome in _FAILURES
 
     def _count(self) -> int:
         if self.meter is not None:
             return self.meter.fold(self.count_text)
         return self.count_text(self.plain.completion_text) if self.plain is not None else 0
 
+    async def count_prompt(self) -> int:
+        """Return the prompt's tokens, where nobody but us can tell them; counted now, if it was only bounded before."""
+        prompt = self.call.quote.prompt
+        if not prompt.bound:
+            return prompt.tokens
+        if self._counted_prompt is None:
+            counted = await self.services.counter.count_prompt_async(
+                self.ask.fields, self.ask.model, self.ask.work, owner=self.call.caller.user_id
+            )
+            self._counted_prompt = counted.tokens
+        return self._counted_prompt
+
+    def known_prompt_tokens(self) -> int:
+        """Return what is known of the prompt's tokens without waiting: where it was only bounded, counting begins now."""
+        prompt = self.call.quote.prompt
+        if not prompt.bound:
+            return prompt.tokens
+        if self._counted_prompt is not None:
+            return self._counted_prompt
+        if not self._counting:
+            self._counting = True
+            self.services.conclusions.start(self.count_prompt(), name=f"count {self.call.call_id}")
+        return prompt.tokens // _BYTES_PER_TOKEN
+
     def count_text(self, text: str) -> int:
         """Count tokens of the answer as its model does, or close to it."""
         return self.services.counter.count_text(self.ask.model, text)
-
-    async def _wait_for_bill(self, generation_id: str) -> Bill | None:
-        """Ask for the record until it is there; the provider writes it some time after the answer's end."""
-        deadline = time.monotonic() + self.services.settings.upstream.generation_wait_s
-        pause_s = _BILL_PAUSE_FIRST_S
-        while True:
-            with contextlib.suppress(ProviderUnavailableError):
-                bill = await self.services.upstream.find_bill(generation_id)
-                if bill is not None:
-                    return bill
-            if time.monotonic() + pause_s > deadline:
-                return None
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _BILL_PAUSE_MAX_S)
 
     def _end(self, evidence: Evidence) -> asyncio.Task[Settlement | None]:
         ending = assess(

@@ -31,17 +31,19 @@ async def estimate(request: web.Request) -> JsonAnswer[EstimateJson]:
     """What a chat completion would cost and hold, and whether it would be admitted. Nothing is sent, held or counted."""
     services = request.app[CALL]
     caller = await authenticate(request)
-    ask = await read_ask(request, services.settings.limits, CHAT)
-    quote = await quote_for(services, caller, ask)
+    ask = await read_ask(
+        request, services.settings.limits, CHAT, services.policy, caller=caller, threads=services.threads
+    )
+    quote = await quote_for(request, services, caller, ask)
     settings = services.settings.holds
     found = estimate_call(
         [services.prices.get_model(name).price for name in ask.models],
         prompt=quote.prompt,
         output=ask.output,
-        default_tokens=settings.stream_default_tokens if ask.stream else settings.plain_default_tokens,
+        default_tokens=settings.plain_default_tokens,
         expected_tokens=settings.expected_tokens,
     )
-    refusal = await _find_refusal(request, services, caller, ask, quote)
+    quote, refusal = await _find_refusal(request, services, caller, ask, quote)
     return answer(
         request,
         {**_as_json(ask, quote, found), "admitted": refusal is None, "refusal": _refusal_json(refusal)},
@@ -50,14 +52,13 @@ async def estimate(request: web.Request) -> JsonAnswer[EstimateJson]:
 
 async def _find_refusal(
     request: web.Request, services: CallServices, caller: Caller, ask: Ask, quote: Quote
-) -> TumaError | None:
-    """Return what the call would be refused with just now; None if it would be admitted."""
+) -> tuple[Quote, TumaError | None]:
+    """Return what would be held just now, and what the call would be refused with; None if it would be admitted."""
     try:
         caller.require_models(ask.models)
-        await services.calls.look(caller, quote, call_id=call_id_of(request))
+        return await services.calls.look(caller, quote, call_id=call_id_of(request)), None
     except (RefusalError, UnavailableError) as refusal:
-        return refusal
-    return None
+        return quote, refusal
 
 
 def _refusal_json(refusal: TumaError | None) -> RefusalJson | None:

@@ -6,9 +6,12 @@ from proxy.call.answer import Answer
 from proxy.call.cost import cost_headers, cost_json
 from proxy.http.errors import UpstreamError
 from proxy.http.fast_answer import HEADS
-from proxy.http.request_facts import facts_of, standard_headers
+from proxy.http.request_facts import facts_of, standard_headers, still_there
+from proxy.protocol.aggregate import is_stream, plain_from_stream
 from proxy.protocol.json_document import with_member
 from proxy.protocol.meter import read_plain
+
+_BEGINNING = 4096  # bytes by which a stream is told from JSON
 
 
 async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
@@ -23,6 +26,8 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     answer.outcome = "upstream_error"
     body = await answer.read_whole()
     answer.mark_first_byte()
+    if is_stream(body[:_BEGINNING]):
+        body = plain_from_stream(body) or body  # it streams though it was asked not to
     answer.plain = plain = read_plain(body, price_usage=answer.price_usage())
     answer.complete = True
     await answer.note_id(plain.generation_id)
@@ -32,15 +37,10 @@ async def relay_plain(request: web.Request, answer: Answer) -> web.Response:
     if plain.error is not None and not plain.completion_text:
         raise answer.refusal_inside(plain.error.code, plain.body)
     answer.accept()
-    answer.outcome = "completed" if _still_there(request) else "client_gone"
+    answer.outcome = "completed" if still_there(request) else "client_gone"
     settlement = await answer.settled()
     body = plain.body
     if answer.ask.dialect.tells_cost:
         body = with_member(body, "tuma", cost_json(answer, settlement))
     headers = {**standard_headers(request), **cost_headers(answer, settlement)}
     return facts_of(request).app[HEADS].answer(request, body, headers)
-
-
-def _still_there(request: web.Request) -> bool:
-    transport = request.transport
-    return transport is not None and not transport.is_closing()

@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 
 from billing.calls.outcome import Settlement
+from billing.errors import UnavailableError
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
 from proxy.call.answer import Answer
@@ -23,6 +24,7 @@ from proxy.protocol.meter import StreamMeter
 _KEEP_BYTES_MAX = 32 * 1024
 _COUNT_BYTES_MAX = 512  # of events that are counted while their first byte waits
 _GROWTH = 2
+_SLACK = 2  # how far our count of an answer may be above its bound before the provider is taken to pass it
 _NO_STREAM = (
     "application/json",
     "text/html",
@@ -37,7 +39,7 @@ async def relay_stream(request: web.Request, answer: Answer) -> web.StreamRespon
         InsufficientFundsError, WalletFrozenError, PostgresUnavailableError: the call could not be opened; the house pays.
     """
     assert answer.response is not None
-    if answer.response.content_type in _NO_STREAM:
+    if answer.response.content_type in _NO_STREAM and not await answer.streams_anyway():
         return await relay_plain(request, answer)
     settings = answer.services.settings
     answer.outcome = "upstream_error"
@@ -64,7 +66,8 @@ class _StreamRelay:
         self._response = answer.response
         self._client: web.StreamResponse | None = None
         self._completion_tokens = answer.call.quote.completion_tokens
-        self._check_at = self._threshold(self._completion_tokens)
+        # Our count may be above the provider's, which was told this bound: what it bills within it is held already.
+        self._check_at = self._threshold(self._completion_tokens) * _SLACK
         self.watch: ClientWatch
 
     def _threshold(self, completion_tokens: int) -> int:
@@ -85,7 +88,7 @@ class _StreamRelay:
         cheap = not exact and self._meter.kept_bytes > _COUNT_BYTES_MAX
         tokens = self._meter.least_tokens() if cheap else self._meter.fold(self._answer.count_text)
         return {
-            "prompt_tokens": str(self._answer.call.quote.prompt.tokens),
+            "prompt_tokens": str(self._answer.known_prompt_tokens()),
             "completion_tokens": str(tokens),
         }
 
@@ -101,9 +104,13 @@ class _StreamRelay:
             return await self._broken(
                 UpstreamError(f"The provider's answer broke off: {type(error).__name__}.")
             )
+        except UnavailableError as error:
+            return await self._broken(error)
         except TimeoutError:
             self._answer.outcome = "upstream_timeout"
-            return await self._broken(UpstreamTimeoutError("The provider stopped answering."))
+            return await self._broken(
+                UpstreamTimeoutError("The provider stopped answering.", may_be_billed=True)
+            )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if self.watch.gone:
                 return self._left()
@@ -120,16 +127,19 @@ class _StreamRelay:
         """Relay until the provider's end; False when the wallet is empty before that."""
         meter = self._meter
         answer = self._answer
-        while chunk := await self._response.read_some():
+        read = self._response.read_some  # most chunks are read without a look at whether they are the last
+        while chunk := await (read() if meter.usage is None and not meter.done else answer.read_on()):
             answer.mark_first_byte()
             passed = await answer.meter_chunk(chunk)
             if passed:
                 if self._client is None:
                     self._refuse_early_error()
                     self._client = await self._begin()
+                else:
+                    await answer.confirm_own()
                 await self.watch.write(self._client, passed)
             if meter.done:
-                break
+                continue
             if self.watch.gone and answer.services.upstream.on_client_gone == "abort":
                 return True
             if meter.kept_bytes > _KEEP_BYTES_MAX:
@@ -140,6 +150,7 @@ class _StreamRelay:
         if rest:
             self._refuse_early_error()
             self._client = self._client or await self._begin()
+            await answer.confirm_own()
             await self.watch.write(self._client, rest)
         answer.complete = True
         return True
@@ -199,8 +210,10 @@ class _StreamRelay:
         await self._finish(self._cost_event(settlement) + self._meter.done_event)
         return self._client
 
-    async def _broken(self, error: UpstreamError | UpstreamTimeoutError) -> web.StreamResponse:
-        """The provider failed: as an HTTP error while nothing was sent, else as an event."""
+    async def _broken(
+        self, error: UpstreamError | UpstreamTimeoutError | UnavailableError
+    ) -> web.StreamResponse:
+        """The provider failed, or the call is not ours any more: as an HTTP error while nothing was sent, else as an event."""
         if self._client is None:
             raise error
         await self._write_on(self._meter.error_event(error_object(error)))
@@ -215,7 +228,7 @@ class _StreamRelay:
         answer = self._answer
         answer.outcome = "out_of_funds"
         usage = Usage(
-            prompt_tokens=answer.call.quote.prompt.tokens,
+            prompt_tokens=await answer.count_prompt(),
             completion_tokens=self._meter.fold(answer.count_text),
         )
         cost = format_usd(nanousd_from_attousd(cost_attousd(answer.call.quote.price, usage)))

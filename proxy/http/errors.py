@@ -5,7 +5,7 @@
     - AmbiguousRequestError: two servers could read its head differently; the connection is closed
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
-  - UpstreamRefusesUsError: the provider refuses *us* (401, 402 for its key)
+  - UpstreamRefusesUsError: the provider refuses a call with words about our key or account
 """
 
 import json
@@ -19,6 +19,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from billing import errors as billing
+from billing.provider.refusals import Subject
 
 
 class ErrorObjectJson(TypedDict):
@@ -85,7 +86,15 @@ class UpstreamError(ProxyError):
 
 
 class UpstreamTimeoutError(ProxyError):
-    """The provider did not answer in time."""
+    """The provider did not answer in time.
+
+    Args:
+        may_be_billed: it had the request, and may go on with it; a client that asked again could pay twice.
+    """
+
+    def __init__(self, message: str, *, may_be_billed: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_billed = may_be_billed
 
 
 class UpstreamBusyError(ProxyError):
@@ -97,17 +106,21 @@ class UpstreamBusyError(ProxyError):
 
 
 class UpstreamRefusesUsError(ProxyError):
-    """The provider refuses our key or our account: ours to mend, not the caller's.
+    """The provider refuses a call with words about our key or our account: ours to mend, if it is meant for all.
 
     Args:
         reason: the provider's own, for the operator alone.
+        subject: whether it speaks of our key or of our money.
+        is_empty: it says by a code that the account is empty.
     """
 
     retry_after_s = 5
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, subject: Subject, is_empty: bool = False) -> None:
         super().__init__("The provider does not serve us now; the operator has been told.")
         self.reason = reason
+        self.subject: Subject = subject
+        self.is_empty = is_empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,7 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.ModelNotAllowedError: Shape(403, "permission_error", "model_not_allowed"),
     billing.AddressNotAllowedError: Shape(403, "permission_error", "ip_not_allowed"),
     billing.WalletFrozenError: Shape(403, "permission_error", "wallet_frozen"),
+    billing.PriceMissingError: Shape(400, "invalid_request_error", "price_missing"),
     billing.ModelNotFoundError: Shape(404, "invalid_request_error", "model_not_found"),
     BodyTimeoutError: Shape(408, "invalid_request_error", "request_timeout"),
     BodyTooLargeError: Shape(413, "invalid_request_error", "request_too_large"),
@@ -142,7 +156,9 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.RefusalError: Shape(400, "invalid_request_error", None),
     UpstreamError: Shape(502, "api_error", "upstream_error"),
     billing.UnavailableError: Shape(503, "api_error", "metering_unavailable"),
+    billing.WorkerStalledError: Shape(503, "api_error", "server_stalled"),
     billing.PaymentsUnavailableError: Shape(503, "api_error", "payment_provider_unavailable"),
+    billing.OverloadedError: Shape(503, "api_error", "overloaded"),
     billing.FeedFullError: Shape(503, "api_error", "feed_full"),
     billing.FxStaleError: Shape(503, "api_error", "fx_stale"),
     billing.ProviderQuotaError: Shape(503, "api_error", "provider_quota_exhausted"),
@@ -153,6 +169,19 @@ TABLE: Mapping[type[billing.TumaError], Shape] = {
     billing.TumaError: Shape(500, "api_error", "internal_error"),
 }
 _REASON_LENGTH_MAX = 200
+# OpenAI's codes of an account without money, which come with 429 and mostly with the type that they had all before:
+# https://help.openai.com/en/articles/6614457, https://developers.openai.com/docs/guides/error-codes
+_EMPTY = {
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+    "project_spend_limit_exceeded",
+}
+# OpenRouter's `error.metadata.limit_source` of a limit that is ours, and of calls that are only too many at once:
+# https://openrouter.ai/docs/api_reference/limits
+_LIMIT_PREFIX = "openrouter_"
+_IN_FLIGHT = "openrouter_in_flight_budget"
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _HTTP_CODES = {
     404: "not_found",
@@ -213,6 +242,8 @@ def _retry_headers(error: billing.TumaError) -> dict[str, str]:
             "retry-after-ms": str(error.retry_after_ms),
             **({"x-should-retry": "false"} if error.hopeless else {}),
         }
+    if isinstance(error, UpstreamTimeoutError):
+        return {"x-should-retry": "false"} if error.may_be_billed else {}
     if isinstance(error, UpstreamBusyError):
         return {"Retry-After": error.retry_after or "1"}
     retry_after_s = getattr(error, "retry_after_s", None)
@@ -234,7 +265,8 @@ def upstream_error(
 ) -> ProxyError:
     """Turn a provider's refusal into ours.
 
-    4xx for the caller's own input passes through, moderation's 403 included; 401 and 402 are about our account.
+    4xx for the caller's own input passes through, moderation's and guardrails' 403 included; 401, 402, a limit of our
+    account and a code of an empty account speak of us, whoever they are meant for.
 
     Args:
         status: the provider's.
@@ -243,21 +275,35 @@ def upstream_error(
         redact: takes our own key out, should the provider show it.
     """
     error = _parse_error(body, redact)
+    reason = f"{status}: {error['message'][:_REASON_LENGTH_MAX]}"
+    limit = _limit_source(error)
+    if error["code"] in _EMPTY or error["type"] in _EMPTY:
+        return UpstreamRefusesUsError(reason, subject="money", is_empty=True)
+    if status == HTTPStatus.TOO_MANY_REQUESTS or limit == _IN_FLIGHT:
+        return UpstreamBusyError(
+            "The provider limits requests; try again.",
+            retry_after=_whole_seconds(headers.get("retry-after")),
+        )
     match status:
-        case 401 | 402:
-            return UpstreamRefusesUsError(f"{status}: {error['message'][:_REASON_LENGTH_MAX]}")
+        case 401:
+            return UpstreamRefusesUsError(reason, subject="key")
+        case 402:
+            return UpstreamRefusesUsError(reason, subject="money")
+        case 403 if limit.startswith(_LIMIT_PREFIX):
+            return UpstreamRefusesUsError(reason, subject="money")
         case 408 | 504:
             return UpstreamTimeoutError("The provider did not answer in time.")
-        case 429:
-            return UpstreamBusyError(
-                "The provider limits requests; try again.",
-                retry_after=_whole_seconds(headers.get("retry-after")),
-            )
         case _ if 400 <= status < 500:  # noqa: PLR2004 - HTTP
             return UpstreamRefusedError(status, error)
         case _:
             # A redirect, too: it is never followed, as it would take our key elsewhere.
             return UpstreamError(f"The provider failed with status {status}.")
+
+
+def _limit_source(error: ErrorObjectJson) -> str:
+    metadata = cast("Mapping[str, object]", error).get("metadata")
+    source = metadata.get("limit_source") if isinstance(metadata, dict) else None
+    return source if isinstance(source, str) else ""
 
 
 def _whole_seconds(value: str | None) -> str | None:

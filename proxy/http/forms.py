@@ -89,7 +89,7 @@ async def read_fields(request: web.Request, limits: LimitSettings) -> object:
     Raises:
         BodyTooLargeError, BodyTimeoutError, BadRequestError: it is none.
     """
-    body = await read_body(request, limits)
+    body = await read_body(request, limits.model_copy(update={"body_bytes": limits.form_bytes}))
     try:
         return json.loads(
             body or b"{}", parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_unique

@@ -109,6 +109,12 @@ def stages_of(request: web.Request) -> Stages:
     return facts_of(request).stages
 
 
+def still_there(request: web.Request) -> bool:
+    """Tell whether the client has not hung up."""
+    transport = request.transport
+    return transport is not None and not transport.is_closing()
+
+
 def late_headers(request: web.Request, as_of: datetime | None) -> dict[str, str]:
     """Return the headers of every response, and ``x-tuma-as-of`` where a replica answered, which knows everything up to then."""
     headers = standard_headers(request)

@@ -114,6 +114,11 @@ class Watcher:
         """Whose watchers are counted together: the key's, or the user's who signed in."""
         return None if self.caller is None else self.caller.key_id or self.caller.user_id
 
+    @property
+    def user_id(self) -> UUID | None:
+        """Whose it is, whichever key they came with; None for the operator."""
+        return None if self.caller is None else self.caller.user_id
+
     async def next(self) -> Sequence[Frame]:
         """Return what is next for the client, once there is something; nothing when it has ended."""
         while self.ended is None:

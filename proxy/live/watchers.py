@@ -8,6 +8,7 @@ query. A watcher first reads by itself what it missed, and goes live once it has
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Literal
 from uuid import UUID
@@ -46,7 +47,8 @@ class Watchers:
         self._feeds = feeds
         self._settings = settings
         self._places: dict[UUID, _Place] = {}
-        self._counts: dict[UUID | None, int] = {}
+        self._counts: Counter[UUID | None] = Counter()  # by key, or by user who signed in
+        self._counts_of_users: Counter[UUID | None] = Counter()
         self._count = 0
         self._news: set[UUID] = set()
         self._bell = asyncio.Event()
@@ -85,14 +87,12 @@ class Watchers:
         if self._count >= settings.watchers:
             raise FeedFullError("There are too many watchers here.", retry_after_s=_RETRY_AFTER_MS // 1000)
         watcher = Watcher(self, wallet_id, caller=caller, recheck=recheck, queue_max=settings.queue_events)
-        if caller is not None and self._counts.get(watcher.name, 0) >= settings.watchers_per_caller:
-            raise RateLimitError(
-                f"You watch {settings.watchers_per_caller} times already.", retry_after_ms=_RETRY_AFTER_MS
-            )
         if caller is not None:
+            self._require_few(watcher, caller)
             self._trust(watcher, caller)
         self._count += 1
-        self._counts[watcher.name] = self._counts.get(watcher.name, 0) + 1
+        self._counts[watcher.name] += 1
+        self._counts_of_users[watcher.user_id] += 1
         place = self._places.setdefault(wallet_id, _Place())  # before it is read, so that no news is missed
         place.watchers.add(watcher)
         try:
@@ -107,6 +107,15 @@ class Watchers:
             self.leave(watcher)
             raise
         return watcher
+
+    def _require_few(self, watcher: Watcher, caller: Caller) -> None:
+        settings = self._settings
+        for count, most in (
+            (self._counts[watcher.name], settings.watchers_per_caller),
+            (self._counts_of_users[caller.user_id], settings.watchers_per_user),
+        ):
+            if count >= most:
+                raise RateLimitError(f"You watch {most} times already.", retry_after_ms=_RETRY_AFTER_MS)
 
     @staticmethod
     def _spread(period_s: float) -> float:
@@ -123,9 +132,10 @@ class Watchers:
             del self._places[watcher.wallet_id]
             self._news.discard(watcher.wallet_id)
         self._count -= 1
-        self._counts[watcher.name] -= 1
-        if not self._counts[watcher.name]:
-            del self._counts[watcher.name]
+        for counts, name in ((self._counts, watcher.name), (self._counts_of_users, watcher.user_id)):
+            counts[name] -= 1
+            if not counts[name]:
+                del counts[name]
 
     def has_caught_up(self, watcher: Watcher) -> bool:
         """Tell whether a watcher has all that was handed out before."""

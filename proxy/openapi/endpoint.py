@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel
 
+from proxy.http.body import expect_later
 from proxy.openapi.answer_types import Handler, answer_type_of
 from proxy.openapi.schemas import Schema
 
@@ -60,4 +61,4 @@ class Endpoint:
         """The route of the application. What is written in pieces is not there for HEAD: aiohttp would send its body, too."""
         if self.method == "GET" and (self.streams or "text/csv" in self.also):
             return web.get(self.path, self.handler, allow_head=False)
-        return web.route(self.method, self.path, self.handler)
+        return web.route(self.method, self.path, self.handler, expect_handler=expect_later)

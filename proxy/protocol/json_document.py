@@ -13,6 +13,8 @@ from proxy.protocol.json_spans import (
     set_members,
 )
 
+_BOM = "\ufeff"
+
 
 @dataclass(frozen=True, slots=True)
 class JsonDocument:
@@ -28,22 +30,22 @@ class JsonDocument:
 
     def scan(self) -> list[Member]:
         """Return the members with their places; none of an ambiguous one."""
-        return [] if self.ambiguous else scan_object(self.text)
+        return [] if self.ambiguous else scan_object(self.text, lenient=True)
 
 
 def read_document(data: bytes, *, inexact: frozenset[str] = frozenset()) -> JsonDocument | None:
     """Read one JSON object, amounts exactly; None if it is none.
 
     Args:
-        data: UTF-8.
+        data: UTF-8; a byte order mark before it is no part of the text.
         inexact: members of which the numbers need not be exact.
     """
     try:
-        text = data.decode()
+        text = data.decode().removeprefix(_BOM)
         if any(f'"{name}"' in text for name in inexact):
-            members = scan_object(text, exact_numbers=True, inexact=inexact)
+            members = scan_object(text, lenient=True, inexact=inexact)
             return JsonDocument(text, {member.key: member.value for member in members})
-        return JsonDocument(text, read_object(text, exact_numbers=True))
+        return JsonDocument(text, read_object(text, lenient=True))
     except DuplicateKeyError:
         return _read_ambiguous(text)
     except (UnicodeDecodeError, JsonSpanError):
@@ -52,7 +54,7 @@ def read_document(data: bytes, *, inexact: frozenset[str] = frozenset()) -> Json
 
 def _read_ambiguous(text: str) -> JsonDocument | None:
     try:
-        members = scan_object(text, exact_numbers=True, unique_keys=False)
+        members = scan_object(text, lenient=True, unique_keys=False)
     except JsonSpanError:
         return None
     return JsonDocument(text, {member.key: member.value for member in members}, ambiguous=True)
@@ -61,14 +63,14 @@ def _read_ambiguous(text: str) -> JsonDocument | None:
 def with_cost(
     found: JsonDocument, price_usage: Callable[[Mapping[str, Any]], str | None] | None
 ) -> str | None:
-    """Return the object's text with ``usage.cost`` in it; None if there is nothing to add.
+    """Return the object's text with ``usage.cost`` in it; None if there is nothing to set.
 
     Args:
         found: has ``usage``, or not.
-        price_usage: makes the cost, as a JSON number in USD.
+        price_usage: makes the cost, as a JSON number in USD; None where what is there stays.
     """
     usage = found.fields.get("usage")
-    if price_usage is None or found.ambiguous or not isinstance(usage, dict) or usage.get("cost") is not None:
+    if price_usage is None or found.ambiguous or not isinstance(usage, dict):
         return None
     cost = price_usage(usage)
     if cost is None:
@@ -77,7 +79,7 @@ def with_cost(
     place = next(member for member in members if member.key == "usage")
     usage_text = found.text[place.value_start : place.value_end]
     try:
-        priced = set_members(usage_text, scan_object(usage_text), {"cost": cost})
+        priced = set_members(usage_text, scan_object(usage_text, lenient=True), {"cost": cost})
     except DuplicateKeyError:
         return None
     return set_members(found.text, members, {"usage": priced})
@@ -92,4 +94,4 @@ def with_member(body: bytes, name: str, value: str) -> bytes:
         value: JSON text.
     """
     text = body.decode()
-    return set_members(text, scan_object(text, unique_keys=False), {name: value}).encode()
+    return set_members(text, scan_object(text, lenient=True, unique_keys=False), {name: value}).encode()

@@ -3,7 +3,8 @@
 A body that is parsed and written anew is a different body: numbers lose digits, unknown escapes and the order of
 members change. Here the text stays as it came, and only the members that must change are cut and set.
 
-The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the object.
+The grammar is RFC 8259's, strictly: no NaN, no Infinity, nothing after the object. What a provider answers is read leniently: it has
+been paid for, and goes on as it came.
 """
 
 import json
@@ -47,14 +48,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise JsonSpanError(f"{name} is not JSON")
 
 
-def _exact(literal: str) -> Decimal:
+def _exact(literal: str) -> Decimal | float:
+    """Return a number with all its digits; as a float, where it is beyond what anything could count: infinite, or zero."""
     try:
         number = Decimal(literal)
     except ArithmeticError:
-        raise JsonSpanError("a number is out of range") from None
-    if abs(number.adjusted()) > _EXPONENT_MAX:
-        raise JsonSpanError("a number is out of range")
-    return number
+        return float(literal)
+    return number if abs(number.adjusted()) <= _EXPONENT_MAX else float(literal)
 
 
 class _Ambiguous(dict[str, Any]):
@@ -74,24 +74,23 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _READER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_of)
-_EXACT_READER = json.JSONDecoder(
-    parse_constant=_refuse_constant, object_pairs_hook=_object_of, parse_float=_exact
-)
-_EXACT_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_exact)
+_LENIENT_READER = json.JSONDecoder(object_pairs_hook=_object_of, parse_float=_exact)
+_LENIENT_DECODER = json.JSONDecoder(parse_float=_exact)
+_LENIENT_INEXACT_DECODER = json.JSONDecoder()
 
 
-def read_object(text: str, *, exact_numbers: bool = False) -> dict[str, Any]:
+def read_object(text: str, *, lenient: bool = False) -> dict[str, Any]:
     """Parse a JSON object in one pass, without the places of its members.
 
     Args:
         text: as for ``scan_object``, which accepts and refuses the same.
-        exact_numbers: as there.
+        lenient: as there.
 
     Raises:
         DuplicateKeyError, JsonSpanError: as there.
     """
     try:
-        fields = (_EXACT_READER if exact_numbers else _READER).decode(text)
+        fields = (_LENIENT_READER if lenient else _READER).decode(text)
     except (ValueError, RecursionError) as error:
         raise _span_error(error) from None
     if not isinstance(fields, dict):
@@ -115,7 +114,7 @@ def _span_error(error: Exception) -> JsonSpanError:
 def scan_object(
     text: str,
     *,
-    exact_numbers: bool = False,
+    lenient: bool = False,
     unique_keys: bool = True,
     inexact: frozenset[str] = frozenset(),
 ) -> list[Member]:
@@ -123,15 +122,15 @@ def scan_object(
 
     Args:
         text: one object, white space around it allowed.
-        exact_numbers: numbers with a fraction or an exponent become ``Decimal`` instead of ``float``.
+        lenient: numbers with a fraction or an exponent become ``Decimal``, and ``NaN``, ``Infinity`` and ``1e500`` floats.
         unique_keys: refuse an object that names a key twice.
-        inexact: members of which the numbers need not be exact, as reading them so takes almost twice as long.
+        inexact: members of which the numbers need not be exact, as reading them so takes almost twice as long; for lenient reading.
 
     Raises:
         DuplicateKeyError: a key of the object itself (not of one inside it) occurs twice.
         JsonSpanError: malformed, not an object, nested too deep, or a number that is out of range.
     """
-    decoder = _EXACT_DECODER if exact_numbers else _DECODER
+    decoder = _LENIENT_DECODER if lenient else _DECODER
     try:
         return _scan(text, decoder.raw_decode, unique_keys=unique_keys, inexact=inexact)
     except (ValueError, RecursionError) as error:
@@ -155,7 +154,7 @@ def _scan(text: str, decode: Any, *, unique_keys: bool, inexact: frozenset[str])
             at = _after_space(text, at)
             _expect(text, at, ":")
             value_start = _after_space(text, at + 1)
-            value, at = (_DECODER.raw_decode if key in inexact else decode)(text, value_start)
+            value, at = (_LENIENT_INEXACT_DECODER.raw_decode if key in inexact else decode)(text, value_start)
             members.append(Member(key, value, start, at, value_start, at))
             at = _after_space(text, at)
             if text[at : at + 1] != ",":

@@ -9,18 +9,20 @@ Most bytes are only looked at: JSON is parsed for the first event, for usage and
 counted because the provider did not say how many there were.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proxy.protocol.json_document import JsonDocument, read_document, with_cost
 from proxy.protocol.json_spans import set_members
-from proxy.protocol.sse import EventSplitter, close_event, event_data, replace_data
+from proxy.protocol.sse import BOM, EventSplitter, EventTooLargeError, close_event, event_data, replace_data
 from proxy.protocol.transcript import Transcript, text_of_choices, text_of_output
+from proxy.protocol.usage_found import UsageFound, find_usage
 
-EVENT_BYTES_MAX = 4 * 1024 * 1024
+EVENT_BYTES_MAX = 32 * 1024 * 1024  # a picture of 20 MiB in base64
 _BYTES_PER_TOKEN = 3  # on the low side for text, so that the estimate is on the high one
 _DONE = b"[DONE]"
 _VECTORS = frozenset(("data",))  # thousands of numbers, none of which is an amount
@@ -114,7 +116,7 @@ class StreamMeter:
     Args:
         include_usage: the client asked for usage. If not, usage is metered and cut out.
         event_bytes_max: bytes that one event may have.
-        price_usage: makes ``usage.cost`` (a JSON number in USD) where the provider sends none; None leaves it out.
+        price_usage: makes ``usage.cost`` (a JSON number in USD); None leaves it as the provider sends it.
     """
 
     kind: ClassVar[str] = "chat.completion.chunk"
@@ -136,6 +138,7 @@ class StreamMeter:
         self.generation_id: str | None = None
         self.model: str | None = None
         self.created: int | None = None
+        self._found = UsageFound()
         self.usage: Mapping[str, Any] | None = None
         self.error: StreamError | None = None
         self.done = False
@@ -159,12 +162,13 @@ class StreamMeter:
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the answer and return those that go on to the client now: whole events, mostly unchanged.
 
-        ``data: [DONE]`` is not returned but kept as ``done_event``; whatever follows it is dropped.
+        ``data: [DONE]`` is not returned but kept as ``done_event``; of what follows it only usage is noted.
 
         Raises:
             EventTooLargeError: an event exceeds the bound.
         """
         if self.done:
+            self._read_late(data)
             return b""
         if self._splitter.pending or len(data) > self._event_bytes_max:
             return b"".join(self._read(data))
@@ -190,6 +194,8 @@ class StreamMeter:
             end = len(data) if end < 0 else end + len(_BLANK)
             yield from self._read(data[start:end])
             start = end
+        if self.done:
+            self._read_late(data[start:])
 
     def _glance(self, events: bytes) -> bytes | None:
         """Return what passes if the bytes show that nothing in them needs reading; None if they must be read."""
@@ -214,11 +220,24 @@ class StreamMeter:
         return passed
 
     def _read(self, data: bytes) -> Iterator[bytes]:
-        for event in self._splitter.feed(data):
+        events = iter(self._splitter.feed(data))
+        for event in events:
             passed = self._glance(event)
             yield self._take(event) if passed is None else passed
             if self.done:
                 break
+        self._note_late(events)
+
+    def _read_late(self, data: bytes) -> None:
+        with contextlib.suppress(EventTooLargeError):
+            self._note_late(self._splitter.feed(data))
+
+    def _note_late(self, events: Iterable[bytes]) -> None:
+        """Note the usage that some servers tell after the answer's end; what they say of else is not looked at."""
+        for event in events:
+            found = read_document(event_data(event) or b"") if b'"usage"' in event else None
+            if found is not None:
+                self._note_usage(found.fields)
 
     def finish(self) -> bytes:
         """Return the rest at the end of the answer.
@@ -227,7 +246,10 @@ class StreamMeter:
         follow it. One that was cut in its middle is dropped, as the standard demands of every client.
         """
         rest = self._splitter.flush()
-        if self.done or not rest:
+        if self.done:
+            self._note_late((rest,))
+            return b""
+        if not rest:
             return b""
         data = event_data(rest)
         if data and data.strip() != _DONE and read_document(data) is None:
@@ -257,11 +279,19 @@ class StreamMeter:
             self.model = _text_or_none(fields.get("model"))
             created = fields.get("created")
             self.created = created if isinstance(created, int) and not isinstance(created, bool) else None
-        usage = fields.get("usage")
-        if isinstance(usage, dict):
-            self.usage = usage
+        self._note_usage(fields)
         if self.error is None:
             self.error = find_error(fields)
+
+    def _note_usage(self, fields: Mapping[str, Any]) -> None:
+        if self._found.note(fields):
+            self.usage = self._found.said
+
+    def end(self) -> None:
+        """Take it that the answer has ended, though its provider did not say so."""
+        if self.done:
+            return
+        self.done, self.done_event = True, b"data: " + _DONE + b"\n\n"
 
     def _passed(self, event: bytes, found: JsonDocument) -> bytes:
         fields = found.fields
@@ -359,22 +389,21 @@ def read_plain(
     White space before it is tolerated: OpenRouter sends it to keep connections alive.
 
     Args:
-        body: as it came; it goes on unchanged, but for a ``usage.cost`` that is missing and can be had.
+        body: as it came; it goes on unchanged, but for ``usage.cost``, and a byte order mark.
         price_usage: as for ``StreamMeter``.
     """
     found = read_document(body, inexact=_VECTORS)
     if found is None:
         return PlainAnswer(None, None, None, None, {}, body, is_object=False)
     fields = found.fields
-    usage = fields.get("usage")
     priced = with_cost(found, price_usage)
     return PlainAnswer(
         generation_id=_text_or_none(fields.get("id")),
         model=_text_or_none(fields.get("model")),
-        usage=usage if isinstance(usage, dict) else None,
+        usage=find_usage(fields),
         error=find_error(fields),
         fields=fields,
-        body=body if priced is None else priced.encode(),
+        body=body.removeprefix(BOM) if priced is None else priced.encode(),
         is_object=True,
     )
 

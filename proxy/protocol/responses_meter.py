@@ -108,7 +108,7 @@ class ResponseMeter(StreamMeter):
                 '"input_tokens_details":{"cached_tokens":0},"output_tokens_details":{"reasoning_tokens":0}'
             )
             changes["usage"] = f"{usage_json[:-1]},{details}}}"
-        response = set_members(self._response, scan_object(self._response), changes)
+        response = set_members(self._response, scan_object(self._response, lenient=True), changes)
         kind = "response.incomplete"
         data = f'{{"type":"{kind}","sequence_number":{self._next_number()},"response":{response}}}'
         self.done_event = f"event: {kind}\ndata: {data}\n\n".encode()

@@ -7,7 +7,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-inte
 
 import re
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 # Atomic groups: the LF of a CR LF must not be taken for a line of its own.
 _EVENT_END = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _BLANK_LINE = re.compile(rb"\r\n|\r|\n")
@@ -119,7 +119,7 @@ def _lines(event: bytes) -> list[bytes]:
 
 def _is_data(line: bytes) -> bool:
     # Only a stream's first line may begin with a byte order mark; to be lenient with others harms nobody.
-    name = line.removeprefix(_BOM).partition(b":")[0]
+    name = line.removeprefix(BOM).partition(b":")[0]
     return name.rstrip(b"\r\n") == b"data"
 
 

@@ -163,7 +163,7 @@ class Transcript:
                 index = choice.get("index")
                 known = self._choices.setdefault(index if isinstance(index, int) else position, _Choice())
                 known.pieces.extend(_texts_of_choice(choice))
-                known.finished = known.finished or choice.get("finish_reason") is not None
+                known.finished = known.finished or bool(choice.get("finish_reason"))  # "" is no reason
 
 
 class ResponseTranscript(Transcript):

@@ -1,7 +1,9 @@
 """``POST /webhooks/{provider}``: what payment providers send. Checked, kept raw and once, answered; looked into afterwards."""
 
 import hashlib
+import math
 import time
+from collections import OrderedDict
 from typing import get_args
 
 import structlog
@@ -9,14 +11,16 @@ from aiohttp import web
 
 from billing.errors import InputError, InvalidSignatureError
 from billing.payments.units import PaymentProvider
+from config.settings import Settings
 from proxy.http.body import read_body
-from proxy.http.errors import BodyTooLargeError
+from proxy.http.client_address import client_address, network_of
 from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.payments.signatures import is_signed
 from proxy.public.answers import ReceivedJson
 from proxy.services.public import PUBLIC
 
 _log = structlog.get_logger("tuma.payments")
+_BURST_S = 60.0  # refusals that follow each other closer than this are told of once
 _KEY_LENGTH_MAX = 255  # of an event's id
 
 
@@ -26,17 +30,15 @@ async def receive_webhook(request: web.Request) -> JsonAnswer[ReceivedJson]:
     settings = services.settings
     provider = _provider_of(request.match_info["provider"])
     limits = settings.limits.model_copy(update={"body_bytes": settings.payments.webhook_bytes})
-    body = await read_body(request, limits)
-    if len(body) > settings.payments.webhook_bytes:
-        raise BodyTooLargeError(f"The body is larger than {settings.payments.webhook_bytes} bytes.")
-    secret = {
-        "stripe": settings.stripe.webhook_secret,
-        "paystack": settings.paystack.secret_key,
-        "flutterwave": settings.flutterwave.webhook_secret,
-    }[provider].get_secret_value()
-    if not is_signed(provider, body, request.headers, secret, now_s=time.time()):
+    network = network_of(client_address(request, settings.auth.trusted_networks))
+    async with services.unsigned.lane(network):
+        body = await read_body(request, limits)
+        secret = _secret_of(provider, settings)
+        signed = is_signed(provider, body, request.headers, secret, now_s=time.time())
+    if not signed:
         services.metrics.meters.webhooks.add(1, provider, "refused")
-        _log.warning("webhook.refused", provider=provider, secret_set=bool(secret))
+        request.app[BURSTS].note(provider, network, secret_set=bool(secret))
+        await services.unsigned.count(network)
         raise InvalidSignatureError("This is not signed by the payment provider.")
     try:
         text = body.decode()
@@ -49,6 +51,43 @@ async def receive_webhook(request: web.Request) -> JsonAnswer[ReceivedJson]:
     if new:
         services.payments.ring()
     return answer(request, {"received": True})
+
+
+def _secret_of(provider: PaymentProvider, settings: Settings) -> str:
+    return {
+        "stripe": settings.stripe.webhook_secret,
+        "paystack": settings.paystack.secret_key,
+        "flutterwave": settings.flutterwave.webhook_secret,
+    }[provider].get_secret_value()
+
+
+class RefusalBursts:
+    """Tells of refused webhooks once per burst: the first at once, how many came after it with the next line."""
+
+    def __init__(self, *, pause_s: float = _BURST_S, remembered: int = 10_000) -> None:
+        self._pause_s = pause_s
+        self._remembered = remembered
+        self._bursts: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # when it was told of, and how many since
+
+    def note(self, provider: str, network: str, *, secret_set: bool) -> None:
+        """Note one refusal."""
+        now = time.monotonic()
+        told_s, since = self._bursts.get(network, (-math.inf, 0))
+        if now < told_s + self._pause_s:
+            self._bursts[network] = (told_s, since + 1)
+            return
+        _log.warning(
+            "webhook.refused", provider=provider, network=network, secret_set=secret_set, since_the_last=since
+        )
+        self._bursts[network] = (now, 0)
+        self._bursts.move_to_end(network)
+        if len(self._bursts) > self._remembered:
+            self._bursts.popitem(last=False)
+
+
+BURSTS = web.AppKey("bursts of refused webhooks", RefusalBursts)
 
 
 def _provider_of(name: str) -> PaymentProvider:

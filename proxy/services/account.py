@@ -6,6 +6,7 @@ from uuid import UUID
 
 from aiohttp import web
 
+from billing.identity.auth_failures import UserWrites
 from billing.identity.keys import Keys
 from billing.payments.auto_topups import AutoTopups
 from billing.payments.intents import Intents
@@ -38,6 +39,7 @@ class AccountServices:
     status_checks: StatusChecks
     watchers: Watchers
     tasks: TrackedTasks
+    writes: UserWrites
     cool_user: Callable[[UUID], None]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from billing.identity.auth_failures import AuthFailures
 from billing.payments.worker import PaymentWorker
 from billing.postgres.database import Database
 from billing.pricing.price_book import PriceBook
@@ -24,6 +25,7 @@ class PublicServices:
     prices: PriceBook
     payments: PaymentWorker
     metrics: Metrics
+    unsigned: AuthFailures
 
 
 PUBLIC = web.AppKey("public", PublicServices)

@@ -21,6 +21,7 @@ from billing.pricing.tokens import TokenCounter
 from billing.provider.quota import Quota
 from billing.redis.client import RedisWay
 from billing.tasks import TrackedTasks
+from billing.threads import FairThreads
 from config.settings import Settings
 from proxy.identity.jwt import JwtVerifier
 from proxy.live.watchers import Watchers
@@ -51,6 +52,7 @@ class Runtime:
     fx: FxBook
     fx_sources: Sequence[RateSource]
     counter: TokenCounter
+    threads: FairThreads
     upstream: Upstream
     sweeper: Sweeper
     alerts: Alerts

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -11,14 +12,20 @@ import aiohttp
 from yarl import URL
 
 from billing.errors import ProviderUnavailableError
+from billing.pricing.extras import CACHED_WRITE_1H
+from billing.pricing.quote import Output, Quote
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from config.secrets import Redactor
 from config.settings import UpstreamSettings
+from proxy.http.errors import BadRequestError
 from proxy.protocol.ask import Ask
+from proxy.protocol.dialects import COMPLETION_TOKENS, COMPLETIONS, count_of
 from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 _RECORD_TIMEOUT_S = 10.0
+_NARROW = "missing scopes"
 
 
 class Upstream:
@@ -29,9 +36,9 @@ class Upstream:
     """
 
     keeps_bills: ClassVar[bool] = False
-    knows_account: ClassVar[bool] = False
     bills_by_price_book: ClassVar[bool] = True
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "drain"
+    completion_tokens_default: ClassVar[int] = COMPLETION_TOKENS  # 0: this provider has none of its own
 
     def __init__(self, settings: UpstreamSettings) -> None:
         self._settings = settings
@@ -46,6 +53,8 @@ class Upstream:
         self.redact = Redactor(
             key.get_secret_value() for key in (settings.api_key, settings.management_key)
         )  # what it says of its errors may show our key
+        # Whether `usage.cost` is this provider's bill. A gateway's is its own estimate, by a price list that nobody here knows.
+        self.reports_cost = settings.trust_cost or not self.bills_by_price_book
         self.on_client_gone = settings.on_client_gone or self.client_gone_default
         self._session: aiohttp.ClientSession | None = None
         self._client: UpstreamClient | None = None
@@ -79,8 +88,43 @@ class Upstream:
             await self._session.close()
             self._session = None
 
-    def request_changes(self, ask: Ask) -> Mapping[str, str]:
-        """Return the members of the request, as JSON text, that this provider needs set so that it reports usage."""
+    def output_of(self, ask: Ask) -> Output:
+        """Return how much output is asked for, with the provider's own default where it has one."""
+        output = ask.output
+        if output.tokens is None and ask.dialect is COMPLETIONS and self.completion_tokens_default:
+            return replace(output, tokens=self.completion_tokens_default)
+        return output
+
+    def extras_of(self, ask: Ask) -> Mapping[str, int]:
+        """Return what is asked for that is billed apart from tokens, by unit of the price book.
+
+        Raises:
+            BadRequestError: this provider does not say what it bills, so nobody could know what it came to.
+        """
+        extras = ask.extras
+        if not self.reports_cost and not extras.keys() <= {CACHED_WRITE_1H}:
+            unit = next(unit for unit in extras if unit != CACHED_WRITE_1H)
+            raise BadRequestError(
+                f"What is billed as {unit!r} is not served: it is billed apart from tokens, and this provider reports tokens only."
+            )
+        return extras
+
+    def bound_name(self, ask: Ask) -> str:
+        """Return the member that bounds the output, hidden reasoning included, where the request has none."""
+        return ask.dialect.bounds[-1]
+
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str]:
+        """Return the members of the request, as JSON text, that are set: the bound that is held, and that usage is reported."""
+        changes = dict(self._usage_changes(ask))
+        if quote.told_tokens and ask.dialect.bounds:
+            names = ask.bound_names or [self.bound_name(ask)]
+            for name in names:
+                asked = count_of(ask.fields, name)
+                if asked is None or asked > quote.told_tokens:
+                    changes[name] = str(quote.told_tokens)
+        return changes
+
+    def _usage_changes(self, ask: Ask) -> Mapping[str, str]:
         if not ask.stream or not ask.dialect.usage_by_option:
             return {}
         options = ask.stream_options or {}
@@ -89,12 +133,13 @@ class Upstream:
         return {"stream_options": json.dumps({**options, "include_usage": True})}
 
     async def send(
-        self, ask: Ask, *, call_id: UUID, trace: Mapping[str, str] | None = None
+        self, ask: Ask, quote: Quote, *, call_id: UUID, trace: Mapping[str, str] | None = None
     ) -> UpstreamResponse:
         """Send the request once; a paid POST is never repeated by itself.
 
         Args:
             ask: what was asked.
+            quote: what is held for it; the provider is told its bound.
             call_id: sent along as the request's id.
             trace: headers of a trace that the call is part of.
 
@@ -109,7 +154,7 @@ class Upstream:
         head = self._request_heads.get(path)
         if head is None:
             head = self._request_heads[path] = self._request_head(path)
-        body = ask.body_with(self.request_changes(ask))
+        body = ask.body_with(self.request_changes(ask, quote))
         own = (
             f"X-Request-Id: {call_id}\r\n{_lines(trace) if trace else ''}Content-Length: {len(body)}\r\n\r\n"
         )
@@ -117,6 +162,7 @@ class Upstream:
         return await self._client.post(
             head + own.encode("ascii"),
             body,
+            first_byte_s=settings.first_byte_timeout_s,
             idle_s=settings.idle_timeout_s if ask.stream else settings.first_byte_timeout_s,
         )
 
@@ -134,13 +180,29 @@ class Upstream:
         """Return the provider's record of an answer; this kind of provider has none."""
         raise ProviderUnavailableError(f"{self._settings.kind} keeps no record per answer ({generation_id})")
 
-    async def find_totals_usd(self) -> Mapping[Source, Decimal]:
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
         """Return what the provider billed in total; this kind of provider does not say."""
         return {}
 
     async def find_left_usd(self) -> Decimal | None:
         """Return how much more the provider lets us consume; this kind of provider does not say."""
         return None
+
+    async def find_standing(self, subject: Subject) -> Standing:
+        """Return how our account stands by its record; of money this kind of provider does not say.
+
+        Of our key its list of models tells: where that is refused, so are calls. That it is shown proves nothing, as some
+        servers show it to everybody; nor does a key that was made without the right to see it, which OpenAI refuses with
+        words of missing scopes.
+
+        Raises:
+            ProviderUnavailableError: it cannot be asked now.
+        """
+        if subject == "money":
+            return "unknown"
+        status, answer = await self.get_record("/models")
+        is_narrow = _NARROW in json.dumps(answer, default=str).lower()
+        return "refused" if status == 401 and not is_narrow else "unknown"  # noqa: PLR2004 - HTTP
 
     async def find_activity(self) -> list[Activity] | None:
         """Return what it billed per day and model; this kind of provider does not say."""

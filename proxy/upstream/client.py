@@ -42,6 +42,7 @@ class UpstreamResponse:
         "_is_ended",
         "_pieces",
         "_size",
+        "_unread",
         "_waiter",
         "_woken_s",
         "headers",
@@ -54,6 +55,7 @@ class UpstreamResponse:
         self._connection: _Connection | None = connection  # until the answer's end
         self._pieces: list[bytes] = []
         self._size = 0
+        self._unread = b""
         self._is_ended = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -74,6 +76,9 @@ class UpstreamResponse:
         Raises:
             aiohttp.ClientError, TimeoutError: the answer broke off, or was closed.
         """
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
         while True:
             if self._size:
                 data = self._take()
@@ -91,6 +96,21 @@ class UpstreamResponse:
                     self._inflater.end()
                 return b""
             await self._wait()
+
+    async def peek(self, most: int) -> bytes:
+        """Return how the body begins, white space left out, and leave it to be read; empty if there is no more of it.
+
+        Args:
+            most: bytes of white space that are waited through.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError: the answer broke off, or was closed.
+        """
+        data = b""
+        while not data.strip() and len(data) < most and (piece := await self.read_some()):
+            data += piece
+        self._unread = data
+        return data.lstrip()
 
     async def read_up_to(self, most: int) -> bytes:
         """Return the body, or its beginning: ``most`` bytes.
@@ -200,6 +220,7 @@ class _Connection(asyncio.Protocol):
     __slots__ = (
         "_active_s",
         "_client",
+        "_idle_s",
         "_is_paused",
         "_limit_s",
         "_loop",
@@ -220,6 +241,7 @@ class _Connection(asyncio.Protocol):
         # One timer for all the connection's life, pushed on when it fires: nothing is set or cancelled per read.
         self._active_s = loop.time()
         self._limit_s = _KEEPALIVE_S
+        self._idle_s = 0.0  # the limit that begins with the first byte of the answer's body
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
 
@@ -235,18 +257,20 @@ class _Connection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's inherit from nothing
 
-    def ask(self, head: bytes, body: bytes, *, idle_s: float) -> UpstreamResponse:
+    def ask(self, head: bytes, body: bytes, *, first_byte_s: float, idle_s: float) -> UpstreamResponse:
         """Write a request; return the response that is to come.
 
         Args:
             head: whole, with the empty line.
             body: as its length in the head says.
-            idle_s: for how long nothing may come.
+            first_byte_s: for how long nothing may come before the first byte of the answer's body.
+            idle_s: the same after it.
         """
         assert self._transport is not None
         response = self._response = UpstreamResponse(self)
         self._parser = ResponseParser()
-        self._limit(idle_s)
+        self._limit(first_byte_s)
+        self._idle_s = idle_s
         if len(body) <= _COPIED_BYTES_MAX:
             self._transport.write(head + body)
         else:
@@ -267,8 +291,11 @@ class _Connection(asyncio.Protocol):
         except MalformedAnswerError as error:
             self.fail(error)
             return
-        if body and response.feed(body, now_s, self._loop) and not parser.ended:
-            self._pause()
+        if body:
+            if self._limit_s != self._idle_s:
+                self._limit(self._idle_s)
+            if response.feed(body, now_s, self._loop) and not parser.ended:
+                self._pause()
         if parser.ended:
             self._finish(response, keep=parser.is_reusable)
 
@@ -403,13 +430,14 @@ class UpstreamClient:
         self._looking_up = asyncio.Lock()
         self._is_closed = False
 
-    async def post(self, head: bytes, body: bytes, *, idle_s: float) -> UpstreamResponse:
+    async def post(self, head: bytes, body: bytes, *, first_byte_s: float, idle_s: float) -> UpstreamResponse:
         """Send a request once; return the response when its head is there.
 
         Args:
             head: whole, with the empty line.
             body: as its length in the head says.
-            idle_s: how long to wait for a free connection, for the answer's first byte, and between two reads of it.
+            first_byte_s: how long to wait for a free connection, and then for the first byte of the answer's body.
+            idle_s: how long to wait between two reads of it.
 
         Raises:
             aiohttp.ClientError, TimeoutError: no answer came.
@@ -417,13 +445,13 @@ class UpstreamClient:
         if self._free:
             self._free -= 1
         else:
-            await self._wait_for_slot(idle_s)
+            await self._wait_for_slot(first_byte_s)
         try:
             connection = self._take_idle() or await self._connect()
         except BaseException:
             self.free_slot()
             raise
-        response = connection.ask(head, body, idle_s=idle_s)
+        response = connection.ask(head, body, first_byte_s=first_byte_s, idle_s=idle_s)
         try:
             await response.wait_for_head()
         except BaseException:

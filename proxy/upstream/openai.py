@@ -1,6 +1,12 @@
 """Any server that speaks OpenAI's protocol: it reports tokens, the price book makes money of them."""
 
+import re
+
+from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
+
+# Models of OpenAI's that refuse `max_tokens`, as they think before they answer; other servers know the older name for certain.
+_THINKS = re.compile(r"(?:.*/)?(o\d|gpt-[5-9]|gpt-\d\d)")
 
 
 class OpenAIUpstream(Upstream):
@@ -9,3 +15,7 @@ class OpenAIUpstream(Upstream):
     Hanging up does not stop the billing for certain, and there is no record to ask afterwards: an answer is read on to
     its end, where its usage is.
     """
+
+    def bound_name(self, ask: Ask) -> str:
+        """Return ``max_completion_tokens`` for models of OpenAI's that know no other, else the name that every server knows."""
+        return ask.dialect.bounds[0 if _THINKS.match(ask.model) else -1]

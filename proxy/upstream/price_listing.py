@@ -1,9 +1,11 @@
 """Reading a provider's list of models and prices (OpenRouter's ``/models``)."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from billing.pricing.extras import AUDIO_OUTPUT, CACHED_WRITE_1H, WEB_SEARCH
 from billing.pricing.price_book import ModelPrice
 
 _PRICES = {
@@ -16,6 +18,8 @@ _PRICES = {
     "audio_usd": "audio",
     "request_usd": "request",
 }
+# The price of an image that is made is not taken over: the list does not say whether it is per image or per token.
+_EXTRAS = {WEB_SEARCH: "web_search", AUDIO_OUTPUT: "audio_output", CACHED_WRITE_1H: "input_cache_write_1h"}
 
 
 def read_listing(models: Iterable[Mapping[str, Any]]) -> tuple[list[ModelPrice], list[str]]:
@@ -42,6 +46,7 @@ def read_listing(models: Iterable[Mapping[str, Any]]) -> tuple[list[ModelPrice],
                 context_tokens=_count(model.get("context_length")),
                 completion_tokens_max=_count(limit),
                 prices=found,
+                extras=_read_extras(model["pricing"]),
             )
         )
     return priced, unpriced
@@ -61,6 +66,17 @@ def _read_prices(pricing: object) -> dict[str, Decimal | None] | None:
         if number is not None and (not number.is_finite() or number < 0):
             return None
     return prices
+
+
+def _read_extras(pricing: Mapping[str, Any]) -> dict[str, Decimal]:
+    """Return prices of what is billed beside tokens; one that cannot be read is none, and what it is for is refused."""
+    extras = {}
+    for ours, theirs in _EXTRAS.items():
+        with contextlib.suppress(InvalidOperation):
+            number = Decimal(str(pricing[theirs])) if pricing.get(theirs) is not None else None
+            if number is not None and number.is_finite() and number > 0:  # zero: it has none of its own
+                extras[ours] = number
+    return extras
 
 
 def _count(value: object) -> int | None:

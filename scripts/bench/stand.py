@@ -195,7 +195,7 @@ class Stand:
         workers: int = 1,
         postgres: EmbeddedPostgres | None = None,
     ) -> Side:
-        """Start a Tuma, as it is delivered but for where its servers are.
+        """Start a Tuma, as it is delivered but for where its servers are, and how much one user may do at once.
 
         Args:
             name: of the side.
@@ -214,6 +214,7 @@ class Stand:
             "TUMA_UPSTREAM__BASE_URL": self.upstream_url,
             "TUMA_UPSTREAM__API_KEY": billed_to,
             "TUMA_AUTH__KEY_PEPPER": PEPPER,
+            "TUMA_LIMITS__USER_CALLS_IN_FLIGHT": "100000",  # one user makes them all; they are counted as anybody's
             "TUMA_PORT": "0",
             "TUMA_WORKERS": str(workers),
         }

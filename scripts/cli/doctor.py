@@ -14,9 +14,11 @@ from billing.postgres.migrate import MigrationError, check_current
 from billing.postgres.pooler import require_sessions
 from billing.postgres.replica import POSITION
 from billing.postgres.roles import LOGINS
-from config.settings import Settings, load_settings
+from config.secrets import require_long_secrets
+from config.settings import Settings, SettingsError, load_settings
 from proxy.outbound.fx_sources import make_sources
 from scripts.office import Office, open_office
+from scripts.programs.files import FILES_MIN, bound_connections, find_file_limit
 
 _PEPPER_MIN = 16
 _TOKEN_MIN = 16
@@ -108,8 +110,30 @@ def _look_at_settings(settings: Settings) -> list[dict[str, Any]]:
             + _in_the_open(settings.upstream.base_url, "https://"),
             "",
         ),
+        _look_at_secrets(settings),
+        _look_at_files(settings, find_file_limit()),
         *(_look_at_payments(settings, provider) for provider in get_args(PaymentProvider)),
     ]
+
+
+def _look_at_secrets(settings: Settings) -> dict[str, Any]:
+    try:
+        require_long_secrets(settings)
+    except SettingsError as error:
+        return _item("secrets", False, "", f"{error}: `tuma serve` does not start")
+    return _item("secrets", True, "none of ours is short enough to be guessed", "")
+
+
+def _look_at_files(settings: Settings, files: int) -> dict[str, Any]:
+    """Say whether a worker may open as many files as its connections are."""
+    bounded = bound_connections(settings, files).limits.connections
+    good = f"{files}: enough for {settings.limits.connections} connections per worker"
+    if bounded < settings.limits.connections:
+        good = (
+            f"{files}: a worker takes {bounded} connections at most, not TUMA_LIMITS__CONNECTIONS={settings.limits.connections};"
+            " raise the hard limit (LimitNOFILE= of systemd, --ulimit nofile= of Docker, `ulimit -Hn`)"
+        )
+    return _item("open files", files >= FILES_MIN, good, f"{good}; this is too few to serve with")
 
 
 def _look_at_payments(settings: Settings, provider: PaymentProvider) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import click
 
 from billing.errors import InputError
 from billing.money import NANO_DECIMALS, parse_amount
+from billing.pricing.extras import PER_TOKEN
 from billing.pricing.price_book import ModelPrice, PriceBook
 from proxy.upstream.price_listing import read_listing
 from scripts.command import office_command
@@ -34,6 +35,15 @@ async def models_sync(office: Office) -> dict[str, Any]:
 @click.option("--cached-write", default=None, help="USD per million tokens written to it.")
 @click.option("--reasoning", default=None, help="USD per million reasoning tokens.")
 @click.option("--request", "request_price", default="0", help="USD per request.")
+@click.option("--context", type=click.IntRange(min=1), default=None, help="Tokens that the model takes in.")
+@click.option("--output", type=click.IntRange(min=1), default=None, help="Tokens that it gives at most.")
+@click.option(
+    "--extra",
+    multiple=True,
+    metavar="UNIT=PRICE",
+    help="What is billed beside tokens: web_search, web_search_result (USD each), audio_output, image_output, "
+    "cached_write_1h (USD per million tokens), tier_NAME, routing (factors). Repeat for more.",
+)
 async def models_price(
     office: Office,
     *,
@@ -44,6 +54,9 @@ async def models_price(
     cached_write: str | None,
     reasoning: str | None,
     request_price: str,
+    context: int | None,
+    output: int | None,
+    extra: tuple[str, ...],
 ) -> dict[str, Any]:
     """Set a model's prices by hand."""
     prices = {
@@ -57,8 +70,20 @@ async def models_price(
         "request_usd": _decimal(request_price),
     }
     book = PriceBook(office.database)
-    changed = await book.set_prices([ModelPrice(model, model, None, None, prices)], source="manual")
+    changed = await book.set_prices(
+        [ModelPrice(model, model, context, output, prices, _extras(extra))], source="manual"
+    )
     return {"model": model, "prompt": prompt, "completion": completion, "changed": bool(changed)}
+
+
+def _extras(given: tuple[str, ...]) -> dict[str, Decimal]:
+    extras = {}
+    for text in given:
+        unit, separator, price = text.partition("=")
+        if not separator:
+            raise InputError(f"{text!r} is not of the form UNIT=PRICE")
+        extras[unit] = _per_token(price) if unit in PER_TOKEN else _decimal(price)
+    return extras
 
 
 def _per_token(usd_per_million: str) -> Decimal:

@@ -159,6 +159,9 @@ class DevServer:
         )
         self._env["TUMA_UPSTREAM__API_KEY"] = _SIM_KEY
         self._env["TUMA_UPSTREAM__KIND"] = "openrouter"
+        self._env.setdefault(
+            "TUMA_UPSTREAM__EXTRA_MEMBERS", '["sim"]'
+        )  # how a request tells the simulator what to do
 
     def _start_payments(self) -> None:
         """Simulate all payment providers, or none: beside a real one, nobody shall pay with simulated money."""

@@ -14,10 +14,11 @@ import structlog
 import uvloop
 
 from config.logging import configure_logging
-from config.secrets import find_secrets
+from config.secrets import find_secrets, require_long_secrets
 from config.settings import Settings
 from proxy.server import address_of, bind, serve_worker
 from proxy.telemetry.shared_counters import SharedCounters, WorkerSlot
+from scripts.programs.files import bound_connections, raise_file_limit
 
 _log = structlog.get_logger("tuma.server")
 _PARENT_POLL_S = 1.0
@@ -31,8 +32,11 @@ def run_server(settings: Settings) -> None:
 
     Raises:
         TumaError: a server is away, the schema is not ours, the address is taken, or a setting is missing.
+        SettingsError: a secret is too short.
     """
+    require_long_secrets(settings)
     configure_logging(settings.log, hide=find_secrets(settings))
+    settings = bound_connections(settings, raise_file_limit())
     listener = bind(settings)
     if settings.workers == 1:
         uvloop.run(serve_worker(settings, listener, on_ready=lambda: _announce(listener)))

@@ -36,6 +36,7 @@ def environment(
         "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
         "TUMA_UPSTREAM__BASE_URL": settings.upstream.base_url,
         "TUMA_UPSTREAM__API_KEY": "sk-sim",
+        "TUMA_UPSTREAM__EXTRA_MEMBERS": '["sim"]',
         "TUMA_AUTH__KEY_PEPPER": settings.auth.key_pepper.get_secret_value(),
         "TUMA_HOLDS__LEASE_S": "2",
         "TUMA_HOLDS__RENEW_S": "0.5",

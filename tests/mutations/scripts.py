@@ -87,4 +87,18 @@ MUTATIONS = (
         "        if pid := os.fork():\n            self._workers[pid] = slot",
         "tests/faults/test_kill.py",
     ),
+    Mutation(
+        "short secrets stop the start",
+        "scripts/programs/serve.py",
+        "    require_long_secrets(settings)\n",
+        "",
+        "tests/unit/cli/test_start.py",
+    ),
+    Mutation(
+        "there are no more connections than files",
+        "scripts/programs/files.py",
+        '"connections": min(limits.connections, share)',
+        '"connections": limits.connections',
+        "tests/unit/cli/test_start.py",
+    ),
 )

@@ -27,6 +27,7 @@ from billing.pricing.quote import Quote
 from billing.pricing.tokens import PromptCount
 from billing.provider.quota import Quota, QuotaWatch
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from billing.redis.pipeline import RedisPipe
 from billing.wallets.wallets import Wallets
 from config.settings import FxSettings, Settings
@@ -44,7 +45,6 @@ class LittleProvider:
     def __init__(self) -> None:
         self.bills: dict[str, Bill] = {}
         self.keeps_bills = True
-        self.knows_account = True
         self.withheld: set[str] = set()  # answers whose records it has not written yet
         self.listed_nanousd = 0  # of its total, what the test lists as a difference
 
@@ -69,6 +69,9 @@ class LittleProvider:
 
     async def find_left_usd(self) -> Decimal | None:
         return LEFT_USD
+
+    async def find_standing(self, _: Subject) -> Standing:
+        return "served"
 
     async def find_activity(self) -> list[Activity] | None:
         return None

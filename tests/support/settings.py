@@ -13,11 +13,17 @@ def make_settings(
     base: dict[str, Any] = {
         "postgres": {"dsn": postgres_dsn},
         "redis": {"url": redis_url},
-        "upstream": {"base_url": upstream_url, "api_key": "sk-sim", "generation_wait_s": 5},
+        "upstream": {
+            "base_url": upstream_url,
+            "api_key": "sk-sim",
+            "generation_wait_s": 5,
+            "extra_members": ("sim", "x_own"),
+        },
         "auth": {"key_pepper": PEPPER},
         "holds": {"lease_s": 2, "renew_s": 0.5},
         "sweep": {"period_s": 0.3, "worker_lease_s": 2},
         "batch": {"open_wait_s": 2},
+        "limits": {"user_calls_in_flight": 0},  # many a test makes hundreds of calls at once as one user
         "port": 0,
         "shutdown_s": 10,
     }

@@ -24,7 +24,7 @@ from billing.money import (
     nanousd_from_attousd,
     parse_amount,
 )
-from billing.pricing.cost import Price, Usage, cost_attousd, reported_cost_usd, usage_from_openai
+from billing.pricing.cost import Price, Usage, cost_attousd
 from billing.pricing.quote import Output, quote_call
 from billing.pricing.tokens import PromptCount
 
@@ -256,66 +256,9 @@ def test_a_hold_covers_any_usage_within_its_bounds(
 
 
 def test_output_bounds() -> None:
-    assert Output(None).bound(default_tokens=100, model_max=None) == 100
-    assert Output(5).bound(default_tokens=100, model_max=None) == 5
-    assert Output(7, choices=3).bound(default_tokens=100, model_max=None) == 21
-    assert Output(500).bound(default_tokens=100, model_max=50) == 50
-    assert Output(None).bound(default_tokens=100, model_max=0) == 100
-    assert Output(0, choices=0).bound(default_tokens=100, model_max=50) == 0
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.decimals(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
-)
-names = st.sampled_from(
-    [
-        "prompt_tokens",
-        "completion_tokens",
-        "input_tokens",
-        "output_tokens",
-        "prompt_tokens_details",
-        "cost",
-        "x",
-        "completion_tokens_details",
-        "cached_tokens",
-        "cache_write_tokens",
-        "reasoning_tokens",
-        "audio_tokens",
-    ]
-)
-
-
-@given(st.dictionaries(names, json_values | st.dictionaries(names, json_values)))
-def test_no_usage_object_breaks_the_meter(raw: dict[str, object]) -> None:
-    usage = usage_from_openai(raw)
-    assert all(getattr(usage, name) >= 0 for name in Usage.__slots__)
-    assert usage.cached_read_tokens + usage.cached_write_tokens + usage.audio_tokens <= usage.prompt_tokens
-    assert usage.reasoning_tokens <= usage.completion_tokens
-    cost = reported_cost_usd(raw)
-    assert cost is None or cost >= 0
-    assert cost_attousd(price_of(Decimal("0.1"), Decimal("0.1")), usage) >= 0
-
-
-def test_usage_by_example() -> None:
-    chat = {
-        "prompt_tokens": 10,
-        "completion_tokens": 7,
-        "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2},
-        "completion_tokens_details": {"reasoning_tokens": 3},
-        "cost": Decimal("0.000012"),
-    }
-    assert usage_from_openai(chat) == Usage(10, 7, 4, 2, 3)
-    assert reported_cost_usd(chat) == Decimal("0.000012")
-    assert usage_from_openai({"input_tokens": 3, "output_tokens": 4}) == Usage(3, 4)
-    assert reported_cost_usd({"cost": 0.1}) == Decimal("0.1")
-    for bad in (True, None, "0.1", -1, float("nan"), Decimal("Infinity")):
-        assert reported_cost_usd({"cost": bad}) is None
-
-
-def test_a_count_beyond_all_sense_is_none() -> None:
-    for huge in (Decimal("1E+99999999"), Decimal("-1E+99999999"), Decimal("NaN"), float("inf"), 1e300):
-        assert usage_from_openai({"prompt_tokens": huge, "completion_tokens": Decimal("12.0")}) == Usage(
-            0, 12
-        )
+    assert Output(None).bound(unknown_max=100, model_max=None) == 100
+    assert Output(5).bound(unknown_max=100, model_max=None) == 5
+    assert Output(7, choices=3).bound(unknown_max=100, model_max=None) == 21
+    assert Output(500).bound(unknown_max=100, model_max=50) == 50
+    assert Output(None).bound(unknown_max=100, model_max=0) == 100
+    assert Output(0, choices=0).bound(unknown_max=100, model_max=50) == 0

@@ -20,7 +20,7 @@ class Secrets:
     """The keys that callers show, and those that webhooks are signed with; Paystack has one for both."""
 
     stripe_key: str = "sk_test_sim"
-    stripe_webhook: str = "whsec_sim"
+    stripe_webhook: str = "whsec_simulated_secret"
     paystack_key: str = "sk_test_paystack_sim"
     flutterwave_key: str = "FLWSECK_TEST-sim-X"
     flutterwave_webhook: str = "flw-secret-hash-sim"

@@ -155,15 +155,15 @@ class SharedAccount:
     """The provider as a house sees it whose account others use, too; other keys used 5 USD before us and then more."""
 
     keeps_bills = False
-    knows_account = True
 
     def __init__(self, office: Office) -> None:
         self.upstream = office.upstream
         self.elsewhere_usd = Decimal(5)
 
     async def find_totals_usd(self) -> Mapping[Source, Decimal]:
-        totals = await self.upstream.find_totals_usd()
-        return {"key": totals["key"], "credits": totals["key"] + self.elsewhere_usd}
+        key = (await self.upstream.find_totals_usd())["key"]
+        assert isinstance(key, Decimal)
+        return {"key": key, "credits": key + self.elsewhere_usd}
 
     async def find_activity(self) -> None:
         return None
@@ -190,11 +190,13 @@ async def test_a_total_that_becomes_known_later_counts_from_then(
     office: Office, sim: SimulatedProvider
 ) -> None:
     await sync_models(office)
-    totals = await office.upstream.find_totals_usd()
+    key = (await office.upstream.find_totals_usd())["key"]
+    assert isinstance(key, Decimal)
+    known: Mapping[Source, Decimal] = {"key": key}
 
     class KeyOnly(SharedAccount):
         async def find_totals_usd(self) -> Mapping[Source, Decimal]:
-            return {"key": totals["key"]}
+            return known
 
     await record_openings(office.database, KeyOnly(office))  # type: ignore[arg-type]
     house = House(office, await make_payer(office))
@@ -204,3 +206,90 @@ async def test_a_total_that_becomes_known_later_counts_from_then(
     report = await house.reconciler().run()
     assert report.differences == []
     assert report.drift_nanousd == 0
+
+
+class PartlyAway:
+    """A provider of which some records do not answer."""
+
+    keeps_bills = True
+
+    def __init__(self, office: Office, *away: str) -> None:
+        self.upstream = office.upstream
+        self.away = away
+
+    def _require(self, name: str) -> None:
+        if name in self.away:
+            raise ProviderUnavailableError(f"the provider's /{name} answered 500")
+
+    async def find_totals_usd(self) -> Mapping[Source, Decimal | ProviderUnavailableError]:
+        totals = dict(await self.upstream.find_totals_usd())
+        for source in totals:
+            if source in self.away:
+                totals[source] = ProviderUnavailableError(f"the provider's /{source} answered 500")
+        return totals
+
+    async def find_activity(self) -> Any:
+        self._require("activity")
+        return await self.upstream.find_activity()
+
+    async def find_bill(self, generation_id: str) -> Any:
+        self._require("bills")
+        return await self.upstream.find_bill(generation_id)
+
+
+@pytest.mark.parametrize("name", ["activity", "bills", "credits", "key"])
+async def test_a_record_that_does_not_answer_stops_no_other_and_explains_nothing(
+    house: House, sim: SimulatedProvider, name: str
+) -> None:
+    """One call was estimated too low, one was never answered: what is known of them is mended, the rest is left to the next run."""
+    estimated, _lost = await generate(sim, chunks=9), await generate(sim, chunks=4)
+    billed = sim.books.generations[estimated].cost_nanousd
+    ending = Ending(
+        await house.open(),
+        "settled",
+        "completed",
+        accuracy="estimated",
+        generation_id=estimated,
+        cost_nanousd=billed - 1000,
+        charge_nano=billed - 1000,
+        usage=Usage(1, 1),
+    )
+    await house.ledger.settle_calls([ending])
+    partly = PartlyAway(house.office, name)
+    report = await house.reconciler(partly).run()
+    assert list(report.away) == [name]
+    assert not report.as_json()["complete"]
+    assert f"/{name} answered 500" in str(report)
+    causes = {item.cause for item in report.differences}
+    assert (
+        causes
+        == {
+            "activity": {"estimated"},
+            "bills": set(),
+            "credits": {"estimated", "billed_without_an_answer"},
+            "key": {"estimated"},
+        }[name]
+    )
+    assert (report.drift_nanousd is None) == (name == "key")
+    async with house.office.database.connection() as connection:
+        assert await connection.fetchval("SELECT away FROM reconciliation_runs ORDER BY id DESC LIMIT 1") == [
+            name
+        ]
+    partly.away = ()
+    whole = await house.reconciler(partly).run()
+    assert whole.as_json()["complete"]
+    assert (whole.drift_nanousd, whole.away) == (0, {})
+    await check_books(house.office)
+
+
+async def test_a_total_of_the_account_does_not_stand_in_for_the_keys(house: House) -> None:
+    """Others use the account: what they were billed is no difference of ours."""
+    await house.settle(1000, None)
+    report = await house.reconciler(PartlyAway(house.office, "key", "bills")).run()
+    assert report.differences == []
+    assert report.drift_nanousd is None
+
+
+async def test_a_provider_none_of_whose_records_answers_is_away(house: House) -> None:
+    with pytest.raises(ProviderUnavailableError, match="/key answered 500"):
+        await house.reconciler(PartlyAway(house.office, "key", "credits", "activity", "bills")).run()

@@ -44,11 +44,9 @@ class Ended:
             fields["provider_cost_nanousd"] = cost
         await ledger.settle_calls([Ending(call.call_id, state, "completed", usage=Usage(1, 1), **fields)])
 
-    async def correct(self, nanousd: int, *, upward: bool = True, **more: bool) -> Adjustment:
+    async def correct(self, nanousd: int, *, upward: bool = True) -> Adjustment:
         corrections = Corrections(self.office.database, charge_estimates_upward=upward)
-        return await corrections.correct(
-            self.call_id, Bill("gen-1", Decimal(nanousd).scaleb(-9), Usage()), **more
-        )
+        return await corrections.correct(self.call_id, Bill("gen-1", Decimal(nanousd).scaleb(-9), Usage()))
 
     async def refund(self, amount: int | None, **more: Any) -> Adjustment:
         corrections = Corrections(self.office.database, charge_estimates_upward=True)
@@ -130,11 +128,66 @@ async def test_a_void_call_that_was_billed_is_the_houses_loss(office: Office, en
     await books_hold(office)
 
 
-async def test_a_late_settlement_of_the_calls_own_worker_is_charged(office: Office, ended: Ended) -> None:
+@pytest.mark.parametrize("by_provider", [True, False])
+async def test_a_late_settlement_of_the_calls_own_worker_is_charged(
+    office: Office, ended: Ended, by_provider: bool
+) -> None:
+    """By the provider's figure and by usage at the price book alike; both by void and by estimate of the sweeper's."""
     await ended.settle(0, state="void")
-    await ended.correct(300, late_settlement=True)
+    late = Ending(
+        ended.call_id,
+        "settled",
+        "completed",
+        source="provider_cost" if by_provider else "price_book",
+        generation_id="gen-1",
+        cost_nanousd=300,
+        provider_cost_nanousd=300 if by_provider else None,
+        charge_nano=300,
+        usage=Usage(1, 1),
+    )
+    corrections = Corrections(office.database, charge_estimates_upward=True)
+    assert (await corrections.correct_late(late)).tx_id is not None
     assert await ended.stands() == (300, 300, 0)
+    assert (await corrections.correct_late(late)).tx_id is None, "repeating it posts nothing"
+    shown = await describe_call(office.database, ended.call_id)
+    assert shown["provider_cost_usd"] == ("0.0000003" if by_provider else None)
+    assert shown["accuracy"] == "exact"
     await books_hold(office)
+
+
+async def test_a_late_settlement_of_a_call_that_was_refused_is_the_houses(
+    office: Office, ended: Ended
+) -> None:
+    """Its client was told that it is not answered: what the sweeper charged is given back."""
+    await ended.settle(200, accuracy="estimated")
+    late = Ending(
+        ended.call_id, "settled", "worker_stalled", cost_nanousd=300, house_nanousd=300, usage=Usage(1, 1)
+    )
+    await Corrections(office.database, charge_estimates_upward=True).correct_late(late)
+    assert await ended.stands() == (0, 300, 300)
+    await books_hold(office)
+
+
+async def test_what_settled_already_and_is_settled_again_differs_in_nothing(
+    office: Office, ended: Ended
+) -> None:
+    """A commit whose answer was lost is repeated, and does not win: that is no late settlement."""
+    await ended.settle(1000, source="price_book", spread_nano=10)
+    async with office.database.connection() as connection:
+        await connection.execute("UPDATE calls SET provider_cost_nanousd = NULL")
+    again = Ending(
+        ended.call_id,
+        "settled",
+        "completed",
+        source="price_book",
+        cost_nanousd=1000,
+        charge_nano=1000,
+        spread_nano=10,
+        usage=Usage(1, 1),
+    )
+    corrections = Corrections(office.database, charge_estimates_upward=True)
+    assert (await corrections.correct_late(again)).tx_id is None
+    assert await ended.stands() == (1000, 1000, 0)
 
 
 async def test_refunds_in_part_and_in_full(office: Office, ended: Ended) -> None:

@@ -288,3 +288,22 @@ async def test_one_sweeps_at_a_time_and_one_settlement_wins(
     assert swept + settled[0].won == 1
     await office.holds.release(abandoned.hold, charge_nano=None)
     await check_books(office)
+
+
+async def test_what_does_not_fit_a_wallet_holds_up_no_other(
+    abandoned: Abandoned, office: Office, sim: SimulatedProvider
+) -> None:
+    dear = Ending(abandoned.call_id, "settled", "completed", cost_nanousd=10**7, charge_nano=10**7)
+    await abandoned.leave(settlement=ending_as_note(dear))
+    async with office.database.transaction() as connection:
+        await connection.execute(
+            "UPDATE wallets SET posted_nano = $2 WHERE id = $1", abandoned.payer.wallet_id, -(2**63) + 10**6
+        )
+    other = Abandoned(office, await make_payer(office))
+    await other.leave()
+    await lease_over(office)
+    counts = await sweep(office)
+    assert (counts.review, counts.void) == (1, 1)
+    assert ((await abandoned.row())["state"], (await other.row())["state"]) == ("review", "void")
+    again = await sweep(office)
+    assert (again.review, again.waiting) == (0, 1), "it is told once"

@@ -12,12 +12,13 @@ import pytest
 from billing.calls.ledger import Ledger
 from billing.calls.outcome import Ending
 from billing.calls.sweeper import Sweeper
-from billing.errors import ProviderQuotaError, ProviderUnavailableError
+from billing.errors import ProviderQuotaError
 from billing.ids import new_id
 from billing.money import NANO
 from billing.pricing.cost import Usage
 from billing.provider.quota import Quota, QuotaWatch, return_slabs
 from billing.provider.records import Activity, Bill, Source
+from billing.provider.refusals import Standing, Subject
 from config.settings import QuotaSettings
 from scripts.office import Office
 from tests.billing.calls.test_ledger import opening
@@ -31,13 +32,12 @@ class SaysLeft:
 
     left_usd: Decimal | None
     keeps_bills: bool = False
-    knows_account: bool = True
-    refuses: bool = False
 
     async def find_left_usd(self) -> Decimal | None:
-        if self.refuses:
-            raise ProviderUnavailableError("the provider's /key answered 401")
         return self.left_usd
+
+    async def find_standing(self, subject: Subject) -> Standing:
+        raise AssertionError(subject)
 
     async def find_totals_usd(self) -> Mapping[Source, Decimal]:
         return {}
@@ -253,51 +253,28 @@ async def test_low_is_noted_once_and_unlearnt(office: Office) -> None:
 async def test_a_refusal_pauses_and_one_call_finds_out(office: Office) -> None:
     quota = await make_quota(office)
     first, second, third = new_id(), new_id(), new_id()
-    quota.admit(first)
+    quota.admit(first, new_id())
     quota.pause("401: no")
     with pytest.raises(ProviderQuotaError) as refused:
-        quota.admit(second)
+        quota.admit(second, new_id())
     assert refused.value.retry_after_s == 1
     assert quota.state == "401: no"
     await asyncio.sleep(0.25)
     assert quota.state == "ok"
-    quota.admit(second)
+    quota.admit(second, new_id())
     with pytest.raises(ProviderQuotaError):
-        quota.admit(third)  # one at a time finds out
+        quota.admit(third, new_id())  # one at a time finds out
     quota.ended(second)
-    quota.admit(third)
+    quota.admit(third, new_id())
     quota.pause("401: still no")
     await asyncio.sleep(0.25)
     with pytest.raises(ProviderQuotaError):
-        quota.admit(first)  # twice as long
+        quota.admit(first, new_id())  # twice as long
     await asyncio.sleep(0.25)
-    quota.admit(first)
+    quota.admit(first, new_id())
     quota.served(first)
-    quota.admit(second)
-    quota.admit(third)
-
-
-@pytest.mark.parametrize(
-    ("provider", "strikes"),
-    [
-        (SaysLeft(Decimal(1)), 3),
-        (SaysLeft(None), 3),
-        (SaysLeft(Decimal(0)), 1),
-        (SaysLeft(None, refuses=True), 1),
-        (SaysLeft(None, knows_account=False), 1),
-    ],
-)
-async def test_a_refusal_is_taken_for_all_if_the_account_says_so(
-    office: Office, provider: SaysLeft, strikes: int
-) -> None:
-    quota = await make_quota(office, provider=provider, pause_s=30)
-    for strike in range(1, strikes + 1):
-        quota.admit(new_id())
-        quota.refused(new_id(), "402: too little")
-        await quota.close()
-        assert (quota.state == "ok") == (strike < strikes)
-    with pytest.raises(ProviderQuotaError):
-        quota.admit(new_id())
+    quota.admit(second, new_id())
+    quota.admit(third, new_id())
 
 
 async def test_other_workers_hear_of_a_pause(office: Office) -> None:
@@ -306,7 +283,7 @@ async def test_other_workers_hear_of_a_pause(office: Office) -> None:
     await quota.close()
     await other.load()
     with pytest.raises(ProviderQuotaError, match="402: empty"):
-        other.admit(new_id())
+        other.admit(new_id(), new_id())
 
 
 async def test_the_account_agrees_with_the_books_after_a_correction(office: Office) -> None:

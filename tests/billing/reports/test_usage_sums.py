@@ -70,7 +70,9 @@ async def test_repairs_are_in_the_sums(office: Office, payer: Payer, spender: Sp
     lost = await spender.open()
     await spender.ledger.settle_calls([Ending(lost, "void", "worker_lost")])
     assert ((await totals(office, payer)).calls, (await totals(office, payer)).voids) == (1, 1)
-    await corrections.correct(lost, Bill("h", Decimal("0.000001"), Usage()), late_settlement=True)
+    await corrections.correct_late(
+        Ending(lost, "settled", "completed", cost_nanousd=1000, provider_cost_nanousd=1000, charge_nano=1000)
+    )
     found = await totals(office, payer)
     assert (found.calls, found.voids, found.charge_nano, found.cost_nanousd) == (2, 0, 5_000, 8_000)
     await spender.spend(cost_nanousd=900, charge_nano=0, spread_nano=0, house_nanousd=900)

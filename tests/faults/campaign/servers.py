@@ -107,6 +107,7 @@ class Servers:
             "TUMA_REDIS__URL": settings.redis.url.get_secret_value(),
             "TUMA_UPSTREAM__BASE_URL": settings.upstream.base_url,
             "TUMA_UPSTREAM__API_KEY": "sk-sim",
+            "TUMA_UPSTREAM__EXTRA_MEMBERS": '["sim"]',
             "TUMA_UPSTREAM__GENERATION_WAIT_S": "3",
             "TUMA_AUTH__KEY_PEPPER": settings.auth.key_pepper.get_secret_value(),
             "TUMA_HOLDS__LEASE_S": "3",

@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "nothing is booked that a record which is away might explain",
+        "billing/books/reconcile.py",
+        ' or away.keys() - {"credits"}:',
+        ":",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "the account's total does not stand in for the key's",
+        "billing/books/totals.py",
+        '    if "key" in away:\n        raise ProviderUnavailableError(away["key"])\n',
+        "",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
+        "a reconciliation says which record did not answer",
+        "billing/books/reconcile.py",
+        '            away["activity"] = str(error)\n',
+        "",
+        "tests/billing/books/test_reconcile.py",
+    ),
+    Mutation(
         "a day whose usage is wrong is not proved",
         "billing/books/proved_days.py",
         "    if differences:\n",
@@ -48,8 +69,8 @@ MUTATIONS = (
     Mutation(
         "a loss is not counted twice",
         "billing/books/reconcile.py",
-        "            if twice:",
-        "            if False:",
+        "        if twice:",
+        "        if False:",
         "tests/billing/calls/test_sweeper.py",
     ),
     Mutation(
@@ -58,5 +79,12 @@ MUTATIONS = (
         '    PERFORM pg_advisory_xact_lock_shared(1684109683); -- "days"\n',
         "",
         "tests/billing/books/test_proved_days.py",
+    ),
+    Mutation(
+        "one wallet that cannot be added up stops no proof",
+        "billing/books/proof.py",
+        '"SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano FROM wallets"',
+        '"SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"',
+        "tests/proxy/call/test_odd_figures.py::test_no_wallet_is_fuller_than_can_be_added_up",
     ),
 )

@@ -108,4 +108,11 @@ MUTATIONS = (
         "WHERE (w.user_id = person.id AND p_wallet IS NULL) OR w.id = p_wallet",
         "tests/proxy/identity/test_sign_ins.py",
     ),
+    Mutation(
+        "a user's changes have a rate",
+        "billing/identity/auth_failures.py",
+        'wait_ms = await _count(self._pipe, self._script, f"w:{user_id}", self._per_min)',
+        "wait_ms = 0",
+        "tests/proxy/account/test_rates.py::test_changes_have_a_rate_per_user",
+    ),
 )

@@ -66,4 +66,11 @@ MUTATIONS = (
         "<p>{month.email or ''}<br>",
         "tests/proxy/account/test_transactions.py",
     ),
+    Mutation(
+        "a frontend's changes have the same rate",
+        "proxy/account/wallet_management.py",
+        "        case CapAction():\n            owner_of(caller)\n            await services.writes.count(caller.user_id)\n",
+        "        case CapAction():\n            owner_of(caller)\n",
+        "tests/proxy/account/test_rates.py::test_changes_have_a_rate_per_user",
+    ),
 )

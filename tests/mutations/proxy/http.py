@@ -4,6 +4,20 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "an empty account is no rate limit",
+        "proxy/http/errors.py",
+        '    if error["code"] in _EMPTY or error["type"] in _EMPTY:',
+        "    if False:",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
+        "too much at once is not our account",
+        "proxy/http/errors.py",
+        " or limit == _IN_FLIGHT:",
+        ":",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
         "a provider's words are not logged",
         "proxy/http/errors.py",
         'super().__init__(f"The provider refused the request with status {status}.")',
@@ -135,5 +149,47 @@ MUTATIONS = (
         "return origin if origin in self._origins else None",
         "return origin",
         "tests/proxy/http/test_browsers.py",
+    ),
+    Mutation(
+        "a user's bodies are bounded",
+        "proxy/http/body_budget.py",
+        "if self._of_users.get(user_id, 0) + more_bytes > self._most_of_one:",
+        "if False:",
+        "tests/proxy/call/test_nobody_stops_others.py::test_bodies_under_way_are_bounded",
+    ),
+    Mutation(
+        "everybody's bodies are bounded",
+        "proxy/http/body_budget.py",
+        "if self.bytes + more_bytes > self._most:",
+        "if False:",
+        "tests/proxy/call/test_nobody_stops_others.py::test_bodies_under_way_are_bounded",
+    ),
+    Mutation(
+        "what was read is counted no longer",
+        "proxy/http/body_budget.py",
+        "                self.add(user_id, -share.bytes)\n",
+        "                pass\n",
+        "tests/proxy/call/test_nobody_stops_others.py::test_bodies_under_way_are_bounded",
+    ),
+    Mutation(
+        "nobody is told to send a body that is not wanted",
+        "proxy/openapi/endpoint.py",
+        ", expect_handler=expect_later",
+        "",
+        "tests/proxy/call/test_nobody_stops_others.py::test_who_can_pay_is_told_to_go_on tests/proxy/call/test_nobody_stops_others.py::test_an_empty_wallet_is_refused_before_its_body_comes",
+    ),
+    Mutation(
+        "a connection with much of a body unread is closed",
+        "proxy/app.py",
+        "        or leaves_much_unread(request)\n",
+        "",
+        "tests/proxy/call/test_nobody_stops_others.py::test_an_empty_wallet_is_refused_before_its_body_comes",
+    ),
+    Mutation(
+        "a form is small",
+        "proxy/http/forms.py",
+        'limits.model_copy(update={"body_bytes": limits.form_bytes})',
+        "limits",
+        "tests/proxy/call/test_nobody_stops_others.py::test_a_form_is_small",
     ),
 )

@@ -45,4 +45,11 @@ MUTATIONS = (
         "                    pass\n",
         "tests/proxy/live/test_feed.py::test_a_watched_wallet_stays_watched",
     ),
+    Mutation(
+        "a user's watchers are counted over all their keys",
+        "proxy/live/watchers.py",
+        "            (self._counts_of_users[caller.user_id], settings.watchers_per_user),\n",
+        "",
+        "tests/proxy/account/test_rates.py::test_watchers_are_counted_per_user",
+    ),
 )

@@ -10,4 +10,18 @@ MUTATIONS = (
         "",
         "tests/proxy/telemetry/test_metrics.py",
     ),
+    Mutation(
+        "webhooks that nobody signed have a rate",
+        "proxy/public/webhooks.py",
+        "        await services.unsigned.count(network)\n",
+        "",
+        "tests/proxy/account/test_rates.py::test_webhooks_that_nobody_signed",
+    ),
+    Mutation(
+        "a burst of refused webhooks is one line",
+        "proxy/public/webhooks.py",
+        "        if now < told_s + self._pause_s:\n",
+        "        if False:\n",
+        "tests/proxy/account/test_rates.py::test_webhooks_that_nobody_signed",
+    ),
 )

@@ -4,6 +4,20 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a key without the right to see the models is not refused",
+        "proxy/upstream/adapter.py",
+        "status == 401 and not is_narrow",
+        "status == 401",
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
+        "a record of an empty account is read",
+        "proxy/upstream/openrouter.py",
+        'return "refused" if _left_of_account(account) <= 0 else "served"',
+        'return "served"',
+        "tests/proxy/upstream/test_refusals.py",
+    ),
+    Mutation(
         "what comes unasked passes for no answer",
         "proxy/upstream/client.py",
         "            self.drop()  # nothing was asked: what comes now must not pass for the next call's answer",
@@ -114,5 +128,47 @@ MUTATIONS = (
         "trust_env=False",
         "trust_env=True",
         "tests/proxy/upstream/test_isolation.py",
+    ),
+    Mutation(
+        "the first byte of a stream has a limit of its own",
+        "proxy/upstream/client.py",
+        "        self._limit(first_byte_s)\n",
+        "        self._limit(idle_s)\n",
+        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+    ),
+    Mutation(
+        "after the first byte a stream has its own limit",
+        "proxy/upstream/client.py",
+        "                self._limit(self._idle_s)\n",
+        "                pass\n",
+        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+    ),
+    Mutation(
+        "the provider is told the bound that is held",
+        "proxy/upstream/adapter.py",
+        "                if asked is None or asked > quote.told_tokens:",
+        "                if False:",
+        "tests/proxy/call/test_bounds.py",
+    ),
+    Mutation(
+        "openrouter is told the prices that are held for",
+        "proxy/upstream/openrouter.py",
+        "bounds[name] = float(most if asked_most is None else min(asked_most, most))",
+        "bounds[name] = float(most if asked_most is None else asked_most)",
+        "tests/proxy/call/test_bounds.py::test_openrouter_is_told_the_prices_that_are_held_for",
+    ),
+    Mutation(
+        "files are not read at a price per page",
+        "proxy/upstream/openrouter.py",
+        "        if quote.prompt.open_ended:",
+        "        if False:",
+        "tests/proxy/call/test_bounds.py::test_what_cannot_be_measured_may_fill_the_context",
+    ),
+    Mutation(
+        "what is billed apart is not served where only tokens are reported",
+        "proxy/upstream/adapter.py",
+        "        if not self.reports_cost and not extras.keys() <= {CACHED_WRITE_1H}:",
+        "        if False:",
+        "tests/proxy/call/test_bounds.py::test_a_provider_that_reports_tokens_only_serves_nothing_else",
     ),
 )

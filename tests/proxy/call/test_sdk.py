@@ -168,7 +168,7 @@ async def test_a_plain_answer_does_not_wait_long_for_its_record(
     await check_books(office)
 
 
-async def test_what_tuma_does_not_know_passes_both_ways(client: Any, sim: SimulatedProvider) -> None:
+async def test_what_tuma_is_let_pass_passes_both_ways(client: Any, sim: SimulatedProvider) -> None:
     tools = [
         {
             "type": "function",
@@ -177,8 +177,8 @@ async def test_what_tuma_does_not_know_passes_both_ways(client: Any, sim: Simula
     ]
     extra = {
         "sim": {"x_sim_extra": {"number": 1.5}},
-        "x_unknown": {"deep": [1, 2.50, None]},
-        "provider": {"order": ["x"]},
+        "x_own": {"deep": [1, 2.50, None]},
+        "provider": {"sort": "price"},
     }
     answer: Any = await client.chat.completions.create(
         model=MODEL,
@@ -198,7 +198,7 @@ async def test_what_tuma_does_not_know_passes_both_ways(client: Any, sim: Simula
     )
     body = sim.requests[-1].body
     assert body["tools"] == tools
-    assert body["x_unknown"] == extra["x_unknown"]
+    assert body["x_own"] == extra["x_own"]
     assert body["response_format"] == {"type": "json_object"}
     assert body["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png")
     assert answer.x_sim_extra == {"number": 1.5}

@@ -197,6 +197,12 @@ CONDITIONS: tuple[tuple[str, list[str], list[str], dict[str, Any]], ...] = (
         {"reason": "key"},
     ),
     (
+        "provider_refuses_calls",
+        ["UPDATE provider_quota SET refused_at = now(), refused_reason = '402: no'"],
+        ["UPDATE provider_quota SET refused_at = now() - interval '1 hour'"],
+        {"reason": "402: no"},
+    ),
+    (
         "drift",
         [
             "INSERT INTO reconciliation_runs (id) VALUES (gen_random_uuid())",

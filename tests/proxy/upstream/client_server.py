@@ -82,7 +82,7 @@ def always(answer: bytes) -> Respond:
 
 async def post(client: UpstreamClient, body: bytes = b"{}", *, idle_s: float = 30.0) -> UpstreamResponse:
     head = b"POST /v1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    return await client.post(head, body, idle_s=idle_s)
+    return await client.post(head, body, first_byte_s=idle_s, idle_s=idle_s)
 
 
 async def read(response: UpstreamResponse) -> bytes:

@@ -123,7 +123,12 @@ def test_images_audio_and_files_have_figures_and_are_not_read(counter: TokenCoun
     file = count(
         {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{payload}"}}
     )
-    assert file.tokens > 50_000
+    assert file.open_ended
+    assert not high.open_ended
+    assert not audio.open_ended
+    assert counter.count_prompt({"input": [{"type": "input_image", "image_url": "x"}]}, "acme/new").open_ended
+    mini = counter.count_prompt({"input": [{"type": "input_image", "image_url": "x"}]}, "openai/gpt-4o-mini")
+    assert mini.tokens >= 2_833 + 8 * 5_667, "OpenAI bills images dearly on this one"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,7 @@ def test_images_audio_and_files_have_figures_and_are_not_read(counter: TokenCoun
 def test_a_part_counts_as_what_it_is_whatever_stands_beside(
     counter: TokenCounter, part: dict[str, Any]
 ) -> None:
-    least = {"image_url": 1_445, "input_audio": 1_000}.get(part["type"], 90_000)
+    least = {"image_url": 1_445, "input_audio": 1_000, "file": 1_445}.get(part["type"], 90_000)
     asks: list[dict[str, Any]] = [{"messages": [{"role": "assistant", "content": [part]}]}, {"input": [part]}]
     for ask in asks:
         assert counter.count_prompt(ask, "gpt-4o").tokens >= least
@@ -161,21 +166,21 @@ async def test_large_prompts_are_counted_off_the_loop(counter: TokenCounter) -> 
     import threading
 
     seen: list[str] = []
-    count = counter.count_prompt
+    count = counter._count
 
-    def spy(ask: Any, model: str) -> Any:
+    def spy(name: str, text: str) -> Any:
         seen.append(threading.current_thread().name)
-        return count(ask, model)
+        return (yield from count(name, text))
 
-    counter.count_prompt = spy  # type: ignore[method-assign]
+    counter._count = spy  # type: ignore[method-assign]
     ask = {"messages": [{"role": "user", "content": "word " * 20_000}]}
     large = await counter.count_prompt_async(ask, "gpt-4o", 100_000)
-    small = await counter.count_prompt_async({"messages": []}, "gpt-4o", 10)
-    counter.count_prompt = count  # type: ignore[method-assign]
+    small = await counter.count_prompt_async({"messages": [{}], "prompt": "hi"}, "gpt-4o", 10)
+    counter._count = count  # type: ignore[method-assign]
     assert large.tokens > 20_000
-    assert small.tokens == 3
+    assert small.tokens == 7
     assert seen[0].startswith("tokens")
-    assert seen[1] == threading.main_thread().name
+    assert seen[-1] == threading.main_thread().name
 
 
 def test_items_of_a_response_count_as_what_they_say() -> None:
@@ -240,3 +245,55 @@ def test_a_long_text_counts_the_same_when_it_comes_again() -> None:
     # Another vocabulary counts otherwise, and is not answered with what the first one counted.
     assert counter.count_text("gpt-4", texts[2]) == _SHARED.count_text("gpt-4", texts[2]) != first[2]
     assert len(counter._remembered) == 2
+
+
+_PARTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(
+            ["text", "image_url", "input_audio", "file", "refusal", "function_call", "odd"]
+        ),
+        "text": st.text(st.characters(), max_size=40),
+        "content": st.text(max_size=20) | st.lists(json_values, max_size=2),
+        "output": json_values,
+        "refusal": json_values,
+        "name": json_values,
+        "input_audio": json_values,
+    },
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("prompt", "input", "tools", "response_format", "instructions"), json_values),
+            "messages": st.lists(
+                st.fixed_dictionaries({"content": st.lists(_PARTS, max_size=3)}) | _PARTS, max_size=4
+            ),
+        },
+    ),
+    st.sampled_from(["gpt-4o", "gpt-4", "anthropic/claude-sonnet-4.5", "someone/new"]),
+)
+def test_a_bound_is_never_below_the_count(ask: dict[str, Any], model: str) -> None:
+    bound, counted = _SHARED.bound_prompt(ask, model), _SHARED.count_prompt(ask, model)
+    assert bound.tokens >= counted.tokens
+    assert (bound.images, bound.bound, counted.bound) == (counted.images, True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ud800" * 500,
+        "\x00\x01" * 3_000,
+        "🏽‍💻" * 4_000,
+        "x" * 2_000_001,
+        "é" * 2_000_001,
+        "\U0010ffff" * 700,
+    ],
+)
+def test_a_bound_is_never_below_the_count_of_odd_texts(text: str) -> None:
+    ask = {"messages": [{"role": "user", "content": text}]}
+    for model in ("gpt-4o", "gpt-4"):
+        assert _SHARED.bound_prompt(ask, model).tokens >= _SHARED.count_prompt(ask, model).tokens

@@ -26,7 +26,7 @@ def test_plain_chat_completion() -> None:
             }
         ).encode()
     )
-    plain = read_plain(body, price_usage=lambda _: "9")
+    plain = read_plain(body, price_usage=lambda _: None)
     assert plain.body is body
     assert (plain.generation_id, plain.model, plain.error, plain.is_object) == ("gen-9", "m", None, True)
     assert plain.usage == {"prompt_tokens": 1, "cost": Decimal("0.25")}
