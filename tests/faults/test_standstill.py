@@ -20,7 +20,7 @@ from tests.faults.test_kill import MODEL, serving, settle_down
 from tests.support.books import check_books
 from tests.support.payers import Payer, make_payer, sync_models
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @contextmanager
@@ -130,7 +130,7 @@ async def test_calls_that_were_void_by_then_are_no_free_answers(
         serving(settings, more=of_kind(kind)),
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session,
     ):
-        told = body(stream=stream, chunks=20, first_delay_ms=2500, chunk_delay_ms=0)
+        told = body(stream=stream, chunks=20, first_delay_ms=6000, chunk_delay_ms=0)
         calls = [asyncio.get_running_loop().create_task(_status(session, url, told)) for _ in range(5)]
         async with asyncio.timeout(PATIENCE_S):
             while await count(office, "state = 'open'") < 5:
