@@ -69,8 +69,8 @@ MUTATIONS = (
     Mutation(
         "a loss is not counted twice",
         "billing/books/reconcile.py",
-        "            if twice:",
-        "            if False:",
+        "        if twice:",
+        "        if False:",
         "tests/billing/calls/test_sweeper.py",
     ),
     Mutation(

@@ -161,8 +161,8 @@ MUTATIONS = (
     Mutation(
         "an exact charge is never raised",
         "billing/calls/corrections.py",
-        "charge.charge_nano > before.charge_nano and estimate and self._upward",
-        "charge.charge_nano > before.charge_nano",
+        "charge_nano > before.charge_nano and estimate and self._upward",
+        "charge_nano > before.charge_nano",
         "tests/billing/calls/test_corrections.py",
     ),
     Mutation(
