@@ -132,6 +132,9 @@ class Leases:
         if call.is_lost:
             raise WorkerStalledError("This server stood still for too long to answer this call; try again.")
 
+    def _find_doubtful(self) -> list[LiveCall]:
+        return [call for call in self._live.values() if call.epoch != self._epoch and not call.is_lost]
+
     async def _ask_whose(self) -> None:
         """Ask of all calls of earlier epochs, once the worker's lease keeps the sweeper off them again.
 
@@ -140,15 +143,16 @@ class Leases:
         """
         epoch = self._epoch
         await self._renew_lease()
-        calls = [call for call in self._live.values() if call.epoch != epoch]
+        calls = self._find_doubtful()
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "SELECT id FROM find_ended($1) AS ended (id)", [call.call_id for call in calls]
             )
         ended = {row["id"] for row in rows}
         for call in calls:
-            call.epoch = epoch
             call.is_lost = call.call_id in ended
+            if not call.is_lost:
+                call.epoch = epoch  # a lost one never is of an epoch again, so nobody takes it for their own
         if ended:
             _log.error("calls.lost", calls=len(ended))
 
@@ -199,7 +203,7 @@ class Leases:
         while True:
             started = time.monotonic()
             self._notice_standstill()
-            if any(call.epoch != self._epoch for call in self._live.values()):
+            if self._find_doubtful():
                 with contextlib.suppress(PostgresUnavailableError):
                     await self._ask_whose()  # first, lest the hold of a call that was ended be put back
             sent_s = read_clock_s()

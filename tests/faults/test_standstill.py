@@ -130,7 +130,7 @@ async def test_calls_that_were_void_by_then_are_no_free_answers(
         serving(settings, more=of_kind(kind)),
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session,
     ):
-        told = body(stream=stream, chunks=20, first_delay_ms=2500, chunk_delay_ms=0)
+        told = body(stream=stream, chunks=20, first_delay_ms=5000, chunk_delay_ms=0)
         calls = [asyncio.get_running_loop().create_task(_status(session, url, told)) for _ in range(5)]
         async with asyncio.timeout(PATIENCE_S):
             while await count(office, "state = 'open'") < 5:
