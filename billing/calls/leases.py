@@ -123,14 +123,23 @@ class Leases:
         """
         self._notice_standstill()
         while call.epoch != self._epoch and not call.is_lost and call.call_id in self._live:
-            if self._asking is None or self._asking.done():
-                self._asking = self._tasks.start(self._ask_whose(), name="ask whose calls these are")
-            if not await wait_until_done(self._asking, self._open_wait_s):
-                raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
-            self._asking.result()
+            await self._ask_together()
             self._notice_standstill()  # meanwhile, again
         if call.is_lost:
             raise WorkerStalledError("This server stood still for too long to answer this call; try again.")
+
+    async def _ask_together(self) -> None:
+        """Ask, or wait for the answer to who asked first.
+
+        Raises:
+            PostgresUnavailableError: nobody can tell.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = self._tasks.start(self._ask_whose(), name="ask whose calls these are")
+        asking = self._asking
+        if not await wait_until_done(asking, self._open_wait_s):
+            raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
+        asking.result()
 
     def _find_doubtful(self) -> list[LiveCall]:
         return [call for call in self._live.values() if call.epoch != self._epoch and not call.is_lost]
@@ -205,7 +214,7 @@ class Leases:
             self._notice_standstill()
             if self._find_doubtful():
                 with contextlib.suppress(PostgresUnavailableError):
-                    await self._ask_whose()  # first, lest the hold of a call that was ended be put back
+                    await self._ask_together()  # first, lest the hold of a call that was ended be put back
             sent_s = read_clock_s()
             _, renewed = await asyncio.gather(self._renew_worker(), self._renew_calls())
             if renewed:
