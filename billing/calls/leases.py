@@ -123,14 +123,26 @@ class Leases:
         """
         self._notice_standstill()
         while call.epoch != self._epoch and not call.is_lost and call.call_id in self._live:
-            if self._asking is None or self._asking.done():
-                self._asking = self._tasks.start(self._ask_whose(), name="ask whose calls these are")
-            if not await wait_until_done(self._asking, self._open_wait_s):
-                raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
-            self._asking.result()
+            await self._ask_together()
             self._notice_standstill()  # meanwhile, again
         if call.is_lost:
             raise WorkerStalledError("This server stood still for too long to answer this call; try again.")
+
+    async def _ask_together(self) -> None:
+        """Ask, or wait for the answer to who asked first.
+
+        Raises:
+            PostgresUnavailableError: nobody can tell.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = self._tasks.start(self._ask_whose(), name="ask whose calls these are")
+        asking = self._asking
+        if not await wait_until_done(asking, self._open_wait_s):
+            raise PostgresUnavailableError("Postgres does not answer.", retry_after_s=5)
+        asking.result()
+
+    def _find_doubtful(self) -> list[LiveCall]:
+        return [call for call in self._live.values() if call.epoch != self._epoch and not call.is_lost]
 
     async def _ask_whose(self) -> None:
         """Ask of all calls of earlier epochs, once the worker's lease keeps the sweeper off them again.
@@ -140,15 +152,16 @@ class Leases:
         """
         epoch = self._epoch
         await self._renew_lease()
-        calls = [call for call in self._live.values() if call.epoch != epoch]
+        calls = self._find_doubtful()
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "SELECT id FROM find_ended($1) AS ended (id)", [call.call_id for call in calls]
             )
         ended = {row["id"] for row in rows}
         for call in calls:
-            call.epoch = epoch
             call.is_lost = call.call_id in ended
+            if not call.is_lost:
+                call.epoch = epoch  # a lost one never is of an epoch again, so nobody takes it for their own
         if ended:
             _log.error("calls.lost", calls=len(ended))
 
@@ -199,9 +212,9 @@ class Leases:
         while True:
             started = time.monotonic()
             self._notice_standstill()
-            if any(call.epoch != self._epoch for call in self._live.values()):
+            if self._find_doubtful():
                 with contextlib.suppress(PostgresUnavailableError):
-                    await self._ask_whose()  # first, lest the hold of a call that was ended be put back
+                    await self._ask_together()  # first, lest the hold of a call that was ended be put back
             sent_s = read_clock_s()
             _, renewed = await asyncio.gather(self._renew_worker(), self._renew_calls())
             if renewed:

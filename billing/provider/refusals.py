@@ -21,6 +21,9 @@ Standing = Literal["refused", "served", "unknown"]
 CALLERS_MIN = 3
 MODELS_MIN = 2
 _STRIKES_MAX = 256
+_BELIEVED_S = (
+    1.0  # a record that does not refuse us is not asked again for so long, however many calls are refused
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Judge:
         self._strikes: dict[tuple[UUID, str], float] = {}  # by caller and model: when, by the monotonic clock
         self._in_a_row = 0
         self._by_record = False
+        self._said: dict[Subject, tuple[Standing, float]] = {}  # and when, if it was no refusal
         self._key_record_is_wrong = False
 
     @property
@@ -87,7 +91,11 @@ class Judge:
             refusal: noted before.
             paused: it ended a pause, so that what led to that one counts on, however long ago.
         """
-        standing = await self._ask(refusal.subject)
+        standing, at_s = self._said.get(refusal.subject, ("unknown", -_BELIEVED_S))
+        if time.monotonic() - at_s >= _BELIEVED_S:
+            standing = await self._ask(refusal.subject)
+            if standing != "refused":
+                self._said[refusal.subject] = standing, time.monotonic()
         self._by_record = standing == "refused"
         if standing != "unknown":
             return standing == "refused"

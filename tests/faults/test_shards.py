@@ -84,7 +84,7 @@ async def test_calls_of_a_shard_that_is_there_are_swept(office: Office) -> None:
 class Numbered(int):
     """Stands for a call in flight."""
 
-    epoch = 0
+    epoch, is_lost = 0, False
 
 
 async def test_leases_are_renewed_on_the_shards_that_are_there(

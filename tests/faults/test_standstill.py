@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,8 +62,15 @@ async def stands(office: Office, payer: Payer) -> tuple[int, int, int]:
 async def until_costs(office: Office, sim: SimulatedProvider) -> None:
     """Wait until our cost is the provider's bill: what it was still answering is read to its end first."""
     await sim.books.wait_quiet()
-    async with office.database.connection() as connection, asyncio.timeout(PATIENCE_S):
-        while await connection.fetchval("SELECT sum(cost_nanousd) FROM calls") != sim.books.total_nanousd:
+    deadline = time.monotonic() + PATIENCE_S
+    async with office.database.connection() as connection:
+        while True:
+            rows = await connection.fetch(
+                "SELECT state, outcome, accuracy, generation_id, cost_nanousd, house_nanousd FROM calls"
+            )
+            if sum(row["cost_nanousd"] for row in rows) == sim.books.total_nanousd:
+                return
+            assert time.monotonic() < deadline, (sim.books.total_nanousd, rows)
             await asyncio.sleep(0.1)
 
 

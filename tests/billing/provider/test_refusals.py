@@ -155,6 +155,10 @@ async def test_the_record_is_asked_once_at_a_time(refused: Refused) -> None:
         refused.quota.refused(Refusal(new_id(), new_id(), "m", "money", "402: no"))
     await refused.quota._tasks.drain(2)
     assert refused.record.asked == 1
+    refused.record.wait_s = 0
+    for _ in range(50):
+        assert await refused.call(new_id())
+    assert refused.record.asked == 1, "one caller does not make us ask for every call"
 
 
 async def test_who_tried_last_in_vain_leaves_the_next_try_to_others(refused: Refused) -> None:

@@ -43,7 +43,14 @@ MUTATIONS = (
         "billing/calls/leases.py",
         "            call.is_lost = call.call_id in ended",
         "            call.is_lost = False",
-        "tests/proxy/call/test_standstill.py tests/faults/test_standstill.py",
+        "tests/proxy/call/test_standstill.py",
+    ),
+    Mutation(
+        "a lost call is lost for good",
+        "billing/calls/leases.py",
+        "            if not call.is_lost:\n                call.epoch",
+        "            if True:\n                call.epoch",
+        "tests/proxy/call/test_standstill.py",
     ),
     Mutation(
         "an answer's first byte hurries its call's row",

@@ -87,4 +87,11 @@ MUTATIONS = (
         "                pass",
         "tests/billing/provider/test_refusals.py",
     ),
+    Mutation(
+        "one caller does not make us ask for every call",
+        "billing/provider/refusals.py",
+        "        if time.monotonic() - at_s >= _BELIEVED_S:",
+        "        if True:",
+        "tests/billing/provider/test_refusals.py",
+    ),
 )

@@ -115,6 +115,7 @@ async def test_a_lease_that_is_renewed_afterwards_hides_no_standstill(
     assert not leases.is_own(call)
     with pytest.raises(WorkerStalledError):
         await leases.confirm_own(call)
+    assert not leases.is_own(call), "once lost, always lost"
     with pytest.raises(WorkerStalledError):
         await leases.confirm_own(call)
     rest = await streaming.response.read()
