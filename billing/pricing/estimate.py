@@ -57,7 +57,9 @@ def estimate_call(
         expected_tokens: a usual answer, per choice.
     """
     prompt_tokens = Spread(
-        math.floor(prompt.tokens * PROMPT_LEAST), prompt.tokens, math.ceil(prompt.tokens * PROMPT_MOST)
+        math.floor(prompt.tokens * PROMPT_LEAST),
+        prompt.tokens,
+        max(math.ceil(prompt.tokens * PROMPT_MOST), prompt.most_tokens),
     )
     bounds = [
         output.bound(

@@ -140,14 +140,14 @@ def quote_call(
     """
     rates = price.rates
     hold_attousd = (
-        prompt.tokens * rates.prompt_max
+        prompt.held_tokens * rates.prompt_max
         + prompt.images * rates.image
         + completion_tokens * rates.completion_max
         + rates.request
     )
     if extras:
         hold_attousd = hold_with_extras(
-            price, extras, hold_attousd, prompt_tokens=prompt.tokens, completion_tokens=completion_tokens
+            price, extras, hold_attousd, prompt_tokens=prompt.held_tokens, completion_tokens=completion_tokens
         )
     charge = fx.charge(hold_attousd)
     return Quote(

@@ -68,7 +68,7 @@ async def quote_ask(
     )
     quote = quote.told(max(_bound(output, model.price, settings) for model in found))
     counted = min(quote.told_tokens, window) if quote.open_ended else quote.told_tokens
-    return replace(quote, window_tokens=prompt.tokens + counted * output.choices + beside_tokens)
+    return replace(quote, window_tokens=prompt.held_tokens + counted * output.choices + beside_tokens)
 
 
 def _bound(output: Output, price: Price, settings: HoldSettings) -> int:
@@ -79,7 +79,7 @@ def _bound(output: Output, price: Price, settings: HoldSettings) -> int:
 
 
 def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCount:
-    """Return the prompt as it is at most where something in it cannot be measured, or a search puts what it finds into it.
+    """Return the prompt with what is held for it where something in it cannot be measured, or a search adds what it finds.
 
     Raises:
         PriceMissingError: the price book does not say how much a model takes in.
@@ -90,4 +90,4 @@ def _filling_context(prompt: PromptCount, prices: Sequence[Price]) -> PromptCoun
                 f"{price.model!r} has no 'context_tokens' in the price book, so what cannot be measured in this request "
                 "(a file, a video, an image, a search) has no bound."
             )
-    return replace(prompt, tokens=max(prompt.tokens, *(price.context_tokens or 0 for price in prices)))
+    return replace(prompt, most_tokens=max(price.context_tokens or 0 for price in prices))

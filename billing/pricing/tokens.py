@@ -120,12 +120,19 @@ class PromptCount:
 
     Args:
         bound: it was not counted: ``tokens`` is as many as counting can come to.
+        most_tokens: what it may be beyond that, for what cannot be measured: held, and never charged.
     """
 
     tokens: int
     images: int = 0
     open_ended: bool = False
     bound: bool = False
+    most_tokens: int = 0
+
+    @property
+    def held_tokens(self) -> int:
+        """For how many tokens money is held."""
+        return max(self.tokens, self.most_tokens)
 
 
 class TokenCounter:

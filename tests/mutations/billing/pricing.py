@@ -115,4 +115,11 @@ MUTATIONS = (
         "        beside_tokens=0,",
         "tests/proxy/call/test_bounds.py::test_rejected_predictions_are_held_for",
     ),
+    Mutation(
+        "what may fill the context is held, and never charged",
+        "billing/pricing/quoting.py",
+        "return replace(prompt, most_tokens=max(",
+        "return replace(prompt, tokens=max(",
+        "tests/proxy/call/test_bounds.py::test_what_may_fill_the_context_is_held_and_never_charged",
+    ),
 )

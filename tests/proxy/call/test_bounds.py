@@ -233,3 +233,25 @@ async def test_what_cannot_be_measured_may_fill_the_context(
     assert Decimal(estimate["hold_usd"]) >= context * Decimal("0.0000025")
     assert (await post(proxy, payer, body))[0] == 200
     assert told(sim)[-1]["plugins"] == [{"id": "file-parser", "pdf": {"engine": "cloudflare-ai"}}]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_what_may_fill_the_context_is_held_and_never_charged(
+    settings: Settings, office: Office, sim: SimulatedProvider, stream: bool
+) -> None:
+    """A provider that tells no usage, of a prompt that could have been anything: the wallet pays what was counted."""
+    await sync_models(office)
+    sim.set_behaviour(usage="missing", omit_cost=True)
+    upstream = settings.upstream.model_copy(update={"kind": "openai"})
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": "https://example.com/a.pdf"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Sum this up."}, part]}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 10, "stream": stream}
+    async with run_proxy(settings.model_copy(update={"upstream": upstream})) as proxy:
+        payer = await make_payer(office)
+        assert (await post(proxy, payer, body))[0] == 200
+        await proxy.quiet()
+        (hold,) = await held(office)
+        paid = Decimal(10) - await posted(office, payer)
+        assert 0 < paid < Decimal("0.01") < Decimal(hold).scaleb(-9)
+        async with office.database.connection() as connection:
+            assert await connection.fetchval("SELECT prompt_tokens FROM usage") < 2_000
