@@ -33,7 +33,7 @@ async def quote_ask(
         count: counts its prompt; asked once nothing else stands in the way.
         models: every model that may answer; the dearest is quoted, the first one's price is pinned.
         currency: the wallet's.
-        stream: whether the hold can grow while the answer comes.
+        stream: of a stream that names no bound less output counts in windows of tokens.
         prices: the price book.
         fx: exchange rates.
         settings: default output bounds.

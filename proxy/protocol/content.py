@@ -114,7 +114,7 @@ def check_items(items: Iterable[Fields], policy: Policy) -> None:
                 raise BadRequestError(
                     "An 'item_reference' is not served: send the item itself.", param="input"
                 )
-        elif kind not in TYPES["responses.input"]:
+        elif not isinstance(kind, str) or kind not in TYPES["responses.input"]:
             what = "An 'item_reference'" if kind == "item_reference" else f"An item of type {_shown(kind)}"
             raise BadRequestError(f"{what} is not served: send the item itself.", param="input")
         elif kind in ("reasoning", "compaction") and not (
@@ -149,7 +149,7 @@ def check_tools(tools: object, kinds: str, *, within: str = "tools") -> None:
     for tool in tools:
         TOOL.check(tool, within)
         kind = tool.get("type", "function" if "function" in tool else None)
-        if kind not in TYPES[kinds] or not _is_callers(tool, kind):
+        if not isinstance(kind, str) or kind not in TYPES[kinds] or not _is_callers(tool, kind):
             raise BadRequestError(
                 f"A tool of type {_shown(kind)} is not served: the provider runs it, and bills it apart from tokens. "
                 "Tools that the caller runs are served: 'function' and 'custom'.",

@@ -123,7 +123,6 @@ def _check_prediction(fields: Fields) -> None:
 def _check_common(fields: Fields, dialect: str, policy: Policy) -> None:
     DIALECTS[dialect].check(fields, policy)
     check_inside(fields, policy)
-    find_extras(fields)
     model = fields.get("model")
     if not (isinstance(model, str) and model) and not (model is None and fields.get("models")):
         raise BadRequestError("'model' must be the name of a model.", param="model")
@@ -143,6 +142,7 @@ def _check_common(fields: Fields, dialect: str, policy: Policy) -> None:
         or not all(isinstance(name, str) and name for name in fallbacks)
     ):
         raise BadRequestError(f"'models' must be an array of at most {_FALLBACKS_MAX} names.", param="models")
+    find_extras(fields)  # refuses what has no bound
 
 
 def _check_inputs(fields: Fields, name: str) -> None:

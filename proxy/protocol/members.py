@@ -126,10 +126,9 @@ def _place(name: str, within: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """Plugins of OpenRouter by ``id``."""
+    """Plugins of OpenRouter by ``id``; others are priced, or not known."""
 
     free: Collection[str]
-    priced: Mapping[str, str]
     refused: Mapping[str, str]
 
 

@@ -34,7 +34,7 @@ MUTATIONS = (
     Mutation(
         "the provider's own tools are refused",
         "proxy/protocol/content.py",
-        "        if kind not in TYPES[kinds] or not _is_callers(tool, kind):",
+        "        if not isinstance(kind, str) or kind not in TYPES[kinds] or not _is_callers(tool, kind):",
         "        if False:",
         "tests/unit/protocol/test_members.py",
     ),

@@ -9,7 +9,6 @@ import pytest
 
 from config.settings import Settings
 from scripts.office import Office
-from scripts.sim.provider import SimulatedProvider
 from tests.proxy.call.scripted import (
     COST_NANO,
     DONE,
@@ -19,23 +18,10 @@ from tests.proxy.call.scripted import (
     Turn,
     chunk,
     completion,
-    run_scripted,
     running,
     sse,
 )
-from tests.support.payers import Payer, make_payer, sync_models
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Scripted]:
-    async with run_scripted() as scripted:
-        yield scripted
-
-
-@pytest.fixture
-async def payer(office: Office, sim: SimulatedProvider) -> Payer:
-    await sync_models(office)
-    return await make_payer(office)
+from tests.support.payers import Payer
 
 
 @pytest.fixture

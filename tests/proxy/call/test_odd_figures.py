@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +13,6 @@ from billing.errors import InputError
 from billing.pricing.price_book import ModelPrice, PriceBook
 from config.settings import Settings
 from scripts.office import Office
-from scripts.sim.provider import SimulatedProvider
 from tests.proxy.call.scripted import (
     COST_NANO,
     DONE,
@@ -24,23 +22,9 @@ from tests.proxy.call.scripted import (
     Turn,
     chunk,
     completion,
-    run_scripted,
     running,
 )
-from tests.support.payers import Payer, make_payer, sync_models
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Scripted]:
-    async with run_scripted() as scripted:
-        yield scripted
-
-
-@pytest.fixture
-async def payer(office: Office, sim: SimulatedProvider) -> Payer:
-    await sync_models(office)
-    return await make_payer(office)
-
+from tests.support.payers import Payer, make_payer
 
 BYOK: dict[str, Any] = {"cost": 0.00001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.0002}}
 

@@ -1,5 +1,6 @@
 """What may be asked for: the table of members is whole, and what it does not have is refused."""
 
+import contextlib
 import typing
 from typing import Any
 
@@ -105,6 +106,39 @@ def test_what_cannot_be_bounded_is_refused_by_name(dialect: Dialect, fields: dic
         dialect.check(fields, STRICT)
     assert refused.value.param
     assert len(str(refused.value)) > 20
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    1.5,
+    float("inf"),
+    "",
+    "x",
+    [],
+    [[]],
+    [{}],
+    {},
+    {"type": []},
+    {"type": {}},
+    {"id": []},
+]
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES], ids=lambda item: item.name)
+def test_nothing_odd_is_more_than_refused(dialect: Dialect) -> None:
+    """Each member of the table, as anything that JSON may be, alone and in an array."""
+    good = {
+        "chat": HELLO,
+        "responses": SAID,
+        "completions": {"model": "m", "prompt": "hi"},
+        "embeddings": SAID,
+    }
+    for name in sorted(DIALECTS[dialect.name].names):
+        for value in (*ODD, *([item] for item in ODD)):
+            with contextlib.suppress(BadRequestError):
+                dialect.check({**good[dialect.name], name: value}, STRICT)
 
 
 CASES: list[tuple[Dialect, dict[str, Any]]] = [
