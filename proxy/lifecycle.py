@@ -68,9 +68,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.request_log import Telemetry
 from proxy.telemetry.shared_counters import WorkerSlot
 from proxy.telemetry.tracing import open_tracing
-from proxy.upstream.adapter import Upstream
-from proxy.upstream.openai import OpenAIUpstream
-from proxy.upstream.openrouter import OpenRouterUpstream
+from proxy.upstream.upstreams import make_upstream
 
 _NAME = "tuma serve"
 _PINGS = 5
@@ -85,12 +83,6 @@ _POOLS: Mapping[Role, int | None] = {
     "webhook": 4,
     "operator": 2,
 }
-
-
-def make_upstream(settings: Settings) -> Upstream:
-    """Return the adapter for the configured provider, not started."""
-    kinds: dict[str, type[Upstream]] = {"openrouter": OpenRouterUpstream, "openai": OpenAIUpstream}
-    return kinds[settings.upstream.kind](settings.upstream)
 
 
 @dataclass(frozen=True, slots=True)

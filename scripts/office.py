@@ -21,8 +21,8 @@ from billing.postgres.replica import Late, open_late
 from billing.redis.client import RedisWay, make_redis
 from billing.wallets.wallets import Wallets
 from config.settings import Settings
-from proxy.lifecycle import make_upstream
 from proxy.upstream.adapter import Upstream
+from proxy.upstream.upstreams import make_upstream
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``tuma books``, ``sweep``, ``reconcile``, ``revenue``: the proof, and what keeps it true."""
+"""``tuma books``, ``sweep``, ``reconcile``, ``revenue``, ``migrate``: the proof, and what keeps it true."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -8,9 +8,18 @@ import click
 from billing.books.proof import Books
 from billing.books.reconcile import Reconciler
 from billing.calls.sweeper import SweepCounts, Sweeper
+from billing.postgres.migrate import load_migrations
+from billing.postgres.migrate import migrate as run_migrations
 from billing.reports.revenue import describe_revenue
 from scripts.command import office_command
 from scripts.office import Office
+
+
+async def migrate(office: Office) -> dict[str, Any]:
+    """Bring the database's schema and its functions up to this version."""
+    before, after = await run_migrations(office.database)
+    applied = sum(item.number > before for item in load_migrations())
+    return {"version_before": before, "version": after, "applied": applied}
 
 
 async def reconcile(office: Office) -> dict[str, Any]:

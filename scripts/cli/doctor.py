@@ -6,6 +6,8 @@ from collections.abc import Awaitable
 from typing import Any, get_args
 from urllib.parse import parse_qsl, urlsplit
 
+import click
+
 from billing.errors import TumaError
 from billing.fx.book import FxBook
 from billing.payments.units import PaymentProvider
@@ -17,6 +19,7 @@ from billing.postgres.roles import LOGINS
 from config.secrets import require_long_secrets
 from config.settings import Settings, SettingsError, load_settings
 from proxy.outbound.fx_sources import make_sources
+from scripts.command import run_command
 from scripts.office import Office, open_office
 from scripts.programs.files import FILES_MIN, bound_connections, find_file_limit
 
@@ -29,6 +32,14 @@ _PUBLISHABLE_KEYS = ("pk_", "FLWPUBK")
 _TEST_KEYS = ("sk_test_", "rk_test_", "FLWSECK_TEST")
 _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 _CHECKED = frozenset(("verify-ca", "verify-full"))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def doctor(context: click.Context, *, as_json: bool) -> None:
+    """Say in words what is missing or wrong in the settings, and how to mend it."""
+    run_command(examine, as_json=as_json or bool(context.find_root().obj))
 
 
 async def examine() -> dict[str, Any]:

@@ -25,7 +25,7 @@ _TREND_MAX = 62  # bars; a row of more shows none
 _Reader = Callable[[UsageQuery], Coroutine[Any, Any, UsageReport]]
 
 
-def usage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _usage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of ``tuma usage``."""
     for option in reversed(
         (
@@ -40,6 +40,7 @@ def usage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+@_usage_options
 async def show_usage(
     office: Office, *, wallet: str | None, user: str | None, since: str | None, until: str | None, by: str
 ) -> dict[str, Any]:

@@ -10,12 +10,14 @@ import sys
 import time
 from types import FrameType
 
+import click
 import structlog
 import uvloop
 
+from billing.errors import TumaError
 from config.logging import configure_logging
 from config.secrets import find_secrets, require_long_secrets
-from config.settings import Settings
+from config.settings import Settings, SettingsError, load_settings
 from proxy.server import address_of, bind, serve_worker
 from proxy.telemetry.shared_counters import SharedCounters, WorkerSlot
 from scripts.programs.files import bound_connections, raise_file_limit
@@ -25,6 +27,18 @@ _PARENT_POLL_S = 1.0
 _RESTART_PAUSE_S = 0.5
 _NO_SLOT = -1
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command()
+def serve() -> None:
+    """Serve calls until SIGTERM; prints one line with the address when it accepts them."""
+    try:
+        settings = load_settings()
+        configure_logging(settings.log)
+        run_server(settings)
+    except (TumaError, SettingsError) as error:
+        click.echo(f"tuma: {error}", err=True)
+        sys.exit(1)
 
 
 def run_server(settings: Settings) -> None:

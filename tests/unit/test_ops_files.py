@@ -15,8 +15,8 @@ from billing.postgres.database import Database
 from billing.provider.quota import Quota
 from billing.redis.pipeline import RedisPipe
 from config.settings import load_settings
-from proxy.lifecycle import make_upstream
 from proxy.telemetry.metrics import OF_MASTER
+from proxy.upstream.upstreams import make_upstream
 from tests.support.paths import ROOT
 
 _METRIC = re.compile(r"\btuma_[a-z_]+\b(?:{([^}]*)})?")

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from config.settings import Settings
-from proxy.lifecycle import make_upstream
 from proxy.upstream.adapter import _lines
+from proxy.upstream.upstreams import make_upstream
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
 from tests.support.books import check_books

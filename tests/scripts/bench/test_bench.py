@@ -156,10 +156,10 @@ async def test_a_small_run_of_what_is_large(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_what_is_stopped_leaves_nothing_running(folder: Path, number: signal.Signals) -> None:
-    process = start_bench(folder, "--rounds", "100", "--only", "paced-8")
+    process = start_bench(folder, "--rounds", "100", "--share", "1", "--only", "plain-8")
     try:
         assert process.stderr is not None
-        while not (line := await asyncio.to_thread(process.stderr.readline)).startswith("paced-8"):
+        while not (line := await asyncio.to_thread(process.stderr.readline)).startswith("plain-8"):
             assert line, "it ended"
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 6
