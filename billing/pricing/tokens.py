@@ -96,7 +96,14 @@ _IMAGES = ("image_url", "input_image", "image")
 # A file may be compressed, and grow when it is read; a video's tokens are by its length; an address leads anywhere.
 _UNMEASURED = ("video_url", "input_video", "file", "input_file", "input_audio", "audio_url")
 # Items of the Responses API that are no messages.
-_ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output", "reasoning")
+_ITEMS = (
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "reasoning",
+    "additional_tools",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +384,7 @@ class _Tally:
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
             yield part["refusal"]
         elif kind in _ITEMS:
-            self.fixed_tokens += _PER_MESSAGE
+            self.fixed_tokens += _PER_TOOLS if kind == "additional_tools" else _PER_MESSAGE
             yield _as_json({name: value for name, value in part.items() if name != "output"})
             yield from self._content(part.get("output"), depth)
         elif "content" in part:

@@ -3,6 +3,7 @@
 * ProxyError (TumaError)
   - BadRequestError, BodyTooLargeError, BodyTimeoutError: the request itself
     - AmbiguousRequestError: two servers could read its head differently; the connection is closed
+    - NotStoredError: it continues an answer that is not kept here; a client sends the whole input then
   - UpstreamRefusedError: the provider's 4xx for the caller's own input, passed on
   - UpstreamError, UpstreamTimeoutError, UpstreamBusyError: the provider failed
   - UpstreamRefusesUsError: the provider refuses a call with words about our key or account
@@ -47,6 +48,14 @@ class BadRequestError(ProxyError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NotStoredError(BadRequestError):
+    """The request continues an earlier answer by its id, and no answer is kept here.
+
+    Its code is OpenAI's for an id that it does not know (https://developers.openai.com/docs/guides/websocket-mode): a client that can
+    (VS Code's chat, for one) then sends the whole input.
+    """
 
 
 class AmbiguousRequestError(BadRequestError):
@@ -135,6 +144,7 @@ class Shape:
 # The most derived class that is found wins.
 TABLE: Mapping[type[billing.TumaError], Shape] = {
     BadRequestError: Shape(400, "invalid_request_error", None),
+    NotStoredError: Shape(400, "invalid_request_error", "previous_response_not_found"),
     billing.InputError: Shape(400, "invalid_request_error", None),
     billing.NotFoundError: Shape(404, "invalid_request_error", "not_found"),
     billing.InvalidKeyError: Shape(401, "invalid_request_error", "invalid_api_key"),

@@ -18,6 +18,11 @@ _WEB_RESULTS = 5  # of OpenRouter's web plugin, where the request names no numbe
 _WEB_RESULTS_MAX = 100
 _PDF_ENGINES = ("native", "pdf-text", "cloudflare-ai")  # bill nothing beside tokens
 _USUAL_TIERS = (None, "auto", "default", "standard", "standard_only")
+_SEARCHES = ("web_search", "openrouter:web_search")  # so begin the names of the tools that search the web
+_TOOL_ITEMS = (
+    "additional_tools",
+    "tool_search_output",
+)  # items that hold tools, with the schemas of their arguments
 _STORED = "name something that the provider has stored, in the account that all share"
 
 
@@ -86,6 +91,8 @@ def _parts(content: object) -> Iterator[Fields]:
 def check_no_files(items: object, within: str) -> None:
     """Refuse files that the provider has stored, at any depth: they are the account's, and their size is not known here.
 
+    The tools of an item are not gone into: an argument of a caller's own function may well be named so.
+
     Raises:
         BadRequestError: there is a ``file_id``.
     """
@@ -97,7 +104,8 @@ def check_no_files(items: object, within: str) -> None:
         elif isinstance(item, dict):
             if item.get("file_id") is not None:
                 raise BadRequestError("A 'file_id' is not served: send the file itself.", param=within)
-            waiting += [part for part in item.values() if isinstance(part, list | dict)]
+            tools = item.get("tools") if item.get("type") in _TOOL_ITEMS else None
+            waiting += [part for part in item.values() if isinstance(part, list | dict) and part is not tools]
 
 
 def check_items(items: Iterable[Fields], policy: Policy) -> None:
@@ -111,12 +119,9 @@ def check_items(items: Iterable[Fields], policy: Policy) -> None:
         kind = item.get("type")
         if kind is None:
             if not {"role", "content"} <= item.keys():
-                raise BadRequestError(
-                    "An 'item_reference' is not served: send the item itself.", param="input"
-                )
+                raise _item_refused("item_reference")
         elif not isinstance(kind, str) or kind not in TYPES["responses.input"]:
-            what = "An 'item_reference'" if kind == "item_reference" else f"An item of type {_shown(kind)}"
-            raise BadRequestError(f"{what} is not served: send the item itself.", param="input")
+            raise _item_refused(kind)
         elif kind in ("reasoning", "compaction") and not (
             item.get("encrypted_content") or item.get("content")
         ):
@@ -125,10 +130,22 @@ def check_items(items: Iterable[Fields], policy: Policy) -> None:
                 "Ask for 'include': ['reasoning.encrypted_content'], or leave the item out.",
                 param="input",
             )
-        elif kind == "tool_search_output":
+        elif kind in _TOOL_ITEMS:
             check_tools(item.get("tools"), "responses.tools", within="input")
         check_parts(item.get("content"), "input", policy)
         check_parts(item.get("output"), "input", policy)
+
+
+def _item_refused(kind: object) -> BadRequestError:
+    if kind != "item_reference":
+        return BadRequestError(
+            f"An item of type {_shown(kind)} is not served: it is not known here what it costs, or it would {_STORED}.",
+            param="input",
+        )
+    return BadRequestError(
+        "An 'item_reference' is not served: send the item itself. An SDK that sends references does so where it is told 'store': false.",
+        param="input",
+    )
 
 
 def check_tools(tools: object, kinds: str, *, within: str = "tools") -> None:
@@ -150,9 +167,10 @@ def check_tools(tools: object, kinds: str, *, within: str = "tools") -> None:
         TOOL.check(tool, within)
         kind = tool.get("type", "function" if "function" in tool else None)
         if not isinstance(kind, str) or kind not in TYPES[kinds] or not _is_callers(tool, kind):
+            off = " Switch the client's own web search off." if str(kind).startswith(_SEARCHES) else ""
             raise BadRequestError(
                 f"A tool of type {_shown(kind)} is not served: the provider runs it, and bills it apart from tokens. "
-                "Tools that the caller runs are served: 'function' and 'custom'.",
+                f"Tools that the caller runs are served: 'function' and 'custom'.{off}",
                 param=within,
             )
         if kind == "namespace":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from billing.pricing.quote import Output
-from proxy.http.errors import BadRequestError
+from proxy.http.errors import BadRequestError, NotStoredError
 from proxy.protocol.content import (
     check_inside,
     check_items,
@@ -99,6 +99,11 @@ def _check_embedding(fields: Fields, policy: Policy) -> None:
 
 def _check_response(fields: Fields, policy: Policy) -> None:
     """Refuse what would cost something that nobody here could see: work in the background, and what the provider has stored."""
+    if fields.get("previous_response_id"):
+        raise NotStoredError(
+            "'previous_response_id' is not served: what the provider has stored cannot be priced: send the whole input.",
+            param="previous_response_id",
+        )
     _check_common(fields, "responses", policy)
     given = fields.get("input")
     if not (isinstance(given, str) and given) and not (

@@ -303,6 +303,7 @@ class Answer:
         body = {
             **self._head(self.document_kind),
             "choices": [self._whole_choice(index) for index in range(self._choices)],
+            "system_fingerprint": None,  # OpenRouter's OpenAPI, ChatResult: always there, and may be null
         }
         return self._ended(body, self._usage_object())
 

@@ -197,6 +197,16 @@ def test_items_of_a_response_count_as_what_they_say() -> None:
     assert (counted.images, counted.tokens < 1_600) == (1, True)
 
 
+def test_tools_count_wherever_they_stand() -> None:
+    """Codex sends them as the first item of the input: https://github.com/openai/codex."""
+    tools = [{"type": "function", "name": "lookup", "description": "Looks a word up. " * 50}]
+    said = {"type": "message", "role": "user", "content": "hi"}
+    added = {"type": "additional_tools", "role": "developer", "tools": tools}
+    beside = _SHARED.count_prompt({"tools": tools, "input": [said]}, "gpt-4o").tokens
+    among = _SHARED.count_prompt({"input": [added, said]}, "gpt-4o").tokens
+    assert beside <= among <= beside + 20
+
+
 @pytest.mark.parametrize(
     ("member", "part"),
     [("messages", {}), ("input", {"type": "function_call_output"})],

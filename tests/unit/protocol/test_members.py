@@ -20,6 +20,12 @@ HELLO: dict[str, Any] = {"model": "openai/gpt-4o", "messages": [{"role": "user",
 SAID: dict[str, Any] = {"model": "openai/gpt-4o", "input": "hi"}
 PDF = {"type": "file", "file": {"filename": "a.pdf", "file_data": "https://example.com/a.pdf"}}
 SEARCH = {"type": "web_search"}
+# The caller runs it, whatever its arguments are called.
+READS_A_FILE = {
+    "type": "function",
+    "name": "f",
+    "parameters": {"properties": {"file_id": {"type": "string"}}},
+}
 
 
 def members_of(shape: Any) -> set[str]:
@@ -97,6 +103,9 @@ REFUSED: list[tuple[Dialect, dict[str, Any]]] = [
     (RESPONSES, item(type="mcp_approval_response", approval_request_id="x", approve=True)),
     (RESPONSES, item(type="computer_call_output", call_id="c", output={"type": "x", "file_id": "file-1"})),
     (RESPONSES, item(type="tool_search_output", tools=[SEARCH])),
+    (RESPONSES, item(type="additional_tools", role="developer", tools=[SEARCH])),
+    (RESPONSES, item(type="message", role="user", content="hi", tools=[{"file_id": "file-1"}])),
+    (CHAT, {**HELLO, "enabledSearch": True}),
 ]
 
 
@@ -206,6 +215,8 @@ SERVED: list[tuple[Dialect, dict[str, Any]]] = [
     (RESPONSES, {**SAID, "tools": [{"type": "local_shell"}, {"type": "custom", "name": "apply_patch"}]}),
     (RESPONSES, item(type="reasoning", summary=[], encrypted_content="gAAA")),
     (RESPONSES, item(type="function_call_output", call_id="c", output="42")),
+    (RESPONSES, item(type="additional_tools", role="developer", tools=[READS_A_FILE])),
+    (RESPONSES, item(type="tool_search_output", tools=[READS_A_FILE])),
 ]
 
 
