@@ -25,10 +25,13 @@ from billing.errors import (
 )
 from billing.money import format_usd, nanousd_from_attousd
 from billing.pricing.cost import Usage, cost_attousd
+from billing.pricing.quote import Quote
 from billing.pricing.usage import ReportedCost, UsageReading, read_cost, read_usage, with_prompt
 from billing.provider.refusals import Refusal
 from billing.tasks import wait_until_done
 from proxy.call.bill import wait_for_bill
+from proxy.call.last_words import LastWords
+from proxy.call.means import smaller_bound
 from proxy.http.errors import (
     ProxyError,
     UpstreamError,
@@ -77,7 +80,7 @@ class Answer:
         self._counting = False
         self._failed_status = False
         self._fell_silent = False  # it had the request, and what it made of it was waited for in vain
-        self._last_news: tuple[object, float] | None = None  # usage as it stood, and until when more may come
+        self._last_words = LastWords(services.settings.upstream.end_wait_s)
         self._conclusion: asyncio.Task[Settlement | None] | None = None
 
     async def send(self) -> None:
@@ -87,13 +90,16 @@ class Answer:
             UpstreamRefusedError, UpstreamError, UpstreamTimeoutError, UpstreamBusyError, UpstreamRefusesUsError.
         """
         try:
-            self.response = await self.services.upstream.send(
-                self.ask, self.call.quote, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
-            )
-            if self.response.status != 200:  # noqa: PLR2004 - HTTP
+            quote, response = self.call.quote, await self._post(self.call.quote)
+            while response.status != 200:  # noqa: PLR2004 - HTTP
                 self._failed_status = True
-                body = await self.response.read_up_to(_ERROR_BYTES_MAX)
-                raise self.refusal(self.response.status, body, self.response.headers)
+                body = await response.read_up_to(_ERROR_BYTES_MAX)
+                first, holds = quote is self.call.quote, self.services.settings.holds
+                smaller = smaller_bound(quote, response, body, holds, first=first)
+                if smaller is None:
+                    raise self.refusal(response.status, body, response.headers)
+                self._release_connection()
+                quote, response = smaller, await self._post(smaller)
         except ProxyError as error:
             self.outcome = (
                 "upstream_refused" if isinstance(error, UpstreamError) is False else "upstream_error"
@@ -110,8 +116,15 @@ class Answer:
             raise UpstreamError(f"The provider could not be reached: {type(error).__name__}.") from error
         finally:
             self.call.stages.mark("upstream")
-        await self.note_id(self.services.upstream.generation_id(self.response))
+        await self.note_id(self.services.upstream.generation_id(response))
         self.call.stages.mark("note")
+
+    async def _post(self, quote: Quote) -> UpstreamResponse:
+        self.response, self._failed_status = None, False
+        self.response = await self.services.upstream.send(
+            self.ask, quote, call_id=self.call.call_id, trace=self.call.stages.begin_upstream()
+        )
+        return self.response
 
     async def read_whole(self) -> bytes:
         """Read an answer that is not streamed to its end.
@@ -362,42 +375,12 @@ class Answer:
     async def read_on(self) -> bytes:
         """Return the next piece of a streamed answer; nothing when its provider has said all it will say.
 
-        Most close the body after ``[DONE]``. Some tell usage only after it; some go on with heartbeats, or with silence, once finish
-        and usage are told, and never end: for neither is waited longer than ``TUMA_UPSTREAM__END_WAIT_S``.
-
         Raises:
             aiohttp.ClientError, TimeoutError: it broke off.
         """
         assert self.response is not None
         assert self.meter is not None
-        meter = self.meter
-        if meter.usage is None and not meter.done:
-            return await self.response.read_some()
-        if meter.done and meter.usage is not None:
-            return b""
-        return await self._read_last(self.response, meter)
-
-    async def _read_last(self, response: UpstreamResponse, meter: StreamMeter) -> bytes:
-        """Read on for a bounded time from the last news on; all bytes go on to the client, but for those after ``[DONE]``."""
-        wait_s = self.services.settings.upstream.end_wait_s
-        if self._last_news is None or self._last_news[0] != meter.usage:
-            self._last_news = meter.usage, time.monotonic() + wait_s
-        while True:
-            ends_s = self._last_news[1] - time.monotonic()
-            if ends_s <= 0:
-                if meter.done or meter.finished:
-                    meter.end()
-                    return b""
-                self._last_news = meter.usage, time.monotonic() + wait_s
-                continue
-            try:
-                async with asyncio.timeout(ends_s) as limit:
-                    return await response.read_some()
-            except (aiohttp.ClientError, OSError, TimeoutError):
-                if meter.done:
-                    return b""  # it broke off after its end
-                if not limit.expired():
-                    raise
+        return await self._last_words.read_on(self.response, self.meter)
 
     async def meter_chunk(self, chunk: bytes) -> bytes:
         """Meter a piece of a streamed answer; return what goes on to the client.

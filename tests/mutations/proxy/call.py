@@ -4,6 +4,34 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a bound that is the caller's own is not made smaller",
+        "proxy/call/means.py",
+        " or not quote.open_ended:",
+        ":",
+        "tests/proxy/call/test_means.py",
+    ),
+    Mutation(
+        "an empty account is not asked for less",
+        "proxy/call/means.py",
+        " or error.is_empty:",
+        ":",
+        "tests/proxy/call/test_means.py",
+    ),
+    Mutation(
+        "what a provider says that it would serve is believed once",
+        "proxy/call/means.py",
+        "believed = first and ",
+        "believed = ",
+        "tests/proxy/call/test_means.py",
+    ),
+    Mutation(
+        "who falls silent when asked for less may bill it",
+        "proxy/call/answer.py",
+        "self.response, self._failed_status = None, False",
+        "pass",
+        "tests/proxy/call/test_means.py",
+    ),
+    Mutation(
         "a stream that is not one's own any more passes nothing on",
         "proxy/call/stream.py",
         "                    await answer.confirm_own()\n                await self.watch",

@@ -28,10 +28,12 @@ class Turn:
     writer: asyncio.StreamWriter
     body: Any
 
-    async def head(self, media_type: str = "application/json", *, length: int | None = None) -> None:
+    async def head(
+        self, media_type: str = "application/json", *, length: int | None = None, status: int = 200
+    ) -> None:
         """Send the head; without a length the body ends with the connection."""
         lines = [
-            "HTTP/1.1 200 OK",
+            f"HTTP/1.1 {status} OK",
             f"Content-Type: {media_type}",
             "Connection: close",
             *([] if length is None else [f"Content-Length: {length}"]),
@@ -43,10 +45,10 @@ class Turn:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def plain(self, answer: Any) -> None:
+    async def plain(self, answer: Any, *, status: int = 200) -> None:
         """Answer with a whole JSON document, or with bytes."""
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        await self.head(length=len(data))
+        await self.head(length=len(data), status=status)
         await self.send(data)
 
     async def stream(self, *events: Any, media_type: str = "text/event-stream") -> None:
