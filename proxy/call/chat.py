@@ -111,8 +111,10 @@ async def quote_for(
 
     Raises:
         ModelNotFoundError, PriceMissingError, FxUnavailableError, FxStaleError: see ``quote_ask``.
+        BadRequestError: see ``Upstream.check``.
     """
     counter = services.counter
+    services.upstream.check(ask)
 
     async def count_of(fields: Mapping[str, Any]) -> PromptCount:
         if lazily:

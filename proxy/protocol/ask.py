@@ -50,13 +50,14 @@ class Ask:
     include_usage: bool
     nodes: int
 
-    def body_with(self, changes: Mapping[str, str]) -> bytes:
-        """Return the body with these members set to JSON text, everything else untouched."""
+    def body_with(self, changes: Mapping[str, str | None]) -> bytes:
+        """Return the body with these members set to JSON text, or left out where that is None, everything else untouched."""
         if not changes:
             return self.body
         if not self.fields.keys().isdisjoint(changes):
             return set_members(self.text, scan_object(self.text), changes).encode()
-        return add_members(self.text, changes).encode()
+        added = {name: value for name, value in changes.items() if value is not None}
+        return add_members(self.text, added).encode() if added else self.body
 
     @property
     def work(self) -> int:

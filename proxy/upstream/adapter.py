@@ -20,7 +20,7 @@ from config.secrets import Redactor
 from config.settings import UpstreamSettings
 from proxy.http.errors import BadRequestError
 from proxy.protocol.ask import Ask
-from proxy.protocol.dialects import COMPLETION_TOKENS, COMPLETIONS, count_of
+from proxy.protocol.dialects import COMPLETION_TOKENS, COMPLETIONS, RESPONSES, count_of
 from proxy.upstream.client import UpstreamClient, UpstreamResponse
 
 RECORD_BYTES_MAX = 4 * 1024 * 1024
@@ -95,6 +95,18 @@ class Upstream:
             return replace(output, tokens=self.completion_tokens_default)
         return output
 
+    def check(self, ask: Ask) -> None:
+        """Refuse what nobody could tell the price of afterwards.
+
+        Raises:
+            BadRequestError: several models may answer, and this provider names no price: it need not say which one did.
+        """
+        if not self.reports_cost and len(ask.models) > 1:
+            raise BadRequestError(
+                "'models' is not served: this provider reports tokens only, and need not say which model they are of.",
+                param="models",
+            )
+
     def extras_of(self, ask: Ask) -> Mapping[str, int]:
         """Return what is asked for that is billed apart from tokens, by unit of the price book.
 
@@ -113,9 +125,14 @@ class Upstream:
         """Return the member that bounds the output, hidden reasoning included, where the request has none."""
         return ask.dialect.bounds[-1]
 
-    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str]:
-        """Return the members of the request, as JSON text, that are set: the bound that is held, and that usage is reported."""
-        changes = dict(self._usage_changes(ask))
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str | None]:
+        """Return the members of the request that are set, as JSON text, or left out: None.
+
+        The bound that is held; that usage is reported; and that nothing of it is kept, as all who call here share the account.
+        """
+        changes: dict[str, str | None] = {**self._usage_changes(ask)}
+        if ask.dialect is RESPONSES and ask.fields.get("store") is None:
+            changes["store"] = "false"  # left out, OpenAI keeps the answer
         if quote.told_tokens and ask.dialect.bounds:
             names = ask.bound_names or [self.bound_name(ask)]
             for name in names:

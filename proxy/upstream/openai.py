@@ -1,7 +1,9 @@
 """Any server that speaks OpenAI's protocol: it reports tokens, the price book makes money of them."""
 
 import re
+from collections.abc import Mapping
 
+from billing.pricing.quote import Quote
 from proxy.protocol.ask import Ask
 from proxy.upstream.adapter import Upstream
 
@@ -15,6 +17,11 @@ class OpenAIUpstream(Upstream):
     Hanging up does not stop the billing for certain, and there is no record to ask afterwards: an answer is read on to
     its end, where its usage is.
     """
+
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str | None]:
+        """Leave out OpenRouter's ``usage``, which means here what ``stream_options`` says: OpenAI refuses names that it does not know."""
+        changes = super().request_changes(ask, quote)
+        return {**changes, "usage": None} if "usage" in ask.fields else changes
 
     def bound_name(self, ask: Ask) -> str:
         """Return ``max_completion_tokens`` for models of OpenAI's that know no other, else the name that every server knows."""

@@ -28,7 +28,7 @@ class OpenRouterUpstream(Upstream):
     client_gone_default: ClassVar[Literal["abort", "drain"]] = "abort"
     completion_tokens_default: ClassVar[int] = 0
 
-    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str]:
+    def request_changes(self, ask: Ask, quote: Quote) -> Mapping[str, str | None]:
         """Tell the prices that are held for, and ask for usage with cost (newer versions always send it and ignore this)."""
         changes = {
             **super().request_changes(ask, quote),

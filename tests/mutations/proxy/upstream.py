@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models of which nobody could tell which one answered are refused",
+        "proxy/upstream/adapter.py",
+        "if not self.reports_cost and len(ask.models) > 1:",
+        "if False:",
+        "tests/proxy/upstream/test_openai_kind.py",
+    ),
+    Mutation(
+        "an answer is not kept in the account that all share",
+        "proxy/upstream/adapter.py",
+        """            changes["store"] = "false"  # left out, OpenAI keeps the answer\n""",
+        "            pass\n",
+        "tests/proxy/upstream/test_openai_kind.py",
+    ),
+    Mutation(
+        "a name that only OpenRouter knows stays here",
+        "proxy/upstream/openai.py",
+        """{**changes, "usage": None} if""",
+        "changes if",
+        "tests/proxy/upstream/test_openai_kind.py",
+    ),
+    Mutation(
         "a key without the right to see the models is not refused",
         "proxy/upstream/adapter.py",
         "status == 401 and not is_narrow",

@@ -109,3 +109,37 @@ async def test_usage_of_nothing_for_something_is_no_usage(
     state, accuracy, source, charge = await last_call(office)
     assert (state, accuracy, source) == ("settled", "estimated", "counted")
     assert charge > 0
+
+
+async def test_what_openrouter_alone_knows_is_not_sent(
+    proxy: Running, payer: Payer, sim: SimulatedProvider
+) -> None:
+    body = {"model": MODEL, "messages": HELLO, "stream": True, "usage": {"include": True}}
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session:
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+            assert '"prompt_tokens"' in await response.text(), "it asked for usage"
+        assert sim.requests[-1].body.keys() & {"usage", "stream_options"} == {"stream_options"}
+        several = {**body, "models": ["openai/gpt-4o"]}
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", json=several) as response:
+            error = (await response.json())["error"]
+            assert (response.status, error["param"]) == (400, "models"), (
+                "which of them answered, nobody could tell"
+            )
+        alone = {**body, "models": [MODEL]}
+        async with session.post(f"{proxy.base_url}/v1/chat/completions", json=alone) as response:
+            assert response.status == 200
+            await response.read()
+
+
+@pytest.mark.parametrize(("asked", "sent"), [({}, False), ({"store": None}, False), ({"store": True}, True)])
+async def test_nothing_is_kept_that_nobody_asked_to_keep(
+    proxy: Running, payer: Payer, sim: SimulatedProvider, asked: dict[str, Any], sent: bool
+) -> None:
+    body = {"model": MODEL, "input": "hi", **asked}
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {payer.secret}"}) as session,
+        session.post(f"{proxy.base_url}/v1/responses", json=body) as response,
+    ):
+        assert response.status == 200
+    assert sim.requests[-1].body["store"] is sent
