@@ -12,6 +12,7 @@ from billing.books.reconcile import Reconciler
 from billing.calls.calls import Calls
 from billing.calls.corrections import Corrections
 from billing.calls.ledger import Ledger
+from billing.calls.reviews import CallReviews
 from billing.calls.sweeper import Sweeper
 from billing.errors import ProviderUnavailableError, RedisUnavailableError
 from billing.fx.book import FxBook
@@ -239,6 +240,7 @@ def _for_operators(runtime: Runtime, drops: CacheDrops, late: Late) -> OperatorS
         caps=Caps(database),
         keys=Keys(database, settings.auth, settings.limits),
         corrections=Corrections(database, charge_estimates_upward=upward),
+        call_reviews=CallReviews(database),
         audit=Audit(database),
         refunds=Refunds(database),
         reviews=Reviews(database),

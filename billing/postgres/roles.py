@@ -120,6 +120,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "create_key",
         "create_user",
         "create_wallet",
+        "end_review",
         "grant_credit",
         "list_caps",
         "list_keys",

@@ -33,6 +33,8 @@ _BASIS = {
     "counted": "The provider reported nothing; tokens counted by Tuma are priced by the price book.",
     "noted": "The provider reported nothing; the tokens noted so far are priced by the price book.",
 }
+_ENDED_BY = {"worker_lost": "the sweeper, as its worker was lost", "decided": "an operator"}
+_DECIDED = "Nobody could tell what the answer cost, so an operator said it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def _explain_end(call: CallFacts) -> Iterator[str]:
     elif call.state == "review":
         yield f"The provider does not know the answer, so what it costs is not known; it is still asked.{named}"
     else:
-        by = "the sweeper, as its worker was lost" if call.outcome == "worker_lost" else "its own worker"
+        by = _ENDED_BY.get(call.outcome or "", "its own worker")
         at = "" if call.ended_at is None else f" at {call.ended_at.isoformat()}"
         yield f"The call was ended by {by}{at}: {call.outcome}.{named}"
 
@@ -113,7 +115,7 @@ def _explain_cost(call: CallFacts) -> Iterator[str]:
         if call.state == "void":
             yield "Nothing was answered, so it cost nothing."
         return
-    yield _BASIS[call.source]
+    yield _DECIDED if call.outcome == "decided" else _BASIS[call.source]
     cost = _find_cost(call)
     if call.source != "provider_cost" and call.price is not None:
         yield from _explain_tokens(call.usage, call.price)

@@ -1,4 +1,4 @@
-"""One call, for the operator: how its charge came about, and a refund of it."""
+"""One call, for the operator: how its charge came about, a refund of it, and what it cost where nobody else could tell."""
 
 from aiohttp import web
 
@@ -8,7 +8,7 @@ from billing.reports.answers import WholeCallJson
 from billing.reports.call_view import describe_call
 from proxy.http.typed_answer import JsonAnswer, answer
 from proxy.operator.answers import RefundedCallJson
-from proxy.operator.forms import RefundForm
+from proxy.operator.forms import DecideForm, RefundForm
 from proxy.operator.requests import idempotency_key, read_as, read_id, services_of
 
 
@@ -30,3 +30,14 @@ async def refund_call(request: web.Request) -> JsonAnswer[RefundedCallJson]:
     refunded = format_amount(done.before.charge_nano - done.after.charge_nano)
     tx_id = None if done.tx_id is None else str(done.tx_id)
     return answer(request, {"transaction_id": tx_id, "refunded": refunded, **shown})
+
+
+async def settle_call(request: web.Request) -> JsonAnswer[WholeCallJson]:
+    """End a call in review at what it cost; at nothing it is void, and gives back what it held."""
+    form = await read_as(request, DecideForm)
+    services, call_id = services_of(request), read_id(request, "call")
+    done = await services.call_reviews.end(
+        call_id, cost_nanousd=form.cost_usd, reason=form.reason, house=form.house
+    )
+    services.cool_user((await services.wallets.get_wallet(done.wallet_id)).user_id)
+    return answer(request, await describe_call(services.database, call_id))

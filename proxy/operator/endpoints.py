@@ -3,7 +3,7 @@
 from proxy.account.events import stream_wallet_events
 from proxy.account.forms import CapsForm, KeyForm, RotateForm
 from proxy.openapi.endpoint import Endpoint
-from proxy.operator.calls import get_call, refund_call
+from proxy.operator.calls import get_call, refund_call, settle_call
 from proxy.operator.caps import (
     get_key_caps,
     get_user_caps,
@@ -14,6 +14,7 @@ from proxy.operator.caps import (
 )
 from proxy.operator.forms import (
     CreditForm,
+    DecideForm,
     LogLevelForm,
     OverdraftForm,
     ReasonForm,
@@ -86,6 +87,7 @@ ADMIN = (
     endpoint("PUT", "/admin/keys/{key}/caps", put_key_caps, form=CapsForm),
     endpoint("GET", "/admin/calls/{call}", get_call),
     endpoint("POST", "/admin/calls/{call}/refund", refund_call, form=RefundForm),
+    endpoint("POST", "/admin/calls/{call}/settle", settle_call, form=DecideForm),
     endpoint("GET", "/admin/quota", get_quota),
     endpoint("GET", "/admin/reconciliation", list_reconciliations),
     endpoint("POST", "/admin/reconciliation", reconcile),

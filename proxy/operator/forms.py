@@ -71,6 +71,14 @@ class RefundForm(Form):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
+class DecideForm(Form):
+    """What a call in review cost, in USD, and whether the house pays it; at nothing the call is void."""
+
+    cost_usd: Amount
+    house: bool = False
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
 class AcceptForm(Form):
     """What of a payment lies in suspense is given to a wallet: the one named, or the top-up's."""
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from billing.books.reconcile import Reconciler
 from billing.calls.corrections import Corrections
+from billing.calls.reviews import CallReviews
 from billing.identity.keys import Keys
 from billing.monitoring.audit import Audit
 from billing.payments.refunds import Refunds
@@ -35,6 +36,7 @@ class OperatorServices:
     caps: Caps
     keys: Keys
     corrections: Corrections
+    call_reviews: CallReviews
     audit: Audit
     refunds: Refunds
     reviews: Reviews

@@ -1,10 +1,11 @@
-"""``tuma calls``: how a charge came about, and refunds."""
+"""``tuma calls``: how a charge came about, refunds, and what a call cost where nobody else could tell."""
 
 from typing import Any
 
 import click
 
 from billing.calls.corrections import Corrections
+from billing.calls.reviews import CallReviews
 from billing.ids import parse_id
 from billing.money import format_amount, parse_amount
 from billing.reports.answers import WholeCallJson
@@ -64,3 +65,19 @@ async def calls_refund(
     await office.cool(parse_id(shown["wallet_id"], "wallet"))
     refunded = format_amount(done.before.charge_nano - done.after.charge_nano)
     return {"transaction_id": None if done.tx_id is None else str(done.tx_id), "refunded": refunded, **shown}
+
+
+@office_command(calls, "settle")
+@click.argument("call")
+@click.option("--cost-usd", required=True, metavar="USD", help="What the provider billed; 0 makes it void.")
+@click.option("--house", is_flag=True, help="The house pays, and the wallet nothing.")
+@click.option("--reason", required=True, help="Kept in the audit log.")
+async def calls_settle(
+    office: Office, *, call: str, cost_usd: str, house: bool, reason: str
+) -> dict[str, Any]:
+    """End a call that is in review at what it cost; its wallet pays at most what is held for it."""
+    call_id = parse_id(call, "call")
+    reviews = CallReviews(office.database)
+    done = await reviews.end(call_id, cost_nanousd=parse_amount(cost_usd), reason=reason, house=house)
+    await office.cool(done.wallet_id)
+    return {**(await describe_call(office.database, call_id))}

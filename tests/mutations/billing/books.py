@@ -85,6 +85,6 @@ MUTATIONS = (
         "billing/books/proof.py",
         '"SELECT id, user_id, posted_nano::numeric + overdraft_nano - held_nano AS available, held_nano FROM wallets"',
         '"SELECT id, user_id, posted_nano + overdraft_nano - held_nano AS available, held_nano FROM wallets"',
-        "tests/proxy/call/test_odd_figures.py::test_no_wallet_is_fuller_than_can_be_added_up",
+        "tests/proxy/call/odd/test_odd_figures.py::test_no_wallet_is_fuller_than_can_be_added_up",
     ),
 )

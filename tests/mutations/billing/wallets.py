@@ -92,6 +92,6 @@ MUTATIONS = (
         "billing/wallets/wallets.py",
         "    if wallet.posted_nano + wallet.overdraft_nano > SUM_MAX_NANO:\n",
         "    if False:\n",
-        "tests/proxy/call/test_odd_figures.py::test_no_wallet_is_fuller_than_can_be_added_up",
+        "tests/proxy/call/odd/test_odd_figures.py::test_no_wallet_is_fuller_than_can_be_added_up",
     ),
 )

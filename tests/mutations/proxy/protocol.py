@@ -127,7 +127,7 @@ MUTATIONS = (
         "proxy/protocol/transcript.py",
         'bool(choice.get("finish_reason"))',
         '(choice.get("finish_reason") is not None)',
-        "tests/proxy/call/test_odd_answers.py::test_an_empty_reason_is_no_end",
+        "tests/proxy/call/odd/test_odd_answers.py::test_an_empty_reason_is_no_end",
     ),
     Mutation(
         "numbers beyond all sense are floats",

@@ -155,14 +155,14 @@ MUTATIONS = (
         "proxy/upstream/client.py",
         "        self._limit(first_byte_s)\n",
         "        self._limit(idle_s)\n",
-        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+        "tests/proxy/call/odd/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
     ),
     Mutation(
         "after the first byte a stream has its own limit",
         "proxy/upstream/client.py",
         "                self._limit(self._idle_s)\n",
         "                pass\n",
-        "tests/proxy/call/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
+        "tests/proxy/call/odd/test_odd_answers.py::test_the_first_byte_of_a_stream_may_take_longer_than_the_next",
     ),
     Mutation(
         "the provider is told the bound that is held",
