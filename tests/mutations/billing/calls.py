@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "only a call in review is decided on",
+        "billing/calls/reviews.sql",
+        "    IF call.state <> 'review' THEN\n",
+        "    IF call.state IS NULL THEN\n",
+        "tests/billing/calls/test_reviews.py",
+    ),
+    Mutation(
+        "a decision costs no more than is held",
+        "billing/calls/reviews.py",
+        """        if charge.charge_nano > row["hold_nano"]:""",
+        "        if False:",
+        "tests/billing/calls/test_reviews.py",
+    ),
+    Mutation(
+        "who decided what a call cost, and why, is in the audit log",
+        "billing/calls/reviews.sql",
+        "    PERFORM write_audit(\n",
+        "    PERFORM jsonb_build_array(\n",
+        "tests/billing/calls/test_reviews.py",
+    ),
+    Mutation(
         "a late figure by the price book is a correction, too",
         "billing/calls/calls.py",
         'ending.state == "settled" and ending.accuracy == "exact":',

@@ -128,6 +128,8 @@ async def test_a_person_from_nothing_to_a_call(admin: Client, office: Office, pr
     assert float(call["charge"]) > 0
     status, refunded = await admin.ask("POST", f"/admin/calls/{call_id}/refund", {"reason": "sorry"})
     assert (status, refunded["refunded"], refunded["charge"]) == (200, call["charge"], "0")
+    decided = {"cost_usd": "1", "reason": "settled already"}
+    assert (await admin.ask("POST", f"/admin/calls/{call_id}/settle", decided))[0] == 400
     assert (await admin.ask("GET", path))[1]["posted"] == "10"
     _, quota = await admin.ask("GET", "/admin/quota")
     assert quota["consumed_usd"] == call["cost_usd"]
@@ -316,6 +318,7 @@ async def test_what_is_not_there(admin: Client) -> None:
         bodies: dict[str, Any] = {
             "credits": {"amount": "1", "reason": "r"},
             "refund": {"reason": "r"},
+            "settle": {"cost_usd": "1", "reason": "r"},
             "caps": {"day": "1"},
         }
         body = bodies.get(path.rpartition("/")[2], {"overdraft": "1"} if "wallets" in path else {})
