@@ -87,6 +87,7 @@ class Payment:
         state: whether the money came; ``expired``: nobody paid, and the page is closed (``id`` is the page's then).
         amount_nano: what was paid, in nano units of ``currency``.
         fee_nano: what the provider keeps of it, if it says so; in ``fee_currency``.
+        unread: what of its refunds and disputes could not be read, in words: ``reversals`` are not all then.
     """
 
     provider: PaymentProvider
@@ -98,6 +99,7 @@ class Payment:
     fee_nano: int | None = None
     fee_currency: str | None = None
     reversals: Sequence[Reversal] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,17 @@ class Payments:
             requested: bool = await connection.fetchval("SELECT is_refund_requested($1)", refund_id)
         return requested
 
+    async def begin_sending(self, refund_id: UUID) -> bool:
+        """Note that a refund of ours is given to its provider; False where it was before, or is none any more."""
+        async with self._database.transaction() as connection:
+            begun: bool = await connection.fetchval("SELECT begin_sending($1)", refund_id)
+        return begun
+
+    async def was_not_sent(self, refund_id: UUID) -> None:
+        """Note that it certainly did not get there."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT was_not_sent($1)", refund_id)
+
     async def undo_refund(self, item: OpenReversal) -> None:
         """Give back what was set aside for a refund of ours that the provider refuses."""
         with acting(f"payment:{item.provider}"):

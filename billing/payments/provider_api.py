@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from billing.errors import InputError
-from billing.payments.payment import Intent, Payment, Refund, SavedMethod
+from billing.errors import InputError, PaymentsUnavailableError
+from billing.payments.payment import Intent, Payment, Refund, Reversal, SavedMethod
 from billing.payments.units import PaymentProvider
 
 
 class PaymentRefusedError(InputError):
     """The payment provider refuses what it was asked; its own words, as far as they are fit to be shown."""
+
+
+class NotSentError(PaymentsUnavailableError):
+    """What was asked did certainly not reach the provider, or was turned away at its door."""
 
 
 class ReferenceUsedError(PaymentRefusedError):
@@ -87,12 +91,17 @@ class PaymentApi(Protocol):
     def list_recent(self, since: datetime) -> AsyncIterator[str]:
         """Return the ids of the transactions that were paid or taken back since a moment."""
 
-    async def refund(self, refund: Refund, currency: str) -> None:
-        """Have money sent back, once: where a refund with its id is there already, nothing happens.
+    @property
+    def sends_once(self) -> bool:
+        """Whether the same refund may be sent again, as the provider knows it by a key of ours."""
+
+    async def refund(self, refund: Refund, currency: str) -> Reversal | None:
+        """Have money sent back; return it as the provider's own answer tells it, None where that names nothing.
 
         Raises:
             PaymentRefusedError: it will not.
-            PaymentsUnavailableError: nothing is known; ask again.
+            NotSentError: it was not asked.
+            PaymentsUnavailableError: nothing is known: it may have been sent.
         """
 
     async def close(self) -> None:

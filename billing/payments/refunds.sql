@@ -183,3 +183,26 @@ $$;
 CREATE OR REPLACE FUNCTION is_refund_requested(p_id uuid) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM payment_reversals r WHERE r.id = p_id AND r.state = 'requested')
 $$;
+
+-- Say before a refund is sent that it is: true for whoever may send it. Committed before the provider is asked, it stands whatever
+-- becomes of the answer.
+CREATE OR REPLACE FUNCTION begin_sending(p_id uuid) RETURNS boolean LANGUAGE sql AS $$
+    WITH begun AS (
+        UPDATE payment_reversals SET sent_at = now() WHERE id = p_id AND state = 'requested' AND sent_at IS NULL RETURNING id
+    )
+    SELECT EXISTS (SELECT FROM begun)
+$$;
+
+-- It certainly did not reach the provider, so it may be sent again.
+CREATE OR REPLACE FUNCTION was_not_sent(p_id uuid) RETURNS void LANGUAGE sql AS $$
+    UPDATE payment_reversals SET sent_at = NULL WHERE id = p_id AND state = 'requested'
+$$;
+
+-- An operator has looked at the provider's own pages: it is not there. True where it is one that may have been sent.
+CREATE OR REPLACE FUNCTION send_again(p_id uuid) RETURNS boolean LANGUAGE sql AS $$
+    WITH freed AS (
+        UPDATE payment_reversals SET sent_at = NULL, poll_at = now()
+        WHERE id = p_id AND state = 'requested' AND sent_at IS NOT NULL RETURNING id
+    )
+    SELECT EXISTS (SELECT FROM freed)
+$$;

@@ -69,3 +69,25 @@ class Reviews:
                 """
             )
         return [dict(row) for row in rows]
+
+    async def list_unsure(self) -> list[dict[str, Any]]:
+        """Return refunds of ours that were sent and of which the provider tells nothing, oldest first; amounts in nano units."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT r.id, r.provider, r.provider_txn_id, c.currency, r.amount_nano, r.sent_at
+                FROM payment_reversals r JOIN payment_credits c USING (provider, provider_txn_id)
+                WHERE r.state = 'requested' AND r.sent_at < now() - interval '2 minutes' ORDER BY r.sent_at LIMIT 1000
+                """
+            )
+        return [dict(row) for row in rows]
+
+    async def send_again(self, refund_id: UUID) -> None:
+        """Let a refund be sent again whose sending was never answered: somebody has seen that the provider does not have it.
+
+        Raises:
+            InputError: it is none of those.
+        """
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval("SELECT send_again($1)", refund_id):
+                raise InputError(f"{refund_id} is no refund that was sent and of which nothing is known")

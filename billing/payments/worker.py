@@ -6,11 +6,17 @@ anywhere leaves work that is due again: an event that was not ended, an intent o
 A wallet that tops itself up, and what may interrupt it: before its intent is there, nothing has happened; after that the intent is due
 until it has ended. Before it is charged the provider is asked whether it was, and the charge bears the intent's reference as its
 idempotency key: asked twice, paid once.
+
+A refund of ours, and what may interrupt it: the money is set aside before the provider is asked. Stripe knows it by a key of ours and
+may be asked again. The others know no keys, and their lists may be late, or not what they should be: so it is noted that the refund
+is sent before it is, and one whose answer was lost is looked for, and never sent again but by an operator's word.
 """
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID
 
 import structlog
@@ -34,7 +40,14 @@ from billing.payments.payment import (
     parse_reference,
 )
 from billing.payments.payments import TAKEN, WORK_MAX_S, Payments
-from billing.payments.provider_api import PaymentApi, PaymentRefusedError, ReferenceUsedError, SavedMethodApi
+from billing.payments.provider_api import (
+    Hint,
+    NotSentError,
+    PaymentApi,
+    PaymentRefusedError,
+    ReferenceUsedError,
+    SavedMethodApi,
+)
 from billing.payments.units import PaymentProvider
 from billing.postgres.database import Database
 from config.settings import PaymentSettings
@@ -190,14 +203,9 @@ class PaymentWorker:
                 await self.look_at(
                     intent_id
                 )  # which may have ended, unless its payer can still try otherwise
-        if any(item.credit == "review" for item in applied):
-            await self.payments.end_event(event.id, "review", "the payment does not agree with its intent")
-        elif ours:
-            await self.payments.end_event(event.id, "done")
-        elif found or not any(parse_reference(item) for item in hint.references):
-            await self.payments.end_event(event.id, "ignored", "it is about nobody's top-up")
-        elif event.tries >= _EVENT_TRIES:
-            await self.payments.end_event(event.id, "review", "the provider knows no such payment")
+        ended = _end_of(event, hint, found=bool(found), ours=ours, applied=applied)
+        if ended is not None:
+            await self.payments.end_event(event.id, *ended)
 
     async def _find(
         self, api: PaymentApi, txn_ids: Sequence[str], references: Sequence[str]
@@ -314,12 +322,22 @@ class PaymentWorker:
         if item.state != "requested" or not await self.payments.is_refund_requested(item.id):
             return ""  # it was sent before: found by its id, or by its amount where that is not handed back
         refund = Refund(item.id, item.provider, item.provider_txn_id, item.amount_nano, item.state)
+        if not api.sends_once and not await self.payments.begin_sending(item.id):
+            raise PaymentsUnavailableError(
+                f"the refund {item.id} may have been sent before, and {item.provider} does not list it: look there, and if"
+                f" it is not: tuma payments send-again {item.id}"
+            )
         try:
-            await api.refund(refund, payment.currency)
+            made = await api.refund(refund, payment.currency)
         except PaymentRefusedError as error:
             _log.warning("payments.refund_refused", refund=str(item.id), error=str(error))
             await self.payments.undo_refund(item)
             return str(error)
+        except NotSentError:
+            await self.payments.was_not_sent(item.id)
+            raise
+        if made is not None:  # its own answer, before anything else is asked: no list need ever show it
+            await self.payments.apply(replace(payment, reversals=[made]), takes_more=api.takes_more)
         payment = await api.look(item.provider_txn_id)
         if payment is not None:
             await self.payments.apply(payment, takes_more=api.takes_more)
@@ -371,3 +389,21 @@ class PaymentWorker:
         intent = await self.payments.find(intent_id)
         if intent is not None and intent.state not in ("paid", "creating"):
             await self._quietly(self.poll_intent(intent), intent.provider)
+
+
+def _end_of(
+    event: WebhookEvent, hint: Hint, *, found: bool, ours: Sequence[Payment], applied: Sequence[Applied]
+) -> tuple[Literal["done", "ignored", "review"], str] | None:
+    """Return how an event ends; None where it is looked into again later."""
+    last = event.tries >= _EVENT_TRIES
+    unread = next((payment.unread for payment in ours if payment.unread), "")
+    if any(item.credit == "review" for item in applied):
+        return "review", "the payment does not agree with its intent"
+    if unread:  # its money is credited; what was taken back of it is not known
+        _log.warning("payments.unread", provider=event.provider, error=unread)
+        return ("review", unread) if last else None
+    if ours:
+        return "done", ""
+    if found or not any(parse_reference(item) for item in hint.references):
+        return "ignored", "it is about nobody's top-up"
+    return ("review", "the provider knows no such payment") if last else None

@@ -97,6 +97,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "webhook": (
         "begin_auto_topup",
+        "begin_sending",
         "credit_payment",
         "end_intent",
         "end_webhook",
@@ -113,6 +114,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "take_reversals",
         "take_webhooks",
         "try_page_again",
+        "was_not_sent",
     ),
     "operator": (
         "accept_payment",
@@ -129,6 +131,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
         "revoke_key",
         "rotate_key",
         "seal_audit",
+        "send_again",
         "set_caps",
         "set_clock",
         "set_user",

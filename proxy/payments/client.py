@@ -11,12 +11,18 @@ from uuid import UUID
 import aiohttp
 
 from billing.errors import InputError, PaymentsUnavailableError
-from billing.payments.provider_api import PaymentRefusedError
+from billing.payments.payment import Refund, Reversal, ReversalState
+from billing.payments.provider_api import NotSentError, PaymentRefusedError
 from billing.payments.units import PaymentProvider
 
 _ANSWER_BYTES_MAX = 4 * 1024 * 1024
 MESSAGE_MAX = 200  # of a provider's own words
 _NOTE = "tuma refund "
+_AT_THE_DOOR = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)  # nothing was done
 
 
 class BoundedHttp:
@@ -44,6 +50,7 @@ class BoundedHttp:
         """Return the status and the body of an answer.
 
         Raises:
+            NotSentError: it was not reached.
             PaymentsUnavailableError: none came, or too much.
         """
         sent = {**headers, "Accept": "application/json", "Accept-Encoding": "identity"}
@@ -55,6 +62,8 @@ class BoundedHttp:
                 while len(raw) <= _ANSWER_BYTES_MAX and not answer.content.at_eof():
                     raw += await answer.content.read(_ANSWER_BYTES_MAX + 1 - len(raw))
                 status = answer.status
+        except aiohttp.ClientConnectorError as error:
+            raise NotSentError(f"{self._provider} cannot be reached: {type(error).__name__}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise PaymentsUnavailableError(
                 f"{self._provider} does not answer: {type(error).__name__}"
@@ -137,6 +146,8 @@ class PaymentClient:
             raise PaymentRefusedError(
                 f"{self._provider} refuses: {str(message)[:MESSAGE_MAX] if message else status}"
             )
+        if status in _AT_THE_DOOR:
+            raise NotSentError(f"{self._provider} answered with status {status}")
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES or not isinstance(answer, dict):
             raise PaymentsUnavailableError(f"{self._provider} answered with status {status}")
         return answer
@@ -199,3 +210,18 @@ def refund_id_in(note: object) -> UUID | None:
         return UUID(text.removeprefix(_NOTE)) if text.startswith(_NOTE) else None
     except ValueError:
         return None
+
+
+def answered(refund: Refund, row: Any, states: Mapping[str, ReversalState]) -> Reversal | None:
+    """Return a refund of ours as the provider's answer to its sending tells it; None where that has no id.
+
+    Args:
+        refund: sent.
+        row: the answer's data: ``id``, ``status``.
+        states: what its statuses mean; one that is not there is on its way.
+    """
+    ids = texts(row.get("id")) if isinstance(row, dict) else []
+    if not ids:
+        return None
+    state = states.get(str(row.get("status")).partition("-")[0], "open")
+    return Reversal(ids[0], "refund", refund.amount_nano, state, refund.id)

@@ -1,15 +1,18 @@
 """Flutterwave, v3: https://developer.flutterwave.com/v3.0/reference (payments, transactions, refunds, chargebacks). Major units.
 
-It has no idempotency keys. A reference may have several links: the one that is shown last counts. A refund is looked for, by the
-comment that it was sent with, before it is sent again.
+It has no idempotency keys. A reference may have several links: the one that is shown last counts. A refund's answer to POST has
+``tx_id``, as the request had ``comments``; rows of ``GET /refunds`` are published with ``transaction_id`` and ``comment``, and are
+filtered by ``from, to, status, currency, flw_ref, id``. Either name is read, and rows of others are expected in any list.
 """
 
 import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from billing.errors import InputError, PaymentsUnavailableError
+from billing.money import AMOUNT_MAX_NANO
 from billing.payments.payment import (
     Intent,
     Payment,
@@ -21,9 +24,12 @@ from billing.payments.payment import (
 )
 from billing.payments.provider_api import Hint, Page, PaymentRefusedError
 from billing.payments.units import PaymentProvider, major_units, nano_from_major_units
-from proxy.payments.client import PaymentClient, note_of, read_object, reading, refund_id_in, texts
+from proxy.payments.client import PaymentClient, answered, note_of, read_object, reading, refund_id_in, texts
 
 _PAGES_MAX = 500
+_PAGES_OF_ONE = (
+    5  # of what concerns one payment; where there are more, the list is not filtered as it was asked to be
+)
 _PAID: dict[str, PaymentState] = {"successful": "succeeded", "failed": "failed"}
 _REFUNDED: dict[str, ReversalState] = {"completed": "final", "failed": "undone"}
 _DISPUTED: dict[str, ReversalState] = {"won": "undone", "lost": "final", "accepted": "final"}
@@ -38,6 +44,7 @@ class FlutterwaveApi:
 
     provider: PaymentProvider = "flutterwave"
     takes_more = True
+    sends_once = False
 
     def __init__(self, client: PaymentClient) -> None:
         self._client = client
@@ -88,7 +95,7 @@ class FlutterwaveApi:
             raise InputError("an event of Flutterwave's has data")
         kind = str(event.get("event", ""))
         if kind.startswith("refund"):
-            return Hint(payments=texts(data.get("tx_id")))
+            return Hint(payments=texts(data.get("tx_id") or data.get("transaction_id")))
         if kind.startswith("chargeback"):
             return Hint(payments=texts(data.get("transaction_id")), references=texts(data.get("tx_ref")))
         return Hint(payments=texts(data.get("id")), references=texts(data.get("tx_ref"), data.get("txRef")))
@@ -101,22 +108,20 @@ class FlutterwaveApi:
                 for txn_id in texts(row.get("id")):
                     yield txn_id
         async for row in self._pages("/refunds", query):
-            for txn_id in texts(row.get("tx_id")):
+            for txn_id in texts(row.get("transaction_id") or row.get("tx_id")):
                 yield txn_id
         async for row in self._pages("/chargebacks", query):
             for txn_id in texts(row.get("transaction_id")):
                 yield txn_id
 
-    async def refund(self, refund: Refund, currency: str) -> None:
-        """Send a refund, unless one with its comment is there; see ``PaymentApi``."""
-        async for row in self._pages("/refunds", {"tx_id": refund.provider_txn_id}):
-            if refund_id_in(row.get("comments")) == refund.id:
-                return
+    async def refund(self, refund: Refund, currency: str) -> Reversal | None:
+        """Send a refund; see ``PaymentApi``. The answer has the refund's id (https://developer.flutterwave.com/v3.0/docs/refunds)."""
         body = {
             "amount": major_units(refund.amount_nano, currency, self.provider),
             "comments": note_of(refund.id),
         }
-        await self._ask("POST", f"/transactions/{refund.provider_txn_id}/refund", body=body)
+        row = await self._ask("POST", f"/transactions/{refund.provider_txn_id}/refund", body=body)
+        return answered(refund, row, _REFUNDED)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -128,18 +133,35 @@ class FlutterwaveApi:
             payment = self._read_transaction(row)
             if payment.state != "succeeded":
                 return payment
-            reversals = [
-                self._read_refund(item, payment.currency)
-                async for item in self._pages("/refunds", {"tx_id": payment.id})
-                if str(item.get("tx_id")) == payment.id
-            ]
+        try:
+            return dataclasses.replace(payment, reversals=await self._reversals_of(payment, row))
+        except (PaymentsUnavailableError, PaymentRefusedError) as error:
+            # The money came, whatever lists of other things say: it is the person's.
+            return dataclasses.replace(payment, unread=str(error))
+
+    async def _reversals_of(self, payment: Payment, row: Any) -> list[Reversal]:
+        """Return the refunds and chargebacks of a transaction, from lists that may have others in them.
+
+        Raises:
+            PaymentsUnavailableError: they cannot be read, or are longer than those of one payment can be.
+        """
+        with reading(self.provider):
             flw_ref = str(row["flw_ref"])
-            reversals += [
-                self._read_chargeback(item, payment.currency)
-                async for item in self._pages("/chargebacks", {"flw_ref": flw_ref})
-                if item.get("flw_ref") == flw_ref
+            query = {"flw_ref": flw_ref}
+            refunds = [item async for item in self._pages("/refunds", query, pages_max=_PAGES_OF_ONE)]
+            chargebacks = [item async for item in self._pages("/chargebacks", query, pages_max=_PAGES_OF_ONE)]
+            return [
+                *(
+                    self._read_refund(item, payment.currency)
+                    for item in refunds
+                    if _is_of(item, payment, flw_ref)
+                ),
+                *(
+                    self._read_chargeback(item, payment.currency)
+                    for item in chargebacks
+                    if item.get("flw_ref") == flw_ref
+                ),
             ]
-            return dataclasses.replace(payment, reversals=reversals)
 
     def _read_transaction(self, row: Any) -> Payment:
         currency, fee = str(row["currency"]), row.get("app_fee")
@@ -152,7 +174,7 @@ class FlutterwaveApi:
             state=state,
             amount_nano=nano_from_major_units(row["amount"], currency, self.provider),
             currency=currency,
-            fee_nano=nano_from_major_units(fee, currency, self.provider) if known else None,
+            fee_nano=_read_fee(fee) if known else None,
             fee_currency=currency if known else None,
         )
 
@@ -162,7 +184,7 @@ class FlutterwaveApi:
             kind="refund",
             amount_nano=nano_from_major_units(row["amount_refunded"], currency, self.provider),
             state=_REFUNDED.get(str(row["status"]).partition("-")[0], "open"),
-            ours=refund_id_in(row.get("comments")),
+            ours=refund_id_in(row.get("comment") or row.get("comments")),
         )
 
     def _read_chargeback(self, row: Any, currency: str) -> Reversal:
@@ -173,8 +195,10 @@ class FlutterwaveApi:
             state=_DISPUTED.get(str(row["status"]), "open"),
         )
 
-    async def _pages(self, path: str, query: dict[str, str]) -> AsyncIterator[Any]:
-        for page in range(1, _PAGES_MAX + 1):
+    async def _pages(
+        self, path: str, query: dict[str, str], *, pages_max: int = _PAGES_MAX
+    ) -> AsyncIterator[Any]:
+        for page in range(1, pages_max + 1):
             answer = await self._client.ask("GET", path, query={**query, "page": str(page)})
             if answer is None:
                 return
@@ -183,7 +207,7 @@ class FlutterwaveApi:
             info = (answer.get("meta") or {}).get("page_info") or {}
             if page >= int(info.get("total_pages") or 0):
                 return
-        raise PaymentsUnavailableError(f"Flutterwave lists more than {_PAGES_MAX} pages of {path}")
+        raise PaymentsUnavailableError(f"Flutterwave lists more than {pages_max} pages of {path}")
 
     async def _ask(self, method: str, path: str, *, missing: bool = False, **more: Any) -> Any:
         answer = await self._client.ask(method, path, **more)
@@ -192,3 +216,18 @@ class FlutterwaveApi:
         if answer is None or answer.get("status") != "success" or answer.get("data") is None:
             raise PaymentsUnavailableError(f"Flutterwave's answer to {method} {path} says nothing")
         return answer["data"]
+
+
+def _is_of(row: Any, payment: Payment, flw_ref: str) -> bool:
+    """Tell whether a refund is of this transaction: by its id, else by the reference that both have."""
+    of = row.get("transaction_id") or row.get("tx_id")
+    return str(of) == payment.id if of is not None else row.get("flw_ref") == flw_ref
+
+
+def _read_fee(fee: Any) -> int | None:
+    """Return a fee in nano units: a fact, which may be finer than its currency (RWF 140.7). None where it cannot be read."""
+    try:
+        nano = Decimal(str(fee)).scaleb(9)
+        return int(nano) if 0 <= nano <= AMOUNT_MAX_NANO and nano == int(nano) else None
+    except (ArithmeticError, ValueError):
+        return None

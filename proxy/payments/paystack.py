@@ -21,7 +21,7 @@ from billing.payments.payment import (
 )
 from billing.payments.provider_api import Hint, Page, PaymentRefusedError, ReferenceUsedError
 from billing.payments.units import PaymentProvider, minor_units, nano_from_minor_units
-from proxy.payments.client import PaymentClient, note_of, read_object, reading, refund_id_in, texts
+from proxy.payments.client import PaymentClient, answered, note_of, read_object, reading, refund_id_in, texts
 
 _PER_PAGE = 100
 _PAGES_MAX = 50
@@ -38,6 +38,7 @@ class PaystackApi:
 
     provider: PaymentProvider = "paystack"
     takes_more = True
+    sends_once = False
 
     def __init__(self, client: PaymentClient) -> None:
         self._client = client
@@ -113,18 +114,15 @@ class PaystackApi:
                 for txn_id in texts(paid.get("id") if isinstance(paid, dict) else paid):
                     yield txn_id
 
-    async def refund(self, refund: Refund, currency: str) -> None:
-        """Send a refund, unless one with its note is there; see ``PaymentApi``."""
-        for row in await self._refunds_of(refund.provider_txn_id):
-            if refund_id_in(row.get("merchant_note")) == refund.id:
-                return
+    async def refund(self, refund: Refund, currency: str) -> Reversal | None:
+        """Send a refund; see ``PaymentApi``. The answer has the refund's id (https://paystack.com/docs/api/refund/#create)."""
         body = {
             "transaction": int(refund.provider_txn_id),
             "amount": minor_units(refund.amount_nano, currency, self.provider),
             "currency": currency,
             "merchant_note": note_of(refund.id),
         }
-        await self._ask("POST", "/refund", body=body)
+        return answered(refund, await self._ask("POST", "/refund", body=body), _REFUNDED)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -136,6 +134,19 @@ class PaystackApi:
             payment = self._read_transaction(row)
             if payment.state != "succeeded":
                 return payment
+        try:
+            return dataclasses.replace(payment, reversals=await self._reversals_of(payment))
+        except (PaymentsUnavailableError, PaymentRefusedError) as error:
+            # The money came, whatever lists of other things say: it is the person's.
+            return dataclasses.replace(payment, unread=str(error))
+
+    async def _reversals_of(self, payment: Payment) -> list[Reversal]:
+        """Return the refunds and disputes of a transaction.
+
+        Raises:
+            PaymentsUnavailableError: they cannot be read.
+        """
+        with reading(self.provider):
             refunds = await self._refunds_of(payment.id)
             disputes = await self._list("/dispute", transaction=payment.id)
             # A dispute that we lose is paid out by a refund that names it: the same money.
@@ -143,7 +154,7 @@ class PaystackApi:
             refunds = [item for item in refunds if item.get("dispute") not in counted]
             reversals = [self._read_refund(item, payment.currency) for item in refunds]
             reversals += [self._read_dispute(item, payment) for item in disputes]
-            return dataclasses.replace(payment, reversals=reversals)
+            return reversals
 
     def _read_transaction(self, row: Any) -> Payment:
         currency, fees = str(row["currency"]), row.get("fees")

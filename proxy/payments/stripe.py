@@ -70,6 +70,7 @@ class StripeApi:
 
     provider: PaymentProvider = "stripe"
     takes_more = False
+    sends_once = True  # by its idempotency key
 
     def __init__(self, http: BoundedHttp, secret_key: str, *, base_url: str, return_url: str) -> None:
         # The one switch that the package has: it would note an id of this machine in the home folder, and send it.
@@ -190,7 +191,7 @@ class StripeApi:
                 yield txn_id
 
     async def refund(self, refund: Refund, currency: str) -> None:
-        """Send a refund, once by its idempotency key; see ``PaymentApi``."""
+        """Send a refund, once by its idempotency key, and found by its metadata; see ``PaymentApi``."""
         await self._ask(
             self._api.refunds.create_async(
                 {

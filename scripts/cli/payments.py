@@ -69,8 +69,19 @@ async def payments_show(office: Office, *, provider_or_topup: str, txn: str | No
 
 @office_command(payments, "reviews")
 async def payments_reviews(office: Office) -> dict[str, Any]:
-    """List payments that wait for a decision: `payments accept` or `payments refund`."""
-    return {"reviews": await PaymentViews(office.database).list_reviews()}
+    """List payments that wait for a decision: `payments accept` or `refund`; and refunds that may have been sent: `send-again`."""
+    unsure = [
+        {
+            "refund": str(row["id"]),
+            "provider": row["provider"],
+            "payment": row["provider_txn_id"],
+            "amount": format_amount(row["amount_nano"]),
+            "currency": row["currency"],
+            "sent_at": row["sent_at"].isoformat(),
+        }
+        for row in await Reviews(office.database).list_unsure()
+    ]
+    return {"reviews": await PaymentViews(office.database).list_reviews(), "unsure_refunds": unsure}
 
 
 @office_command(payments, "accept")
@@ -161,6 +172,15 @@ async def _follow(office: Office, provider: Any, txn: str) -> dict[str, Any]:
     if shown["wallet_id"] is not None:
         await office.cool(parse_id(shown["wallet_id"], "wallet"))
     return {**shown}
+
+
+@office_command(payments, "send-again")
+@click.argument("refund")
+async def payments_send_again(office: Office, *, refund: str) -> dict[str, Any]:
+    """Send a refund again that may have been sent before: first look at the provider's own pages that it is not there."""
+    refund_id = parse_id(refund, "refund")
+    await Reviews(office.database).send_again(refund_id)
+    return {"id": str(refund_id), "state": "requested"}
 
 
 @office_command(payments, "webhooks")

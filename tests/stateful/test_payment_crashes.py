@@ -21,6 +21,7 @@ from billing.money import NANO
 from billing.payments.intents import Intents
 from billing.payments.payment import Intent
 from billing.payments.refunds import Refunds
+from billing.payments.reviews import Reviews
 from billing.payments.worker import PaymentWorker
 from billing.postgres.database import Database
 from config.settings import Settings
@@ -57,6 +58,7 @@ class Crew:
         )
         self.intents = Intents(self._databases["api"])
         self.refunds = Refunds(self._databases["operator"])
+        self.reviews = Reviews(self._databases["operator"])
         self.clock = self._databases["clock"] = Database(settings.postgres, name=name)
 
     async def let_time_pass(self) -> None:
@@ -159,8 +161,22 @@ class Story:
             ) or await crew.count(
                 "payment_intents WHERE state <> 'paid' AND wallet_id = $1", self.payer.wallet_id
             ):
+                await self._look_at_the_providers_pages(crew)
                 await crew.let_time_pass()
                 await crew.worker.work()
+
+    async def _look_at_the_providers_pages(self, crew: Crew) -> None:
+        """As an operator does: a refund that was on its way when its worker died, and is not there, is sent again."""
+        assert self.payment_id is not None
+        if self.psp.books.refunds_of(self.psp.books.payments[self.payment_id]):
+            return
+        async with crew.clock.connection() as connection:
+            unsure = await connection.fetch(
+                "SELECT id FROM payment_reversals WHERE state = 'requested' AND sent_at IS NOT NULL AND provider_txn_id = $1",
+                self._txn_id,
+            )
+        for row in unsure:
+            await crew.reviews.send_again(row["id"])
 
 
 @dataclass

@@ -51,7 +51,9 @@ class FlutterwaveVoice:
         """Tell of a refund that ended."""
         if refund.status == "pending":
             return []
-        return [Told("refund.completed", {"event": "refund.completed", "data": self.refund(refund, payment)})]
+        return [
+            Told("refund.completed", {"event": "refund.completed", "data": self.sent_refund(refund, payment)})
+        ]
 
     def of_dispute(self, dispute: Dispute, payment: Payment) -> list[Told]:
         """Tell of a chargeback."""
@@ -82,14 +84,32 @@ class FlutterwaveVoice:
         }
 
     def refund(self, refund: Refund, payment: Payment) -> dict[str, Any]:
-        """Return a refund as the API shows it."""
+        """Return a refund as lists of refunds show it."""
         return {
             "id": refund.number,
-            "tx_id": payment.number,
+            "account_id": 1,
+            "transaction_id": payment.number,
             "flw_ref": f"FLW-{payment.number}",
             "amount_refunded": self._major(refund.amount_minor, payment),
             "status": _REFUND[refund.status],
-            "comments": refund.reason,
+            "comment": refund.reason,
+            "settlement_id": "NEW",
+            "meta": "{}",
+            "created_at": _time(refund.created_s),
+        }
+
+    def sent_refund(self, refund: Refund, payment: Payment) -> dict[str, Any]:
+        """Return a refund as the answer to its sending, and its webhook, show it."""
+        return {
+            "id": refund.number,
+            "account_id": 1,
+            "tx_id": payment.number,
+            "flw_ref": f"FLW-{payment.number}",
+            "wallet_id": 1,
+            "amount_refunded": self._major(refund.amount_minor, payment),
+            "status": _REFUND[refund.status],
+            "destination": "payment_source",
+            "meta": {"source": "availablebalance"},
             "created_at": _time(refund.created_s),
         }
 
@@ -202,7 +222,7 @@ class FlutterwaveApi:
         except (BooksError, ValueError) as error:
             return self.refusal(400, str(error))
         self._till.finish_refund(refund)
-        return _data(self.voice.refund(refund, payment), "Transaction refund initiated")
+        return _data(self.voice.sent_refund(refund, payment), "Transaction refund initiated")
 
     async def _transactions(self, request: web.Request) -> web.Response:
         query = request.query
@@ -219,8 +239,8 @@ class FlutterwaveApi:
         return [self.voice.refund(item, paid) for item, paid in found if paid.provider == self.provider]
 
     async def _refunds(self, request: web.Request) -> web.Response:
-        wanted = request.query.get("tx_id")
-        rows = [row for row in reversed(self._all_refunds()) if wanted in (None, str(row["tx_id"]))]
+        wanted = request.query.get("flw_ref")
+        rows = [row for row in reversed(self._all_refunds()) if wanted in (None, row["flw_ref"])]
         return self._page(request, rows)
 
     async def _one_refund(self, request: web.Request) -> web.Response:

@@ -60,6 +60,7 @@ async def test_it_ends_at_what_an_operator_says(
         for row in await Audit(office.database).list_rows(wallet_id=payer.wallet_id)
         if row["action"] == "decided"
     ]
+    assert row["after"] is not None
     assert (row["subject_id"], row["after"]["reason"]) == (str(call_id), "as their page says")
     await books_hold(office)
 

@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a refund whose answer was lost is not sent again",
+        "billing/payments/refunds.sql",
+        "WHERE id = p_id AND state = 'requested' AND sent_at IS NULL RETURNING id",
+        "WHERE id = p_id AND state = 'requested' RETURNING id",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
+        "a refund is known by its own answer",
+        "billing/payments/worker.py",
+        "        if made is not None:  # its own",
+        "        if made is None:  # its own",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
+        "an event of which something cannot be read is looked into again",
+        "billing/payments/worker.py",
+        """        return ("review", unread) if last else None\n    if ours:""",
+        """        return "done", ""\n    if ours:""",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
         "a provider is asked once for all who wait for a top-up",
         "billing/payments/status_checks.py",
         "            if not await self._has_turn(intent):\n                return False\n",

@@ -4,6 +4,27 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "lists that cannot be read hold up no credit",
+        "proxy/payments/flutterwave.py",
+        "        except (PaymentsUnavailableError, PaymentRefusedError) as error:\n            # The money came",
+        "        except PaymentRefusedError as error:\n            # The money came",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
+        "refunds are read by the names that are published",
+        "proxy/payments/flutterwave.py",
+        """    of = row.get("transaction_id") or row.get("tx_id")""",
+        """    of = row.get("tx_id", "")""",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
+        "a fee may be finer than its currency",
+        "proxy/payments/flutterwave.py",
+        "nano == int(nano) else None",
+        "nano % 10**7 == 0 else None",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
         "Paystack's refund that pays out a dispute is not counted again",
         "proxy/payments/paystack.py",
         'if item.get("dispute") not in counted',

@@ -105,7 +105,7 @@ async def test_a_refund_is_sent_once_though_nobody_hands_its_note_back(
     api: Any = shop.psp.apis[provider]
     voice, shown = api.voice, api.voice.refund
     monkeypatch.setattr(
-        voice, "refund", lambda *of: {**shown(*of), "merchant_note": None, "comments": None}, raising=True
+        voice, "refund", lambda *of: {**shown(*of), "merchant_note": None, "comment": None}, raising=True
     )
     payment = shop.psp.till.pay(shop.checkout(await shop.begin(provider)))
     await shop.quiet()

@@ -63,7 +63,7 @@ async def test_what_cannot_be_read_is_not_known(
     kind: type[PaystackApi | FlutterwaveApi], row: dict[str, Any]
 ) -> None:
     api: PaymentApi = kind(Canned(row))
-    names = [name for name in row if name not in ("fees", "app_fee", "reference")]
+    names = [name for name in row if name not in ("fees", "app_fee", "reference", "flw_ref")]
     broken: list[dict[str, Any]] = [
         {key: value for key, value in row.items() if key != name} for name in names
     ]
@@ -75,6 +75,25 @@ async def test_what_cannot_be_read_is_not_known(
         api = kind(Canned(answer))
         with pytest.raises(PaymentsUnavailableError):
             await api.look("1")
+
+
+@pytest.mark.parametrize(("kind", "row"), apis())
+async def test_what_hangs_on_a_payment_does_not_hide_it(
+    kind: type[PaystackApi | FlutterwaveApi], row: dict[str, Any]
+) -> None:
+    class Listless(Canned):
+        async def ask(self, method: str, path: str, **more: Any) -> Any:
+            if path in ("/refund", "/refunds"):
+                raise PaymentsUnavailableError("the list is away")
+            return await super().ask(method, path, **more)
+
+    payment = await kind(Listless(row)).look("1")
+    assert payment is not None
+    assert (payment.state, payment.amount_nano, payment.unread) == (
+        "succeeded",
+        5000 * 10**9,
+        "the list is away",
+    )
 
 
 @pytest.mark.parametrize(
