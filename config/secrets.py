@@ -63,6 +63,10 @@ def require_long_secrets(settings: Settings) -> None:
     """
     own = {
         "TUMA_AUTH__KEY_PEPPER": settings.auth.key_pepper,
+        **{
+            f"TUMA_AUTH__OLD_KEY_PEPPERS[{at}]": pepper
+            for at, pepper in enumerate(settings.auth.old_key_peppers)
+        },
         "TUMA_AUTH__JWT_SECRET": settings.auth.jwt_secret,
         "TUMA_ADMIN__TOKEN": settings.admin.token,
         "TUMA_METRICS__TOKEN": settings.metrics.token,

@@ -28,13 +28,18 @@ import structlog
 from billing.calls.assessment import Evidence, assess, ending_from_note, in_review
 from billing.calls.ledger import Ledger
 from billing.calls.outcome import Ending, Settlement
-from billing.errors import ProviderUnavailableError, RedisUnavailableError, TumaError
+from billing.errors import (
+    PostgresUnavailableError,
+    ProviderUnavailableError,
+    RedisUnavailableError,
+    TumaError,
+)
 from billing.fx.quote import FxQuote
 from billing.holds.hold import SHARDS, ExpiredLease
 from billing.holds.holds import Holds
 from billing.ids import minted_at, new_id
 from billing.meters import Meters
-from billing.postgres.database import Database
+from billing.postgres.database import AWAY, Database
 from billing.pricing.cost import Price, Usage
 from billing.provider.quota import return_slabs
 from billing.provider.records import Provider
@@ -44,6 +49,7 @@ _log = structlog.get_logger("tuma.sweeper")
 _LOCK = 0x73776565  # "swee"
 _PARTITIONS_AHEAD = 3
 _CLOSE_S = 5.0
+_STALLED = "20s"  # of silence, and whoever sweeps is taken to stand still
 _TOGETHER = 16  # orphans whose records are asked for at once
 
 
@@ -123,7 +129,9 @@ class Sweeper:
             PostgresUnavailableError: nothing half-done is left behind; sweep again.
             RedisUnavailableError: it, or one shard of it, is away; of the other shards all was swept.
         """
-        lock = await self._database.connect_alone()
+        # A process that stands still keeps what it has locked: its session ends, and the next one sweeps. Both may then end the same
+        # calls, each of which ends once.
+        lock = await self._database.connect_alone(idle_session_timeout=_STALLED)
         try:
             if not await lock.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
                 return None
@@ -134,6 +142,7 @@ class Sweeper:
             self._later = {call_id: later for call_id, later in self._later.items() if call_id in known}
             away: list[RedisUnavailableError] = []
             for start in range(0, len(orphans), _TOGETHER):
+                await _show_life(lock)
                 away += await _gather_what_is_there(
                     self._end_orphan(row, counts) for row in orphans[start : start + _TOGETHER]
                 )
@@ -266,6 +275,18 @@ class Sweeper:
                 await self._holds.forget(lease)
                 counts.holds_dropped += 1
         return away
+
+
+async def _show_life(lock: Any) -> None:
+    """Keep the session that holds the lock.
+
+    Raises:
+        PostgresUnavailableError: it has ended, and somebody else may sweep.
+    """
+    try:
+        await lock.execute("SELECT")
+    except (*AWAY, asyncpg.InterfaceError) as error:
+        raise PostgresUnavailableError("the sweep stood still, so another may have begun") from error
 
 
 async def _gather_what_is_there(work: Iterable[Coroutine[Any, Any, None]]) -> list[RedisUnavailableError]:

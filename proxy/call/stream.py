@@ -227,6 +227,7 @@ class _StreamRelay:
         """End the answer cleanly, as if it had reached its bound."""
         answer = self._answer
         answer.outcome = "out_of_funds"
+        answer.response.close()  # type: ignore[union-attr]  # the provider stops here, and not after the counting
         usage = Usage(
             prompt_tokens=await answer.count_prompt(),
             completion_tokens=self._meter.fold(answer.count_text),
@@ -238,7 +239,6 @@ class _StreamRelay:
             f'"total_tokens":{usage.prompt_tokens + usage.completion_tokens},"cost":{cost}}}'
         )
         self._client = self._client or await self._begin()
-        answer.response.close()  # type: ignore[union-attr]  # the provider stops here
         settlement = await answer.settled()
         end = self._meter.clean_end(usage_json=usage_json)
         await self._finish(end + self._cost_event(settlement) + self._meter.done_event)

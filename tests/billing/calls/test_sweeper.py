@@ -7,6 +7,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 
+import billing.calls.sweeper as sweeper_module
 from billing.books.opening_balance import record_openings
 from billing.books.reconcile import Reconciler
 from billing.calls.assessment import ending_as_note
@@ -307,3 +308,44 @@ async def test_what_does_not_fit_a_wallet_holds_up_no_other(
     assert ((await abandoned.row())["state"], (await other.row())["state"]) == ("review", "void")
     again = await sweep(office)
     assert (again.review, again.waiting) == (0, 1), "it is told once"
+
+
+class Slow:
+    """The provider, whose records come when they are let."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+        self.asked, self.let = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def find_bill(self, generation_id: str) -> Any:
+        self.asked.set()
+        await self.let.wait()
+        return await self._provider.find_bill(generation_id)
+
+
+async def test_one_that_stands_still_keeps_nobody_from_sweeping(
+    office: Office, sim: SimulatedProvider, abandoned: Abandoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper_module, "_STALLED", "700ms")
+    await abandoned.leave(generation_id=await generate(sim))
+    await lease_over(office)
+    slow = Slow(office.upstream)
+    still = asyncio.get_running_loop().create_task(
+        Sweeper(office.database, office.holds, slow, office.settings.sweep).sweep()
+    )
+    await slow.asked.wait()
+    other = Sweeper(office.database, office.holds, office.upstream, office.settings.sweep)
+    assert await other.sweep() is None, "one at a time"
+    async with asyncio.timeout(10):
+        while (counts := await other.sweep()) is None:
+            await asyncio.sleep(0.1)
+    assert counts.exact == 1
+    slow.let.set()
+    found = await still
+    assert found is not None
+    assert found.exact == 0, "the call has ended once"
+    assert (await abandoned.row())["charge_nano"] == sim.books.total_nanousd
+    await check_books(office)

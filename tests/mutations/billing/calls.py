@@ -4,6 +4,13 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a sweep that stands still is nobody's lock",
+        "billing/calls/sweeper.py",
+        "connect_alone(idle_session_timeout=_STALLED)",
+        "connect_alone()",
+        "tests/billing/calls/test_sweeper.py::test_one_that_stands_still_keeps_nobody_from_sweeping",
+    ),
+    Mutation(
         "only a call in review is decided on",
         "billing/calls/reviews.sql",
         "    IF call.state <> 'review' THEN\n",

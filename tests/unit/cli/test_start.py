@@ -46,6 +46,12 @@ def test_a_secret_that_could_be_guessed_stops_the_start(name: str, section: dict
     require_long_secrets(load_settings(**longer))
 
 
+def test_an_old_pepper_that_could_be_guessed_stops_the_start() -> None:
+    settings = load_settings(auth={"old_key_peppers": [SHORT + "!", SHORT]})
+    with pytest.raises(SettingsError, match=r"TUMA_AUTH__OLD_KEY_PEPPERS\[1\]: shorter"):
+        require_long_secrets(settings)
+
+
 def test_as_many_files_as_it_may() -> None:
     hard = min(find_file_limit(), 4_000)
     done = subprocess.run(
