@@ -32,27 +32,6 @@ MUTATIONS = (
         "tests/billing/calls/test_reviews.py",
     ),
     Mutation(
-        "a late figure by the price book is a correction, too",
-        "billing/calls/calls.py",
-        'ending.state == "settled" and ending.source != "counted":',
-        "ending.provider_cost_nanousd is not None:",
-        "tests/proxy/call/odd/test_late.py",
-    ),
-    Mutation(
-        "a late guess is no correction",
-        "billing/calls/calls.py",
-        ' and ending.source != "counted":',
-        ":",
-        "tests/proxy/call/odd/test_late.py",
-    ),
-    Mutation(
-        "a late estimate changes nothing that is exact",
-        "billing/calls/corrections.py",
-        '            if ending.accuracy != "exact" and (row',
-        "            if False and (row",
-        "tests/billing/calls/test_corrections.py",
-    ),
-    Mutation(
         "a late settlement of a refused call is the house's",
         "billing/calls/corrections.py",
         "            if ending.house_nanousd:\n",
