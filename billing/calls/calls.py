@@ -454,12 +454,12 @@ class Calls:
             # Postgres refuses these figures for good: people look at the call, its hold stays, and all others go on.
             ending = in_review(ending)
             settlement = await self._settles.submit(ending)
-        if not settlement.won and ending.state == "settled" and ending.accuracy == "exact":
+        if not settlement.won and ending.state == "settled" and ending.source != "counted":
             await self._correct_late(ending)
         return settlement
 
     async def _correct_late(self, ending: Ending) -> None:
-        """The sweeper ended the call before its own worker could: what the worker knows exactly is a correction."""
+        """The sweeper ended the call before its own worker could: what the provider told the worker is a correction, what was counted here is none."""
         try:
             await self._corrections.correct_late(ending)
         except TumaError as error:

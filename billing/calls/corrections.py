@@ -88,13 +88,14 @@ class Corrections:
         return await self._correct(call_id, decide, memo=memo, generation=bill.generation_id)
 
     async def correct_late(self, ending: Ending) -> Adjustment:
-        """Bring a call to what its own worker knows exactly, after the sweeper took that for dead.
+        """Bring a call to what its own worker learned of its cost, after the sweeper took that for dead.
 
         What the sweeper posted, a void included, was an estimate then. Of a call whose client was told that it is not
         answered the wallet pays nothing: the house does.
 
         Args:
-            ending: exact, by the provider's figure or by usage at the price book.
+            ending: by the provider's figure or by its usage at the price book. Usage that does not add up is an estimate
+                still, and changes nothing of a call that was settled exactly.
 
         Raises:
             NotFoundError: there is no such call.
@@ -105,7 +106,9 @@ class Corrections:
         if ending.provider_cost_nanousd is not None:
             billed_nanousd = ending.provider_cost_nanousd
 
-        def decide(_: Any, before: Figures) -> Figures:
+        def decide(row: Any, before: Figures) -> Figures:
+            if ending.accuracy != "exact" and (row["state"], before.accuracy) == ("settled", "exact"):
+                return before
             if ending.house_nanousd:
                 after = Figures(ending.cost_nanousd, billed_nanousd, 0, 0, ending.house_nanousd, "exact")
             else:
@@ -121,6 +124,7 @@ class Corrections:
             keeps = (
                 before.provider_cost_nanousd == after.cost_nanousd
             )  # the sweeper had the provider's figure
+            after = replace(after, accuracy=ending.accuracy)
             return after if by_provider or keeps else replace(after, provider_cost_nanousd=None)
 
         source = "the provider billed" if by_provider else "by the price book it cost"

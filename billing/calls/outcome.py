@@ -65,3 +65,21 @@ class Settlement:
 def on_the_house(ending: Ending) -> Ending:
     """Return the same ending at the house's cost: the wallet pays nothing."""
     return replace(ending, charge_nano=0, spread_nano=0, house_nanousd=ending.cost_nanousd)
+
+
+def within_hold(ending: Ending, held_nano: int) -> Ending:
+    """Return the same ending with a charge of at most what was held for it; what is beyond that the house pays.
+
+    Args:
+        ending: settled, or void.
+        held_nano: in nano units of the wallet's currency.
+    """
+    if ending.charge_nano <= held_nano:
+        return ending
+    paid_nanousd = (ending.cost_nanousd - ending.house_nanousd) * held_nano // ending.charge_nano
+    return replace(
+        ending,
+        charge_nano=held_nano,
+        spread_nano=ending.spread_nano * held_nano // ending.charge_nano,
+        house_nanousd=ending.cost_nanousd - paid_nanousd,
+    )

@@ -134,7 +134,9 @@ def _explain_cost(call: CallFacts) -> Iterator[str]:
         yield f"The wallet was charged 0 {call.currency}: the house pays for this call."
         return
     yield from _explain_conversion(cost, call.fx)
-    if computed != call.settled_nano:
+    if call.outcome == "out_of_funds" and call.settled_nano < computed:
+        yield f"The wallet was charged the {format_amount(call.settled_nano)} {call.currency} that were held for it: it could not follow."
+    elif computed != call.settled_nano:
         yield f"Settled at {format_amount(call.settled_nano)} {call.currency}: digits of the cost beyond these were not kept."
 
 

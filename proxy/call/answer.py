@@ -15,7 +15,7 @@ import aiohttp
 
 from billing.calls.assessment import Evidence, assess
 from billing.calls.live_call import LiveCall
-from billing.calls.outcome import Ending, Settlement
+from billing.calls.outcome import Ending, Settlement, within_hold
 from billing.errors import (
     InsufficientFundsError,
     TumaError,
@@ -73,6 +73,7 @@ class Answer:
         self.ending: Ending | None = None  # how it ended, once that is known
         self.outcome = "failed"
         self.house = False  # the house pays: the caller was told that nothing is charged
+        self.held_nano: int | None = None  # what the wallet pays at most, where it could not bear more
         self.begun = False  # bytes of it may have reached the client
         self.complete = False  # the provider has said all it will say
         self.first_byte_ms: int | None = None
@@ -475,6 +476,8 @@ class Answer:
             first_byte_ms=self.first_byte_ms,
             duration_ms=self._elapsed_ms(),
         )
+        if self.held_nano is not None:
+            ending = within_hold(ending, self.held_nano)
         self.ending = ending
         return self.services.calls.end(self.call, ending)
 

@@ -227,6 +227,7 @@ class _StreamRelay:
         """End the answer cleanly, as if it had reached its bound."""
         answer = self._answer
         answer.outcome = "out_of_funds"
+        answer.held_nano = answer.call.quote.grown_to(self._completion_tokens).hold_nano
         answer.response.close()  # type: ignore[union-attr]  # the provider stops here, and not after the counting
         usage = Usage(
             prompt_tokens=await answer.count_prompt(),

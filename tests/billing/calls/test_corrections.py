@@ -155,6 +155,33 @@ async def test_a_late_settlement_of_the_calls_own_worker_is_charged(
     await books_hold(office)
 
 
+@pytest.mark.parametrize(
+    ("swept", "stands"),
+    [({"state": "void"}, (300, 300, 0)), ({"accuracy": "estimated"}, (300, 300, 0)), ({}, (200, 200, 0))],
+    ids=["void", "estimated", "exact"],
+)
+async def test_late_usage_that_does_not_add_up_is_better_than_what_was_noted(
+    office: Office, ended: Ended, swept: dict[str, Any], stands: tuple[int, int, int]
+) -> None:
+    """It is an estimate still, and changes nothing that the provider's record proved."""
+    await ended.settle(0 if "state" in swept else 200, **swept)
+    late = Ending(
+        ended.call_id,
+        "settled",
+        "completed",
+        accuracy="estimated",
+        source="price_book",
+        cost_nanousd=300,
+        charge_nano=300,
+        usage=Usage(1, 1),
+    )
+    await Corrections(office.database, charge_estimates_upward=True).correct_late(late)
+    assert await ended.stands() == stands
+    shown = await describe_call(office.database, ended.call_id)
+    assert shown["accuracy"] == ("estimated" if swept else "exact")
+    await books_hold(office)
+
+
 async def test_a_late_settlement_of_a_call_that_was_refused_is_the_houses(
     office: Office, ended: Ended
 ) -> None:

@@ -1,6 +1,7 @@
 """The sweeper, call by call, against the simulated provider's records."""
 
 import asyncio
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from billing.holds.hold import Hold
 from billing.ids import new_id
 from billing.limits import Limits
 from billing.pricing.cost import Usage
+from billing.provider.records import Bill
 from proxy.upstream.openai import OpenAIUpstream
 from scripts.office import Office
 from scripts.sim.provider import SimulatedProvider
@@ -349,3 +351,26 @@ async def test_one_that_stands_still_keeps_nobody_from_sweeping(
     assert found.exact == 0, "the call has ended once"
     assert (await abandoned.row())["charge_nano"] == sim.books.total_nanousd
     await check_books(office)
+
+
+async def test_a_swept_call_that_a_key_of_our_own_paid_costs_what_it_cost_in_all(
+    office: Office, sim: SimulatedProvider, abandoned: Abandoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenRouter's record (``is_byok``): its fee is taken from our account there, the rest is billed elsewhere."""
+    await abandoned.leave(generation_id="gen-own")
+    upstream = office.upstream
+
+    async def find_bill(_: str) -> Bill:
+        return Bill("gen-own", Decimal("0.00021"), Usage(1000, 100), Decimal("0.0002"))
+
+    monkeypatch.setattr(upstream, "find_bill", find_bill)
+    await lease_over(office)
+    assert (await sweep(office)).exact == 1
+    row = await abandoned.row()
+    assert (row["accuracy"], row["cost_nanousd"], row["charge_nano"]) == ("exact", 210_000, 210_000)
+    assert row["provider_cost_nanousd"] == 10_000
+    async with office.database.connection() as connection:
+        own = await connection.fetchval(
+            "SELECT sum(amount_nanousd) FROM shadow_usd_ledger WHERE kind = 'own_key'"
+        )
+    assert own == 200_000

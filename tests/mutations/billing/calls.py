@@ -32,13 +32,6 @@ MUTATIONS = (
         "tests/billing/calls/test_reviews.py",
     ),
     Mutation(
-        "a late figure by the price book is a correction, too",
-        "billing/calls/calls.py",
-        'ending.state == "settled" and ending.accuracy == "exact":',
-        "ending.provider_cost_nanousd is not None:",
-        "tests/faults/test_standstill.py",
-    ),
-    Mutation(
         "a late settlement of a refused call is the house's",
         "billing/calls/corrections.py",
         "            if ending.house_nanousd:\n",

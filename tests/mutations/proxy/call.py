@@ -46,6 +46,13 @@ MUTATIONS = (
         "tests/faults/test_standstill.py",
     ),
     Mutation(
+        "who could not follow pays no more than was held",
+        "proxy/call/answer.py",
+        "        if self.held_nano is not None:\n",
+        "        if False:\n",
+        "tests/proxy/call/odd/test_out_of_funds.py",
+    ),
+    Mutation(
         "who is told that nothing is answered pays nothing",
         "proxy/call/answer.py",
         "        except WorkerStalledError:\n            self.house = True\n",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from billing.books.proof import Books
+from billing.books.reconcile import Reconciler
 from billing.calls.corrections import Corrections
 from billing.errors import InputError
 from billing.pricing.price_book import ModelPrice, PriceBook
@@ -52,11 +53,8 @@ async def test_a_key_of_our_own_behind_openrouter(
         if place == "late record":
             assert tuple(await case.call())[2:4] == ("estimated", COST_NANO)
             provider.records["gen-1"] = record
-            async with case.office.database.connection() as connection:
-                call_id = await connection.fetchval("SELECT id FROM calls")
-            bill = await case.proxy.services.upstream.find_bill("gen-1")
-            assert bill is not None
-            await Corrections(office.database, charge_estimates_upward=True).correct(call_id, bill)
+            upstream = case.proxy.services.upstream
+            await Reconciler(office.database, upstream, settings.reconcile).run()
         assert tuple(await case.call())[2:5] == ("exact", 210_000, 210_000)
     async with office.database.connection() as connection:
         row = await connection.fetchrow(
