@@ -4,8 +4,8 @@ A provider without records, a record that never comes, a figure beyond what any 
 no sweep ends it. An operator looks at the provider's own pages, and says what it cost.
 
 How this may be interrupted and abused: asked for twice (the second finds the call ended), beside the sweeper that learns the
-figure after all (the wallet's lock lets one of both end it), or with a figure that the wallet never agreed to (it pays what was
-held for the call at most; what is more, the house pays).
+figure after all (the wallet's lock lets one of both end it), or with a figure that the wallet never agreed to (more than was
+held for the call is refused, unless the house pays).
 """
 
 from dataclasses import dataclass

@@ -285,7 +285,7 @@ async def _show_life(lock: Any) -> None:
     """
     try:
         await lock.execute("SELECT")
-    except (*AWAY, asyncpg.InterfaceError) as error:
+    except AWAY as error:
         raise PostgresUnavailableError("the sweep stood still, so another may have begun") from error
 
 

@@ -198,11 +198,12 @@ CREATE OR REPLACE FUNCTION was_not_sent(p_id uuid) RETURNS void LANGUAGE sql AS 
     UPDATE payment_reversals SET sent_at = NULL WHERE id = p_id AND state = 'requested'
 $$;
 
--- An operator has looked at the provider's own pages: it is not there. True where it is one that may have been sent.
+-- An operator has looked at the provider's own pages: it is not there. True where it is one that may have been sent, by a worker
+-- that has given it up since: one that is about it just now (WORK_MAX_S at most) would send it beside the next.
 CREATE OR REPLACE FUNCTION send_again(p_id uuid) RETURNS boolean LANGUAGE sql AS $$
     WITH freed AS (
         UPDATE payment_reversals SET sent_at = NULL, poll_at = now()
-        WHERE id = p_id AND state = 'requested' AND sent_at IS NOT NULL RETURNING id
+        WHERE id = p_id AND state = 'requested' AND sent_at < now() - interval '2 minutes' RETURNING id
     )
     SELECT EXISTS (SELECT FROM freed)
 $$;

@@ -90,4 +90,6 @@ class Reviews:
         """
         async with self._database.transaction() as connection:
             if not await connection.fetchval("SELECT send_again($1)", refund_id):
-                raise InputError(f"{refund_id} is no refund that was sent and of which nothing is known")
+                raise InputError(
+                    f"{refund_id} is no refund that was sent, minutes ago, and of which nothing is known since"
+                )

@@ -377,6 +377,8 @@ class PaymentWorker:
             await self.payments.apply(payment, takes_more=api.takes_more)
         except BrokenInvariantError as error:
             _log.error("payments.broken", provider=api.provider, error=str(error))
+        if payment.unread:  # its money is in the books; that what was taken back is not known must show
+            raise PaymentsUnavailableError(payment.unread)
         return 1
 
     async def close(self) -> None:

@@ -2,7 +2,8 @@
 
 Nobody asked for that much: a request without a bound is told what its wallet can pay, up to the model's maximum, and a provider
 checks what is left of our account against what it is told. OpenRouter says how many tokens it would serve (402: "You requested up
-to 65536 tokens, but can only afford 30104"). Refused like that, nothing was begun and nothing is billed, so it may be asked again.
+to 65536 tokens, but can only afford 30104", as reported in github.com/can1357/oh-my-pi/issues/9569 and
+github.com/QwenLM/qwen-code/issues/73). Refused like that, nothing was begun and nothing is billed, so it may be asked again.
 """
 
 import re

@@ -202,10 +202,13 @@ class FlutterwaveApi:
             answer = await self._client.ask("GET", path, query={**query, "page": str(page)})
             if answer is None:
                 return
-            for row in answer.get("data") or ():
+            with reading(self.provider):
+                rows = [dict(row) for row in answer.get("data") or ()]
+                info = (answer.get("meta") or {}).get("page_info") or {}
+                pages = int(info.get("total_pages") or 0)
+            for row in rows:
                 yield row
-            info = (answer.get("meta") or {}).get("page_info") or {}
-            if page >= int(info.get("total_pages") or 0):
+            if page >= pages:
                 return
         raise PaymentsUnavailableError(f"Flutterwave lists more than {pages_max} pages of {path}")
 

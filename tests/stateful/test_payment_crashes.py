@@ -170,7 +170,8 @@ class Story:
         assert self.payment_id is not None
         if self.psp.books.refunds_of(self.psp.books.payments[self.payment_id]):
             return
-        async with crew.clock.connection() as connection:
+        async with crew.clock.transaction() as connection:
+            await connection.execute("UPDATE payment_reversals SET sent_at = sent_at - interval '1 hour'")
             unsure = await connection.fetch(
                 "SELECT id FROM payment_reversals WHERE state = 'requested' AND sent_at IS NOT NULL AND provider_txn_id = $1",
                 self._txn_id,

@@ -4,6 +4,20 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "a refund that is being sent is not sent beside itself",
+        "billing/payments/refunds.sql",
+        "AND sent_at < now() - interval '2 minutes' RETURNING id",
+        "AND sent_at IS NOT NULL RETURNING id",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
+        "a sweep that cannot read what was taken back says so",
+        "billing/payments/worker.py",
+        "        if payment.unread:  # its money is in the books",
+        "        if False:  # its money is in the books",
+        "tests/proxy/payments/test_flutterwave_rows.py",
+    ),
+    Mutation(
         "a refund whose answer was lost is not sent again",
         "billing/payments/refunds.sql",
         "WHERE id = p_id AND state = 'requested' AND sent_at IS NULL RETURNING id",

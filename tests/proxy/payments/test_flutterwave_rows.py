@@ -11,13 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from billing.books.opening_balance import record_openings
-from billing.errors import InputError
+from billing.errors import InputError, PaymentsUnavailableError
 from billing.money import NANO
 from billing.payments.refunds import Refunds
 from billing.payments.reviews import Reviews
@@ -146,6 +147,11 @@ class Desk:
     async def has(self, amount: str) -> bool:
         return bool((await self.ask("GET", "/v1/wallet"))["posted"] == amount)
 
+    async def is_done(self) -> bool:
+        """Whether the webhook is looked into to its end."""
+        async with self.office.database.connection() as connection:
+            return bool(await connection.fetchval("SELECT bool_and(state = 'done') FROM webhook_events"))
+
     async def refund(self, amount: int) -> str:
         made = await Refunds(self.office.database).begin(
             "flutterwave", NUMBER, amount_nano=amount * NANO, reason="asked"
@@ -270,9 +276,11 @@ async def test_an_operator_who_saw_that_it_is_not_there_sends_it_again(
     async with desk_of(settings, office, provider) as desk:
         await desk.pay()
         provider.lists = "nothing"
-        await desk.refund(500)
+        refund_id = UUID(await desk.refund(500))
         await desk.look_often()
         provider.rows.clear()  # it was lost on its way
+        with pytest.raises(InputError, match="minutes ago"):
+            await Reviews(office.database).send_again(refund_id)  # a worker may be about it just now
         async with office.database.connection() as connection:
             await connection.execute("UPDATE payment_reversals SET sent_at = sent_at - interval '1 hour'")
         reviews, provider.answers = Reviews(office.database), "row"
@@ -310,6 +318,7 @@ async def test_a_fee_never_holds_up_a_credit(
 ) -> None:
     async with desk_of(settings, office, Flutterwave(currency=currency, fee=fee)) as desk:
         await desk.pay()
+        await until(desk.is_done)  # the fee is noted after the credit, in a transaction of its own
         async with office.database.connection() as connection:
             assert await connection.fetchval("SELECT fee_nano FROM payment_credits") == noted
         await check_books(office)
@@ -323,6 +332,10 @@ async def test_a_list_that_cannot_be_read_never_holds_up_a_credit(
     async with desk_of(settings, office, provider) as desk:
         await desk.pay()
         assert provider.asked < 60, "not everybody's refunds are gone through"
+        with pytest.raises(
+            PaymentsUnavailableError
+        ):  # it shows, in the alarm for payments that are not swept
+            await desk.proxy.services.payments.sweep()
         async with office.database.connection() as connection:
             assert await connection.fetchval("SELECT state FROM webhook_events") == "new", (
                 "it is asked about again"

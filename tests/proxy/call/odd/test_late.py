@@ -1,5 +1,6 @@
 """Calls that the sweeper ended while their provider still thought, and what their worker then learns of the cost."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ async def end_without_it(office: Office) -> None:
     """As the sweeper would."""
     async with office.database.connection() as connection:
         while (call_id := await connection.fetchval("SELECT id FROM calls WHERE state = 'open'")) is None:
-            pass
+            await asyncio.sleep(0.01)
     ledger = Ledger(office.database, worker_id=new_id())
     assert (await ledger.settle_calls([Ending(call_id, "void", "worker_lost")]))[0].won
 
