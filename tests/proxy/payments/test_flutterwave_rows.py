@@ -97,7 +97,9 @@ class Flutterwave:
         assert request.query.keys() <= {"from", "to", "page", "status", "currency", "flw_ref", "id"}
         if self.lists == "nothing":
             return page([])
-        if self.lists == "others":
+        if self.lists == "unfiltered" and "flw_ref" not in request.query:
+            return page([{"id": 1, "transaction_id": TXN, "flw_ref": "FLWX1"}])
+        if self.lists in ("others", "unfiltered"):
             number = int(request.query["page"])
             others = [{"id": number * 100 + at, "transaction_id": at, "flw_ref": "o"} for at in range(10)]
             return page(others, number=number, pages=600)
@@ -340,6 +342,19 @@ async def test_a_list_that_cannot_be_read_never_holds_up_a_credit(
             assert await connection.fetchval("SELECT state FROM webhook_events") == "new", (
                 "it is asked about again"
             )
+
+
+async def test_what_was_taken_back_and_cannot_be_read_shows_in_the_sweep(
+    settings: Settings, office: Office
+) -> None:
+    provider = Flutterwave()
+    async with desk_of(settings, office, provider) as desk:
+        await desk.pay()
+        await until(desk.is_done)
+        provider.lists = "unfiltered"
+        with pytest.raises(PaymentsUnavailableError, match="more than 5 pages of /refunds"):
+            await desk.proxy.services.payments.sweep()
+        assert await desk.has("5000")
 
 
 async def _is_final(desk: Desk) -> bool:
